@@ -8,6 +8,9 @@
 pub mod architecture;
 pub mod checkpoint;
 mod error;
+pub mod kernels;
+#[cfg(test)]
+mod testing;
 pub mod tokenizer;
 
 pub use architecture::Architecture;

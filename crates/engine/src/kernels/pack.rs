@@ -1,0 +1,383 @@
+//! Frozen matrices in the order in which [`gemm`](super::gemm) reads them.
+//!
+//! A matrix `W [out, in]` is cut into panels of [`LANES`] consecutive outputs; a panel holds, for
+//! each input in turn, its `LANES` weights. For the backward product `dx = dy · W` the roles of
+//! inputs and outputs are exchanged ([`Packed::transposed`]).
+//!
+//! Storage is f32, bf16, or the checkpoint's own codes with one scale and offset per group.
+//! Decoding gives exactly the values that [`Dtype::decode`] gives, so a product does not depend on
+//! the storage by a single bit.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::{Shared, per_isa};
+use crate::checkpoint::{Dtype, Matrix};
+
+/// Outputs per panel: one AVX-512 register, two AVX2 ones.
+pub const LANES: usize = 16;
+
+/// A matrix packed for products with rows: `y [m, n] = x [m, depth] · B [depth, n]`.
+#[derive(Debug)]
+pub struct Packed {
+    /// Length of the sums.
+    pub depth: usize,
+    /// Number of results per row.
+    pub n: usize,
+    store: Store,
+}
+
+#[derive(Debug)]
+enum Store {
+    /// `[panel][depth][LANES]`.
+    F32(Vec<f32>),
+    /// The same in bf16.
+    Bf16(Vec<bf16>),
+    /// Codes `[panel][depth][LANES]`, a nibble or a byte each.
+    Codes(Codes),
+}
+
+#[derive(Debug)]
+struct Codes {
+    width: CodeWidth,
+    codes: Vec<u8>,
+    /// Steps of depth that share a scale (lanes differ), or 0: every step has its own scale,
+    /// common to the lanes (the transposed order).
+    group: usize,
+    /// `[panel][depth / group][LANES]`, or `[scale panel][depth]` where `group` is 0.
+    scales: Vec<f32>,
+    offsets: Vec<f32>,
+    /// Transposed order: panels per scale panel (a group spans so many panels).
+    panels_per_group: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CodeWidth {
+    /// Lane `j` in the low half of byte `j`, lane `j + 8` in its high half.
+    Nibble,
+    /// One signed byte a lane.
+    Byte,
+}
+
+impl CodeWidth {
+    fn bytes_per_step(self) -> usize {
+        match self {
+            Self::Nibble => LANES / 2,
+            Self::Byte => LANES,
+        }
+    }
+}
+
+/// How frozen weights are kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Storage {
+    /// Four bytes a weight.
+    F32,
+    /// Two bytes a weight; rounds what is not bf16 already.
+    Bf16,
+    /// As the checkpoint has it, where it can be: block formats as codes and scales, bf16 as
+    /// bf16, the rest as f32. Same values as `F32`, to the last bit.
+    #[default]
+    AsStored,
+}
+
+impl Packed {
+    /// Packs `W` for `y = x · Wᵀ`: depth `in`, n `out`.
+    pub fn new(matrix: &Matrix<'_>, storage: Storage) -> Self {
+        Self::pack(matrix, storage, false)
+    }
+
+    /// Packs `W` for `dx = dy · W`: depth `out`, n `in`.
+    pub fn transposed(matrix: &Matrix<'_>, storage: Storage) -> Self {
+        Self::pack(matrix, storage, true)
+    }
+
+    /// Packs a plain `[out, in]` f32 matrix.
+    pub fn from_f32(out: usize, inn: usize, weights: &[f32]) -> Self {
+        assert_eq!(weights.len(), out * inn);
+        Self::new(&Matrix::from_f32(out, inn, weights), Storage::F32)
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.store {
+            Store::F32(v) => v.len() * 4,
+            Store::Bf16(v) => v.len() * 2,
+            Store::Codes(c) => c.codes.len() + 4 * (c.scales.len() + c.offsets.len()),
+        }
+    }
+
+    /// Number of panels.
+    pub fn panels(&self) -> usize {
+        self.n.div_ceil(LANES)
+    }
+
+    fn pack(matrix: &Matrix<'_>, storage: Storage, transposed: bool) -> Self {
+        let (depth, n) =
+            if transposed { (matrix.out, matrix.inn) } else { (matrix.inn, matrix.out) };
+        let store = match (storage, matrix.dtype) {
+            (Storage::AsStored, dtype) if grouping(dtype).is_some() => {
+                Store::Codes(pack_codes(matrix, transposed))
+            }
+            (Storage::Bf16, _) | (Storage::AsStored, Dtype::Bf16) => {
+                Store::Bf16(pack_plain(matrix, transposed, bf16::from_f32))
+            }
+            _ => Store::F32(pack_plain(matrix, transposed, |x| x)),
+        };
+        Self { depth, n, store }
+    }
+
+    /// Steps `from .. from + steps` of a panel as `[steps][LANES]` f32: the stored ones, or
+    /// decoded into `scratch`.
+    #[inline(always)]
+    pub(super) fn panel<'a>(
+        &'a self,
+        isa: super::Isa,
+        panel: usize,
+        from: usize,
+        steps: usize,
+        scratch: &'a mut [f32],
+    ) -> &'a [f32] {
+        let start = (panel * self.depth + from) * LANES;
+        match &self.store {
+            Store::F32(values) => &values[start..start + steps * LANES],
+            Store::Bf16(values) => {
+                let out = &mut scratch[..steps * LANES];
+                widen(isa, &values[start..start + steps * LANES], out);
+                out
+            }
+            Store::Codes(codes) => {
+                let out = &mut scratch[..steps * LANES];
+                codes.decode(isa, self.depth, panel, from, out);
+                out
+            }
+        }
+    }
+}
+
+per_isa! { fn widen(src: &[bf16], out: &mut [f32]) = widen_body }
+
+#[inline(always)]
+fn widen_body<A>(src: &[bf16], out: &mut [f32]) {
+    for (o, s) in out.iter_mut().zip(src) {
+        *o = f32::from_bits(u32::from(s.to_bits()) << 16);
+    }
+}
+
+/// Group length and code width of a block format, where it is `scale · code + offset`.
+fn grouping(dtype: Dtype) -> Option<(usize, CodeWidth)> {
+    match dtype {
+        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => Some((32, CodeWidth::Nibble)),
+        Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::Q5_K => Some((32, CodeWidth::Byte)),
+        Dtype::Q2_K => Some((16, CodeWidth::Nibble)),
+        Dtype::Q3_K | Dtype::Q6_K => Some((16, CodeWidth::Byte)),
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => None,
+    }
+}
+
+fn pack_plain<T: Copy + Send + Sync>(matrix: &Matrix<'_>, transposed: bool, to: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    let (out, inn) = (matrix.out, matrix.inn);
+    let (depth, n) = if transposed { (out, inn) } else { (inn, out) };
+    let panels = n.div_ceil(LANES);
+    let mut packed = vec![to(0.0); panels * depth * LANES];
+    if transposed {
+        // A source row holds one step of every panel.
+        let shared = Shared::new(&mut packed);
+        (0..out).into_par_iter().for_each_init(
+            || vec![0.0f32; inn],
+            |row, o| {
+                matrix.decode_row(o, row);
+                for (p, lanes) in row.chunks(LANES).enumerate() {
+                    // SAFETY: each task writes step `o` of every panel, and no other does.
+                    let step = unsafe { shared.slice((p * depth + o) * LANES, LANES) };
+                    for (d, s) in step.iter_mut().zip(lanes) {
+                        *d = to(*s);
+                    }
+                }
+            },
+        );
+    } else {
+        packed.par_chunks_mut(depth * LANES).enumerate().for_each_init(
+            || vec![0.0f32; inn * LANES],
+            |rows, (p, panel)| {
+                let lanes = LANES.min(out - p * LANES);
+                for j in 0..lanes {
+                    matrix.decode_row(p * LANES + j, &mut rows[j * inn..][..inn]);
+                }
+                rows[lanes * inn..].fill(0.0);
+                for (k, step) in panel.chunks_exact_mut(LANES).enumerate() {
+                    for j in 0..LANES {
+                        step[j] = to(rows[j * inn + k]);
+                    }
+                }
+            },
+        );
+    }
+    packed
+}
+
+fn pack_codes(matrix: &Matrix<'_>, transposed: bool) -> Codes {
+    let (group, width) = grouping(matrix.dtype).expect("the caller asked");
+    let (out, inn) = (matrix.out, matrix.inn);
+    let groups = inn / group;
+    let step_bytes = width.bytes_per_step();
+    if transposed {
+        let panels = inn.div_ceil(LANES);
+        let panels_per_group = group / LANES;
+        let mut codes = vec![0u8; panels * out * step_bytes];
+        let mut scales = vec![0.0f32; groups * out];
+        let mut offsets = vec![0.0f32; groups * out];
+        let (c, s, z) = (Shared::new(&mut codes), Shared::new(&mut scales), Shared::new(&mut offsets));
+        (0..out).into_par_iter().for_each_init(
+            || (vec![0i8; inn], vec![0.0f32; groups], vec![0.0f32; groups]),
+            |(row, row_scales, row_offsets), o| {
+                matrix.decode_codes(o, row, row_scales, row_offsets);
+                for g in 0..groups {
+                    // SAFETY: element `o` of each scale row belongs to this task alone.
+                    unsafe {
+                        s.slice(g * out + o, 1)[0] = row_scales[g];
+                        z.slice(g * out + o, 1)[0] = row_offsets[g];
+                    }
+                }
+                for (p, lanes) in row.chunks_exact(LANES).enumerate() {
+                    // SAFETY: step `o` of every panel belongs to this task alone.
+                    let step = unsafe { c.slice((p * out + o) * step_bytes, step_bytes) };
+                    put_codes(width, step, |j| lanes[j]);
+                }
+            },
+        );
+        return Codes { width, codes, group: 0, scales, offsets, panels_per_group };
+    }
+    let panels = out.div_ceil(LANES);
+    let mut codes = vec![0u8; panels * inn * step_bytes];
+    let mut scales = vec![0.0f32; panels * groups * LANES];
+    let mut offsets = vec![0.0f32; panels * groups * LANES];
+    codes
+        .par_chunks_mut(inn * step_bytes)
+        .zip(scales.par_chunks_mut(groups * LANES))
+        .zip(offsets.par_chunks_mut(groups * LANES))
+        .enumerate()
+        .for_each_init(
+            || (vec![0i8; inn * LANES], vec![0.0f32; groups], vec![0.0f32; groups]),
+            |(rows, row_scales, row_offsets), (p, ((codes, scales), offsets))| {
+                let lanes = LANES.min(out - p * LANES);
+                for j in 0..lanes {
+                    let row = &mut rows[j * inn..][..inn];
+                    matrix.decode_codes(p * LANES + j, row, row_scales, row_offsets);
+                    for g in 0..groups {
+                        scales[g * LANES + j] = row_scales[g];
+                        offsets[g * LANES + j] = row_offsets[g];
+                    }
+                }
+                rows[lanes * inn..].fill(0);
+                for (k, step) in codes.chunks_exact_mut(step_bytes).enumerate() {
+                    put_codes(width, step, |j| rows[j * inn + k]);
+                }
+            },
+        );
+    Codes { width, codes, group, scales, offsets, panels_per_group: 1 }
+}
+
+#[inline(always)]
+fn put_codes(width: CodeWidth, step: &mut [u8], code: impl Fn(usize) -> i8) {
+    match width {
+        CodeWidth::Nibble => {
+            for j in 0..LANES / 2 {
+                step[j] = (code(j) as u8 & 0xf) | ((code(j + LANES / 2) as u8) << 4);
+            }
+        }
+        CodeWidth::Byte => {
+            for j in 0..LANES {
+                step[j] = code(j) as u8;
+            }
+        }
+    }
+}
+
+impl Codes {
+    fn decode(&self, isa: super::Isa, depth: usize, panel: usize, from: usize, out: &mut [f32]) {
+        let step_bytes = self.width.bytes_per_step();
+        let steps = out.len() / LANES;
+        let codes = &self.codes[(panel * depth + from) * step_bytes..][..steps * step_bytes];
+        if self.group == 0 {
+            let start = panel / self.panels_per_group * depth + from;
+            let scales = &self.scales[start..start + steps];
+            let offsets = &self.offsets[start..start + steps];
+            match self.width {
+                CodeWidth::Nibble => nibbles_by_step(isa, codes, scales, offsets, out),
+                CodeWidth::Byte => bytes_by_step(isa, codes, scales, offsets, out),
+            }
+        } else {
+            debug_assert!(from.is_multiple_of(self.group) && steps.is_multiple_of(self.group));
+            let start = (panel * (depth / self.group) + from / self.group) * LANES;
+            let len = steps / self.group * LANES;
+            let scales = &self.scales[start..start + len];
+            let offsets = &self.offsets[start..start + len];
+            match self.width {
+                CodeWidth::Nibble => nibbles_by_lane(isa, codes, scales, offsets, self.group, out),
+                CodeWidth::Byte => bytes_by_lane(isa, codes, scales, offsets, self.group, out),
+            }
+        }
+    }
+}
+
+per_isa! { fn nibbles_by_lane(codes: &[u8], scales: &[f32], offsets: &[f32], group: usize, out: &mut [f32]) = nibbles_by_lane_body }
+per_isa! { fn bytes_by_lane(codes: &[u8], scales: &[f32], offsets: &[f32], group: usize, out: &mut [f32]) = bytes_by_lane_body }
+per_isa! { fn nibbles_by_step(codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) = nibbles_by_step_body }
+per_isa! { fn bytes_by_step(codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) = bytes_by_step_body }
+
+const HALF: usize = LANES / 2;
+
+#[inline(always)]
+fn nibbles_by_lane_body<A>(codes: &[u8], scales: &[f32], offsets: &[f32], group: usize, out: &mut [f32]) {
+    let groups = scales.as_chunks::<LANES>().0.iter().zip(offsets.as_chunks::<LANES>().0);
+    for (((s, z), codes), out) in
+        groups.zip(codes.chunks_exact(group * HALF)).zip(out.chunks_exact_mut(group * LANES))
+    {
+        for (code, out) in codes.as_chunks::<HALF>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
+            for j in 0..HALF {
+                out[j] = s[j] * f32::from(code[j] & 0xf) + z[j];
+            }
+            for j in 0..HALF {
+                out[j + HALF] = s[j + HALF] * f32::from(code[j] >> 4) + z[j + HALF];
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn bytes_by_lane_body<A>(codes: &[u8], scales: &[f32], offsets: &[f32], group: usize, out: &mut [f32]) {
+    let groups = scales.as_chunks::<LANES>().0.iter().zip(offsets.as_chunks::<LANES>().0);
+    for (((s, z), codes), out) in
+        groups.zip(codes.chunks_exact(group * LANES)).zip(out.chunks_exact_mut(group * LANES))
+    {
+        for (code, out) in codes.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
+            for j in 0..LANES {
+                out[j] = s[j] * f32::from(code[j] as i8) + z[j];
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn nibbles_by_step_body<A>(codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) {
+    let steps = codes.as_chunks::<HALF>().0.iter().zip(out.as_chunks_mut::<LANES>().0);
+    for ((code, out), (&s, &z)) in steps.zip(scales.iter().zip(offsets)) {
+        for j in 0..HALF {
+            out[j] = s * f32::from(code[j] & 0xf) + z;
+        }
+        for j in 0..HALF {
+            out[j + HALF] = s * f32::from(code[j] >> 4) + z;
+        }
+    }
+}
+
+#[inline(always)]
+fn bytes_by_step_body<A>(codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) {
+    let steps = codes.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0);
+    for ((code, out), (&s, &z)) in steps.zip(scales.iter().zip(offsets)) {
+        for j in 0..LANES {
+            out[j] = s * f32::from(code[j] as i8) + z;
+        }
+    }
+}
