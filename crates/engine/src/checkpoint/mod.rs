@@ -46,7 +46,7 @@ pub struct Checkpoint {
     naming: &'static Naming,
     prefix: &'static str,
     head: &'static str,
-    /// What only tests of the whole file need: names of all tensors that a role uses, in order.
+    /// Names of all tensors that a role uses, in the order of use.
     used: Vec<String>,
     unused: Vec<String>,
 }

@@ -270,7 +270,8 @@ fn gemma3_configs_old_and_new_agree() {
     assert_eq!(old.windows, [Some(7)]);
 }
 
-fn gguf_llama() -> GgufBuilder {
+/// A Llama of one layer, two heads of width four, one of them for keys and values.
+pub(crate) fn gguf_llama() -> GgufBuilder {
     GgufBuilder::new()
         .str("general.architecture", "llama")
         .u32("llama.block_count", 1)
@@ -395,27 +396,44 @@ fn fixtures_agree_between_containers() {
     eprintln!("{pairs} fixtures in both containers (none where they are not made yet)");
 }
 
+const ROLES: [Role; 17] = [
+    Role::Embedding,
+    Role::Positions,
+    Role::AttentionNorm,
+    Role::Query,
+    Role::Key,
+    Role::Value,
+    Role::AttentionOut,
+    Role::QueryNorm,
+    Role::KeyNorm,
+    Role::AttentionPostNorm,
+    Role::MlpNorm,
+    Role::MlpGate,
+    Role::MlpUp,
+    Role::MlpOut,
+    Role::MlpPostNorm,
+    Role::FinalNorm,
+    Role::Head,
+];
+
+/// Decodes every weight that a model has, whether or not its values make sense.
+pub(crate) fn read_everything(c: &Checkpoint) {
+    for layer in 0..c.architecture().layers {
+        for role in ROLES {
+            if let Some(m) = c.matrix(role, layer).unwrap() {
+                assert_eq!(m.to_f32().len(), m.out * m.inn);
+            }
+            for part in [Part::Weight, Part::Bias] {
+                // Only a value that is not finite may stop it.
+                if let Err(e) = c.vector(role, part, layer) {
+                    assert!(matches!(e, Error::NotFinite { .. }), "{e}");
+                }
+            }
+        }
+    }
+}
+
 fn compare(what: &Path, a: &Checkpoint, b: &Checkpoint) {
-    use Role::*;
-    let roles = [
-        Embedding,
-        Positions,
-        AttentionNorm,
-        Query,
-        Key,
-        Value,
-        AttentionOut,
-        QueryNorm,
-        KeyNorm,
-        AttentionPostNorm,
-        MlpNorm,
-        MlpGate,
-        MlpUp,
-        MlpOut,
-        MlpPostNorm,
-        FinalNorm,
-        Head,
-    ];
     let (x, y) = (a.architecture(), b.architecture());
     let sizes = |a: &mutandis_engine::Architecture| {
         let rotary = a.rotary.as_ref().map(|r| (r.width, r.pairs, r.base));
@@ -440,7 +458,7 @@ fn compare(what: &Path, a: &Checkpoint, b: &Checkpoint) {
     );
     assert_eq!(x.local_rotary, y.local_rotary, "{}", what.display());
     for layer in 0..x.layers {
-        for role in roles {
+        for role in ROLES {
             let matrix = |c: &Checkpoint| c.matrix(role, layer).unwrap().map(|m| m.to_f32());
             close(
                 &format!("{} {role:?}", what.display()),

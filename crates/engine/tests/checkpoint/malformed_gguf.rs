@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use mutandis_engine::checkpoint::{Array, Gguf, Value};
+use mutandis_engine::checkpoint::{Array, Checkpoint, Gguf, Value};
 use proptest::prelude::*;
 
 use crate::allocations::largest_during;
 use crate::builder::{GgufBuilder, Tensor, string, values};
+use crate::families::{gguf_llama, read_everything};
 
 fn parse(bytes: &[u8]) -> Result<Gguf, String> {
     Gguf::parse(bytes, Path::new("m.gguf")).map_err(|e| e.to_string())
@@ -314,5 +315,25 @@ proptest! {
             bytes[at] ^= value;
         }
         check_gguf(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Damage to the numbers of the metadata, the names, the shapes and the values.
+    #[test]
+    fn damage_never_upsets_a_gguf_model(flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        let mut bytes = gguf_llama().build();
+        for (at, value) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= value;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.gguf");
+        std::fs::write(&path, &bytes).unwrap();
+        if let Ok(c) = Checkpoint::open(&path) {
+            read_everything(&c);
+        }
     }
 }
