@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::config_keys::{Keys, unsupported};
 use super::declared::{Bias, Biases, Declared, KNOWN_MODEL_TYPES, check};
 use crate::architecture::{
     Activation, Architecture, Family, Mlp, Norm, ResidualForm, Rotary, RotaryPairs, RotaryScaling,
@@ -17,8 +18,11 @@ use crate::error::{Error, Result};
 /// [`Error::Unsupported`] for an unknown `model_type` or a setting that the engine does not
 /// compute, [`Error::Corrupt`] for what is missing, of the wrong type, or senseless.
 pub(super) fn declare(text: &[u8], path: &Path) -> Result<Declared> {
-    let root: Value = serde_json::from_slice(text)
-        .map_err(|e| Error::Corrupt { path: path.to_owned(), format: "config.json", what: e.to_string() })?;
+    let root: Value = serde_json::from_slice(text).map_err(|e| Error::Corrupt {
+        path: path.to_owned(),
+        format: "config.json",
+        what: e.to_string(),
+    })?;
     let Value::Object(root) = &root else {
         return Err(Error::Corrupt {
             path: path.to_owned(),
@@ -29,11 +33,14 @@ pub(super) fn declare(text: &[u8], path: &Path) -> Result<Declared> {
     let keys = Keys { path, object: root };
     if let Some(quantization) = keys.object("quantization_config")? {
         let method = quantization.text("quant_method")?.unwrap_or("unknown");
-        return Err(unsupported(format!("a checkpoint quantised with `{method}`"), "F32, F16, BF16, or GGUF"));
+        return Err(unsupported(
+            format!("a checkpoint quantised with `{method}`"),
+            "F32, F16, BF16, or GGUF",
+        ));
     }
-    let model_type = keys
-        .text("model_type")?
-        .ok_or_else(|| keys.corrupt("it has no `model_type`, so the architecture is unknown".into()))?;
+    let model_type = keys.text("model_type")?.ok_or_else(|| {
+        keys.corrupt("it has no `model_type`, so the architecture is unknown".into())
+    })?;
     let declared = match model_type {
         "llama" => llama(&keys, Family::Llama, model_type),
         "mistral" => llama(&keys, Family::Llama, model_type),
@@ -42,14 +49,20 @@ pub(super) fn declare(text: &[u8], path: &Path) -> Result<Declared> {
         "gemma3_text" => gemma3(&keys, keys.flag("tie_word_embeddings")?),
         "gemma3" => {
             let text = keys.object("text_config")?;
-            let text = text.ok_or_else(|| keys.corrupt("model type `gemma3` needs a `text_config`".into()))?;
+            let text = text
+                .ok_or_else(|| keys.corrupt("model type `gemma3` needs a `text_config`".into()))?;
             let tied = keys.flag("tie_word_embeddings")?;
             gemma3(&text, tied.or(text.flag("tie_word_embeddings")?))
         }
         "gpt2" => gpt2(&keys),
         "gptj" => gptj(&keys),
         "gpt_neox" => gpt_neox(&keys),
-        other => return Err(unsupported(format!("the model type `{other}`"), KNOWN_MODEL_TYPES)),
+        other => {
+            return Err(unsupported(
+                format!("the model type `{other}`"),
+                KNOWN_MODEL_TYPES,
+            ));
+        }
     }?;
     check(&declared.architecture).map_err(|what| keys.corrupt(what))?;
     Ok(declared)
@@ -93,8 +106,13 @@ fn llama(keys: &Keys<'_>, family: Family, model_type: &str) -> Result<Declared> 
                 Some(_) => keys.size("sliding_window")?,
             };
             let first = keys.size("max_window_layers")?.unwrap_or(28);
-            let local = keys.local_layers(layers)?.unwrap_or_else(|| (0..layers).map(|l| l >= first).collect());
-            local.iter().map(|&local| window.filter(|_| local)).collect()
+            let local = keys
+                .local_layers(layers)?
+                .unwrap_or_else(|| (0..layers).map(|l| l >= first).collect());
+            local
+                .iter()
+                .map(|&local| window.filter(|_| local))
+                .collect()
         }
     };
     let attention_bias = keys.flag("attention_bias")?.unwrap_or(false);
@@ -105,11 +123,19 @@ fn llama(keys: &Keys<'_>, family: Family, model_type: &str) -> Result<Declared> 
             mlp: Bias::declared(keys.flag("mlp_bias")?.unwrap_or(false)),
             head: Bias::Never,
         },
-        "qwen2" => Biases { inputs: Bias::Always, ..Biases::layers(Bias::Never) },
-        "qwen3" => Biases { mlp: Bias::Never, ..Biases::layers(Bias::declared(attention_bias)) },
+        "qwen2" => Biases {
+            inputs: Bias::Always,
+            ..Biases::layers(Bias::Never)
+        },
+        "qwen3" => Biases {
+            mlp: Bias::Never,
+            ..Biases::layers(Bias::declared(attention_bias))
+        },
         _ => Biases::layers(Bias::Never),
     };
-    let context = keys.size("max_position_embeddings")?.unwrap_or(context_default);
+    let context = keys
+        .size("max_position_embeddings")?
+        .unwrap_or(context_default);
     Ok(Declared {
         architecture: Architecture {
             family,
@@ -121,7 +147,9 @@ fn llama(keys: &Keys<'_>, family: Family, model_type: &str) -> Result<Declared> 
             head_width,
             vocabulary: keys.needed("vocab_size")?,
             context,
-            norm: Norm::Rms { epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32 },
+            norm: Norm::Rms {
+                epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            },
             mlp: Mlp::Gated(keys.activation("hidden_act", "silu")?),
             rotary: Some(keys.rotary(head_width, context)?),
             local_rotary: None,
@@ -142,7 +170,10 @@ fn llama(keys: &Keys<'_>, family: Family, model_type: &str) -> Result<Declared> 
 /// Gemma 3's text model. Multimodal configs leave out what equals the default, so all have one.
 fn gemma3(keys: &Keys<'_>, tied: Option<bool>) -> Result<Declared> {
     if keys.flag("use_bidirectional_attention")?.unwrap_or(false) {
-        return Err(unsupported("`use_bidirectional_attention`".into(), "causal attention"));
+        return Err(unsupported(
+            "`use_bidirectional_attention`".into(),
+            "causal attention",
+        ));
     }
     keys.refuse_partial_rotation()?;
     let width = keys.size("hidden_size")?.unwrap_or(2304);
@@ -177,14 +208,19 @@ fn gemma3(keys: &Keys<'_>, tied: Option<bool>) -> Result<Declared> {
             head_width,
             vocabulary: keys.size("vocab_size")?.unwrap_or(262_208),
             context,
-            norm: Norm::Rms { epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32 },
+            norm: Norm::Rms {
+                epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            },
             mlp: Mlp::Gated(match keys.get("hidden_activation") {
                 Some(_) => keys.activation("hidden_activation", "gelu_pytorch_tanh")?,
                 None => Activation::GeluTanh,
             }),
             rotary: Some(global_rotary),
             local_rotary: Some(local_rotary),
-            windows: local.iter().map(|&local| window.filter(|_| local)).collect(),
+            windows: local
+                .iter()
+                .map(|&local| window.filter(|_| local))
+                .collect(),
             attention_scale: inverse_root(scalar),
             residual: ResidualForm::Sequential,
             qk_norm: true,
@@ -194,7 +230,10 @@ fn gemma3(keys: &Keys<'_>, tied: Option<bool>) -> Result<Declared> {
             logit_soft_cap: keys.number("final_logit_softcapping")?.map(|x| x as f32),
             attention_soft_cap: keys.number("attn_logit_softcapping")?.map(|x| x as f32),
         },
-        biases: Biases { mlp: Bias::Never, ..Biases::layers(attention_bias) },
+        biases: Biases {
+            mlp: Bias::Never,
+            ..Biases::layers(attention_bias)
+        },
     })
 }
 
@@ -202,7 +241,13 @@ fn gemma3(keys: &Keys<'_>, tied: Option<bool>) -> Result<Declared> {
 /// (global only) and `rope_local_base_freq`.
 fn gemma3_rotary(keys: &Keys<'_>, head_width: usize, context: usize) -> Result<(Rotary, Rotary)> {
     let nested = keys.object("rope_parameters")?;
-    let by_type = |name: &str| nested.as_ref().map(|n| n.object(name)).transpose().map(Option::flatten);
+    let by_type = |name: &str| {
+        nested
+            .as_ref()
+            .map(|n| n.object(name))
+            .transpose()
+            .map(Option::flatten)
+    };
     let (full, sliding) = (by_type("full_attention")?, by_type("sliding_attention")?);
     if nested.is_some() && full.is_none() && sliding.is_none() {
         return Err(keys
@@ -211,18 +256,33 @@ fn gemma3_rotary(keys: &Keys<'_>, head_width: usize, context: usize) -> Result<(
     // The old key, where given, is laid over the new one.
     let scaling = keys.object("rope_scaling")?.or(full);
     let empty = Map::new();
-    let none = Keys { path: keys.path, object: &empty };
+    let none = Keys {
+        path: keys.path,
+        object: &empty,
+    };
     let base = |theta: &Option<Keys<'_>>, key: &str, default: f64| -> Result<f64> {
-        let inner = theta.as_ref().map(|t| t.number("rope_theta")).transpose()?.flatten();
+        let inner = theta
+            .as_ref()
+            .map(|t| t.number("rope_theta"))
+            .transpose()?
+            .flatten();
         Ok(inner.or(keys.number(key)?).unwrap_or(default))
     };
     let rotary = |inner: &Option<Keys<'_>>, base: f64| -> Result<Rotary> {
         let scaling = inner.as_ref().unwrap_or(&none).rotary_scaling(context)?;
-        Ok(Rotary { width: head_width, pairs: RotaryPairs::Halves, base, scaling })
+        Ok(Rotary {
+            width: head_width,
+            pairs: RotaryPairs::Halves,
+            base,
+            scaling,
+        })
     };
     let global_base = base(&full.or(scaling), "rope_theta", 1_000_000.0)?;
     let local_base = base(&sliding, "rope_local_base_freq", 10_000.0)?;
-    Ok((rotary(&scaling, global_base)?, rotary(&sliding, local_base)?))
+    Ok((
+        rotary(&scaling, global_base)?,
+        rotary(&sliding, local_base)?,
+    ))
 }
 
 fn gpt2(keys: &Keys<'_>) -> Result<Declared> {
@@ -234,7 +294,11 @@ fn gpt2(keys: &Keys<'_>) -> Result<Declared> {
     let scaled = keys.flag("scale_attn_weights")?.unwrap_or(true);
     let mut declared = gpt(keys, Family::Gpt2)?;
     let a = &mut declared.architecture;
-    a.attention_scale = if scaled { inverse_root(a.head_width as f64) } else { 1.0 };
+    a.attention_scale = if scaled {
+        inverse_root(a.head_width as f64)
+    } else {
+        1.0
+    };
     a.tied = keys.flag("tie_word_embeddings")?.unwrap_or(true);
     declared.biases = Biases::layers(Bias::Always);
     Ok(declared)
@@ -242,7 +306,9 @@ fn gpt2(keys: &Keys<'_>) -> Result<Declared> {
 
 fn gptj(keys: &Keys<'_>) -> Result<Declared> {
     let rotated = match keys.object.get("rotary_dim") {
-        Some(Value::Null) => return Err(unsupported("`rotary_dim` null of gptj".into(), "a number")),
+        Some(Value::Null) => {
+            return Err(unsupported("`rotary_dim` null of gptj".into(), "a number"));
+        }
         _ => keys.size("rotary_dim")?.unwrap_or(64),
     };
     let mut declared = gpt(keys, Family::Gptj)?;
@@ -255,7 +321,11 @@ fn gptj(keys: &Keys<'_>) -> Result<Declared> {
     });
     a.residual = ResidualForm::ParallelSharedNorm;
     a.tied = keys.flag("tie_word_embeddings")?.unwrap_or(false);
-    declared.biases = Biases { mlp: Bias::Always, head: Bias::Always, ..Biases::layers(Bias::Never) };
+    declared.biases = Biases {
+        mlp: Bias::Always,
+        head: Bias::Always,
+        ..Biases::layers(Bias::Never)
+    };
     Ok(declared)
 }
 
@@ -263,11 +333,17 @@ fn gptj(keys: &Keys<'_>) -> Result<Declared> {
 fn gpt(keys: &Keys<'_>, family: Family) -> Result<Declared> {
     let width = keys.needed_either("n_embd", "hidden_size")?;
     let heads = keys.needed_either("n_head", "num_attention_heads")?;
-    let layers = keys.layers(if keys.get("n_layer").is_some() { "n_layer" } else { "num_hidden_layers" })?;
+    let layers = keys.layers(if keys.get("n_layer").is_some() {
+        "n_layer"
+    } else {
+        "num_hidden_layers"
+    })?;
     let head_width = keys.divided("n_embd", width, "n_head", heads)?;
     let context = match keys.size("n_positions")? {
         Some(n) => Some(n),
-        None => keys.size("n_ctx")?.or(keys.size("max_position_embeddings")?),
+        None => keys
+            .size("n_ctx")?
+            .or(keys.size("max_position_embeddings")?),
     };
     Ok(Declared {
         architecture: Architecture {
@@ -280,7 +356,9 @@ fn gpt(keys: &Keys<'_>, family: Family) -> Result<Declared> {
             head_width,
             vocabulary: keys.needed("vocab_size")?,
             context: context.unwrap_or(if family == Family::Gptj { 2048 } else { 1024 }),
-            norm: Norm::Layer { epsilon: keys.number("layer_norm_epsilon")?.unwrap_or(1e-5) as f32 },
+            norm: Norm::Layer {
+                epsilon: keys.number("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
+            },
             mlp: Mlp::Plain(keys.activation("activation_function", "gelu_new")?),
             rotary: None,
             local_rotary: None,
@@ -305,19 +383,30 @@ fn gpt_neox(keys: &Keys<'_>) -> Result<Declared> {
     let head_width = keys.divided("hidden_size", width, "num_attention_heads", heads)?;
     let context = keys.size("max_position_embeddings")?.unwrap_or(2048);
     let inner = keys.rope_object()?;
-    let nested = |key: &str| inner.as_ref().map(|i| i.number(key)).transpose().map(Option::flatten);
+    let nested = |key: &str| {
+        inner
+            .as_ref()
+            .map(|i| i.number(key))
+            .transpose()
+            .map(Option::flatten)
+    };
     let fraction = match nested("partial_rotary_factor")?.or(keys.number("rotary_pct")?) {
         Some(x) => x,
         None => keys.number("partial_rotary_factor")?.unwrap_or(0.25),
     };
     if !(fraction > 0.0 && fraction <= 1.0) {
-        return Err(keys.corrupt(format!("`rotary_pct` is {fraction}, expected more than 0 and at most 1")));
+        return Err(keys.corrupt(format!(
+            "`rotary_pct` is {fraction}, expected more than 0 and at most 1"
+        )));
     }
     let base = match nested("rope_theta")?.or(keys.number("rotary_emb_base")?) {
         Some(x) => x,
         None => keys.number("rope_theta")?.unwrap_or(10_000.0),
     };
-    let scaling = inner.map(|i| i.rotary_scaling(context)).transpose()?.unwrap_or(RotaryScaling::None);
+    let scaling = inner
+        .map(|i| i.rotary_scaling(context))
+        .transpose()?
+        .unwrap_or(RotaryScaling::None);
     let parallel = keys.flag("use_parallel_residual")?.unwrap_or(true);
     let attention_bias = Bias::declared(keys.flag("attention_bias")?.unwrap_or(true));
     Ok(Declared {
@@ -331,7 +420,9 @@ fn gpt_neox(keys: &Keys<'_>) -> Result<Declared> {
             head_width,
             vocabulary: keys.needed("vocab_size")?,
             context,
-            norm: Norm::Layer { epsilon: keys.number("layer_norm_eps")?.unwrap_or(1e-5) as f32 },
+            norm: Norm::Layer {
+                epsilon: keys.number("layer_norm_eps")?.unwrap_or(1e-5) as f32,
+            },
             mlp: Mlp::Plain(keys.activation("hidden_act", "gelu")?),
             rotary: Some(Rotary {
                 width: (head_width as f64 * fraction) as usize,
@@ -342,7 +433,11 @@ fn gpt_neox(keys: &Keys<'_>) -> Result<Declared> {
             local_rotary: None,
             windows: vec![None; layers],
             attention_scale: inverse_root(head_width as f64),
-            residual: if parallel { ResidualForm::Parallel } else { ResidualForm::Sequential },
+            residual: if parallel {
+                ResidualForm::Parallel
+            } else {
+                ResidualForm::Sequential
+            },
             qk_norm: false,
             sandwich_norm: false,
             tied: keys.flag("tie_word_embeddings")?.unwrap_or(false),
@@ -350,168 +445,13 @@ fn gpt_neox(keys: &Keys<'_>) -> Result<Declared> {
             logit_soft_cap: None,
             attention_soft_cap: None,
         },
-        biases: Biases { mlp: Bias::Always, ..Biases::layers(attention_bias) },
+        biases: Biases {
+            mlp: Bias::Always,
+            ..Biases::layers(attention_bias)
+        },
     })
 }
 
 fn inverse_root(x: f64) -> f32 {
     (1.0 / x.sqrt()) as f32
-}
-
-fn unsupported(what: String, known: &str) -> Error {
-    Error::Unsupported { what, known: Some(known.to_owned()) }
-}
-
-/// One JSON object, read by key with typed errors. A null counts as absent.
-#[derive(Clone, Copy)]
-struct Keys<'a> {
-    path: &'a Path,
-    object: &'a Map<String, Value>,
-}
-
-impl<'a> Keys<'a> {
-    fn corrupt(&self, what: String) -> Error {
-        Error::Corrupt { path: self.path.to_owned(), format: "config.json", what }
-    }
-
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|v| !v.is_null())
-    }
-
-    fn typed<T>(&self, key: &str, expected: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Result<Option<T>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match read(value) {
-            Some(v) => Ok(Some(v)),
-            None => {
-                let mut shown = value.to_string();
-                if shown.chars().count() > 60 {
-                    shown = shown.chars().take(60).chain(['…']).collect();
-                }
-                Err(self.corrupt(format!("`{key}` is {shown}, expected {expected}")))
-            }
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, "a whole number", |v| v.as_u64().and_then(|n| n.try_into().ok()))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "true or false", Value::as_bool)
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        self.typed(key, "a string", Value::as_str)
-    }
-
-    fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
-        let object = self.typed(key, "an object", Value::as_object)?;
-        Ok(object.map(|object| Keys { path: self.path, object }))
-    }
-
-    fn needed(&self, key: &str) -> Result<usize> {
-        self.size(key)?.ok_or_else(|| self.corrupt(format!("`{key}` is missing")))
-    }
-
-    fn needed_either(&self, key: &str, alias: &str) -> Result<usize> {
-        match self.size(alias)? {
-            Some(n) if self.get(key).is_none() => Ok(n),
-            _ => self.needed(key),
-        }
-    }
-
-    /// The number of layers, checked at once: lists of that length are made.
-    fn layers(&self, key: &str) -> Result<usize> {
-        match self.needed(key)? {
-            n @ 1..=10_000 => Ok(n),
-            n => Err(self.corrupt(format!("`{key}` is {n}, expected 1 to 10000"))),
-        }
-    }
-
-    fn divided(&self, key: &str, value: usize, by_key: &str, by: usize) -> Result<usize> {
-        if by == 0 || !value.is_multiple_of(by) {
-            return Err(self.corrupt(format!("`{key}` {value} is not a multiple of `{by_key}` {by}")));
-        }
-        Ok(value / by)
-    }
-
-    fn activation(&self, key: &str, default: &str) -> Result<Activation> {
-        Ok(match self.text(key)?.unwrap_or(default) {
-            "silu" | "swish" => Activation::Silu,
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
-            "gelu" | "gelu_python" => Activation::Gelu,
-            "relu" => Activation::Relu,
-            other => {
-                let known = "silu, gelu, gelu_new, gelu_pytorch_tanh, relu";
-                return Err(unsupported(format!("the activation `{other}` (`{key}`)"), known));
-            }
-        })
-    }
-
-    /// Which layers attend to a window, from `layer_types`.
-    fn local_layers(&self, layers: usize) -> Result<Option<Vec<bool>>> {
-        let Some(types) = self.typed("layer_types", "an array", Value::as_array)? else { return Ok(None) };
-        if types.len() != layers {
-            return Err(self.corrupt(format!("`layer_types` has {} entries, expected {layers}", types.len())));
-        }
-        let local = types.iter().map(|t| match t.as_str() {
-            Some("sliding_attention") => Ok(true),
-            Some("full_attention") => Ok(false),
-            _ => Err(unsupported(format!("the layer type {t}"), "full_attention, sliding_attention")),
-        });
-        local.collect::<Result<_>>().map(Some)
-    }
-
-    /// `rope_scaling`, or transformers 5's `rope_parameters`.
-    fn rope_object(&self) -> Result<Option<Keys<'a>>> {
-        match self.object("rope_scaling")?.filter(|o| !o.object.is_empty()) {
-            Some(old) => Ok(Some(old)),
-            None => self.object("rope_parameters"),
-        }
-    }
-
-    fn rotary(&self, width: usize, context: usize) -> Result<Rotary> {
-        let inner = self.rope_object()?;
-        let base = inner.as_ref().map(|i| i.number("rope_theta")).transpose()?.flatten();
-        let base = base.or(self.number("rope_theta")?).unwrap_or(10_000.0);
-        let scaling = inner.map(|i| i.rotary_scaling(context)).transpose()?.unwrap_or(RotaryScaling::None);
-        Ok(Rotary { width, pairs: RotaryPairs::Halves, base, scaling })
-    }
-
-    /// The scaling that this object, `rope_scaling` or alike, describes.
-    fn rotary_scaling(&self, context: usize) -> Result<RotaryScaling> {
-        let kind = self.text("rope_type")?.or(self.text("type")?).unwrap_or("default");
-        let needed = |key: &str| {
-            self.number(key)?.ok_or_else(|| self.corrupt(format!("rotary scaling `{kind}` has no `{key}`")))
-        };
-        Ok(match kind {
-            "default" => RotaryScaling::None,
-            "linear" => RotaryScaling::Linear { factor: needed("factor")? },
-            "llama3" => RotaryScaling::Llama3 {
-                factor: needed("factor")?,
-                low_frequency_factor: needed("low_freq_factor")?,
-                high_frequency_factor: needed("high_freq_factor")?,
-                original_context: self.number("original_max_position_embeddings")?.unwrap_or(context as f64),
-            },
-            other => {
-                return Err(unsupported(format!("the rotary scaling `{other}`"), "default, linear, llama3"));
-            }
-        })
-    }
-
-    /// Families that rotate whole heads in transformers, whatever the config says, are not given
-    /// a config that says otherwise.
-    fn refuse_partial_rotation(&self) -> Result<()> {
-        let inner = self.rope_object()?.map(|i| i.number("partial_rotary_factor")).transpose()?.flatten();
-        match inner.or(self.number("partial_rotary_factor")?) {
-            Some(x) if x != 1.0 => {
-                Err(unsupported(format!("`partial_rotary_factor` {x} for this model type"), "1, or gpt_neox"))
-            }
-            _ => Ok(()),
-        }
-    }
 }

@@ -42,7 +42,12 @@ pub(super) struct Biases {
 impl Biases {
     /// The same for every group but the head, which has none.
     pub(super) fn layers(bias: Bias) -> Self {
-        Self { inputs: bias, output: bias, mlp: bias, head: Bias::Never }
+        Self {
+            inputs: bias,
+            output: bias,
+            mlp: bias,
+            head: Bias::Never,
+        }
     }
 }
 
@@ -61,7 +66,9 @@ impl Declared {
             | Role::AttentionPostNorm
             | Role::MlpNorm
             | Role::MlpPostNorm
-            | Role::FinalNorm => Bias::declared(matches!(self.architecture.norm, Norm::Layer { .. })),
+            | Role::FinalNorm => {
+                Bias::declared(matches!(self.architecture.norm, Norm::Layer { .. }))
+            }
         }
     }
 }
@@ -69,7 +76,8 @@ impl Declared {
 /// The families, as a checkpoint's `config.json` and GGUF metadata call them.
 pub(super) const KNOWN_MODEL_TYPES: &str =
     "llama, mistral, qwen2, qwen3, gemma3, gemma3_text, gpt2, gptj, gpt_neox";
-pub(super) const KNOWN_GGUF_ARCHITECTURES: &str = "llama, qwen2, qwen3, gemma3, gpt2, gptj, gptneox";
+pub(super) const KNOWN_GGUF_ARCHITECTURES: &str =
+    "llama, qwen2, qwen3, gemma3, gpt2, gptj, gptneox";
 
 /// Largest layer count and largest of every other size: far above any model, and small enough that
 /// no product of three of them overflows and no table of layers is large.
@@ -94,15 +102,27 @@ pub(super) fn check(a: &Architecture) -> Result<(), String> {
             return Err(format!("the {what} is {size}, expected 1 to {most}"));
         }
     }
-    if a.heads.checked_mul(a.head_width).is_none_or(|n| n > MAX_SIZE) {
-        return Err(format!("{} heads of width {} are more than {MAX_SIZE}", a.heads, a.head_width));
+    if a.heads
+        .checked_mul(a.head_width)
+        .is_none_or(|n| n > MAX_SIZE)
+    {
+        return Err(format!(
+            "{} heads of width {} are more than {MAX_SIZE}",
+            a.heads, a.head_width
+        ));
     }
     if !a.heads.is_multiple_of(a.kv_heads) {
-        return Err(format!("the {} heads are not a multiple of the {} key and value heads", a.heads, a.kv_heads));
+        return Err(format!(
+            "the {} heads are not a multiple of the {} key and value heads",
+            a.heads, a.kv_heads
+        ));
     }
     let fused = matches!(a.family, Family::Gpt2 | Family::Gptj | Family::GptNeox);
     if fused && (a.kv_heads != a.heads || a.query_width() != a.width) {
-        return Err(format!("{} heads of width {} do not make up the model width {}", a.heads, a.head_width, a.width));
+        return Err(format!(
+            "{} heads of width {} do not make up the model width {}",
+            a.heads, a.head_width, a.width
+        ));
     }
     for rotary in a.rotary.iter().chain(&a.local_rotary) {
         check_rotary(rotary, a.head_width)?;
@@ -135,7 +155,12 @@ fn check_rotary(r: &Rotary, head_width: usize) -> Result<(), String> {
     match &r.scaling {
         RotaryScaling::None => {}
         RotaryScaling::Linear { factor } => numbers.push(("scaling factor", *factor)),
-        RotaryScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => {
+        RotaryScaling::Llama3 {
+            factor,
+            low_frequency_factor,
+            high_frequency_factor,
+            original_context,
+        } => {
             numbers.push(("scaling factor", *factor));
             numbers.push(("low frequency factor", *low_frequency_factor));
             numbers.push(("high frequency factor", *high_frequency_factor));
@@ -159,7 +184,9 @@ fn check_rotary(r: &Rotary, head_width: usize) -> Result<(), String> {
         }
     }
     match numbers.iter().find(|(_, x)| !x.is_finite() || *x <= 0.0) {
-        Some((what, x)) => Err(format!("the rotary {what} is {x}, expected a positive number")),
+        Some((what, x)) => Err(format!(
+            "the rotary {what} is {x}, expected a positive number"
+        )),
         None => Ok(()),
     }
 }

@@ -90,7 +90,10 @@ impl Gguf {
         let mut r = Reader { bytes, at: 0, path };
         let magic = r.take(4, "the magic")?;
         if magic != b"GGUF" {
-            return Err(r.corrupt(format!("expected the magic `GGUF`, found `{}`", magic.escape_ascii())));
+            return Err(r.corrupt(format!(
+                "expected the magic `GGUF`, found `{}`",
+                magic.escape_ascii()
+            )));
         }
         let version = r.u32("the version")?;
         match version {
@@ -124,8 +127,15 @@ impl Gguf {
             }
             metadata.push((key, value));
         }
-        let mut gguf =
-            Self { path: path.to_owned(), version, alignment: 32, data_offset: 0, metadata, keys, tensors: Vec::new() };
+        let mut gguf = Self {
+            path: path.to_owned(),
+            version,
+            alignment: 32,
+            data_offset: 0,
+            metadata,
+            keys,
+            tensors: Vec::new(),
+        };
         if let Some(alignment) = gguf.u64("general.alignment")? {
             if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
                 return Err(r.corrupt(format!(
@@ -152,12 +162,16 @@ impl Gguf {
         for t in &mut self.tensors {
             let name = &t.name;
             if !t.range.start.is_multiple_of(self.alignment) {
-                let what =
-                    format!("tensor `{name}` begins at offset {}, not a multiple of {}", t.range.start, self.alignment);
+                let what = format!(
+                    "tensor `{name}` begins at offset {}, not a multiple of {}",
+                    t.range.start, self.alignment
+                );
                 return Err(r.corrupt(what));
             }
-            let (start, end) =
-                (t.range.start.checked_add(self.data_offset), t.range.end.checked_add(self.data_offset));
+            let (start, end) = (
+                t.range.start.checked_add(self.data_offset),
+                t.range.end.checked_add(self.data_offset),
+            );
             match (start, end) {
                 (Some(start), Some(end)) if end <= r.bytes.len() => t.range = start..end,
                 _ => {
@@ -172,8 +186,14 @@ impl Gguf {
         }
         let mut order: Vec<&GgufTensor> = self.tensors.iter().collect();
         order.sort_by_key(|t| t.range.start);
-        match order.windows(2).find(|pair| pair[0].range.end > pair[1].range.start) {
-            Some(pair) => Err(r.corrupt(format!("tensors `{}` and `{}` overlap", pair[0].name, pair[1].name))),
+        match order
+            .windows(2)
+            .find(|pair| pair[0].range.end > pair[1].range.start)
+        {
+            Some(pair) => Err(r.corrupt(format!(
+                "tensors `{}` and `{}` overlap",
+                pair[0].name, pair[1].name
+            ))),
             None => Ok(()),
         }
     }
@@ -224,7 +244,9 @@ impl Gguf {
 
     /// An integer of any width that fits `u32`.
     pub fn u32(&self, key: &str) -> Result<Option<u32>> {
-        self.typed(key, "an integer below 2^32", |v| v.as_u64().and_then(|v| v.try_into().ok()))
+        self.typed(key, "an integer below 2^32", |v| {
+            v.as_u64().and_then(|v| v.try_into().ok())
+        })
     }
 
     /// A floating-point number of either width, rounded to `f32`.
@@ -278,7 +300,11 @@ impl Gguf {
 
     /// An error that blames this file.
     pub(super) fn corrupt(&self, what: String) -> Error {
-        Error::Corrupt { path: self.path.clone(), format: "GGUF", what }
+        Error::Corrupt {
+            path: self.path.clone(),
+            format: "GGUF",
+            what,
+        }
     }
 
     fn typed<'a, T>(
@@ -287,10 +313,15 @@ impl Gguf {
         expected: &str,
         read: impl FnOnce(&'a Value) -> Option<T>,
     ) -> Result<Option<T>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match read(value) {
             Some(v) => Ok(Some(v)),
-            None => Err(self.corrupt(format!("metadata `{key}` is {}, expected {expected}", value.describe()))),
+            None => Err(self.corrupt(format!(
+                "metadata `{key}` is {}, expected {expected}",
+                value.describe()
+            ))),
         }
     }
 }
@@ -335,7 +366,11 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn corrupt(&self, what: String) -> Error {
-        Error::Corrupt { path: self.path.to_owned(), format: "GGUF", what }
+        Error::Corrupt {
+            path: self.path.to_owned(),
+            format: "GGUF",
+            what,
+        }
     }
 
     fn left(&self) -> usize {
@@ -375,7 +410,9 @@ impl<'a> Reader<'a> {
         let fits = self.left() / least;
         match usize::try_from(n) {
             Ok(n) if n <= fits => Ok(n),
-            _ => Err(self.corrupt(format!("it declares {n} {what}, but at most {fits} fit the bytes that are left"))),
+            _ => Err(self.corrupt(format!(
+                "it declares {n} {what}, but at most {fits} fit the bytes that are left"
+            ))),
         }
     }
 
@@ -401,7 +438,11 @@ impl<'a> Reader<'a> {
             7 => match self.array::<1>(key)?[0] {
                 0 => Value::Bool(false),
                 1 => Value::Bool(true),
-                x => return Err(self.corrupt(format!("boolean `{key}` has the value {x}, expected 0 or 1"))),
+                x => {
+                    return Err(self.corrupt(format!(
+                        "boolean `{key}` has the value {x}, expected 0 or 1"
+                    )));
+                }
             },
             8 => Value::Str(self.string(&format!("`{key}`"))?),
             9 => Value::Array(self.values(key, 1)?),
@@ -414,7 +455,9 @@ impl<'a> Reader<'a> {
 
     fn values(&mut self, key: &str, depth: usize) -> Result<Array> {
         if depth > MAX_NESTING {
-            return Err(self.corrupt(format!("metadata `{key}` nests arrays deeper than {MAX_NESTING}")));
+            return Err(self.corrupt(format!(
+                "metadata `{key}` nests arrays deeper than {MAX_NESTING}"
+            )));
         }
         let kind = self.u32(key)?;
         let what = format!("elements of `{key}`");
@@ -446,11 +489,19 @@ impl<'a> Reader<'a> {
             10 => Array::U64(self.numbers(&what, u64::from_le_bytes)?),
             11 => Array::I64(self.numbers(&what, i64::from_le_bytes)?),
             12 => Array::F64(self.numbers(&what, f64::from_le_bytes)?),
-            _ => return Err(self.corrupt(format!("metadata array `{key}` has the unknown element type {kind}"))),
+            _ => {
+                return Err(self.corrupt(format!(
+                    "metadata array `{key}` has the unknown element type {kind}"
+                )));
+            }
         })
     }
 
-    fn numbers<T, const N: usize>(&mut self, what: &str, read: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
+    fn numbers<T, const N: usize>(
+        &mut self,
+        what: &str,
+        read: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>> {
         let n = self.count(what, N)?;
         let bytes = self.take(n * N, what)?;
         Ok(bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect())
@@ -489,10 +540,17 @@ impl<'a> Reader<'a> {
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let end = size.and_then(|n| usize::try_from(offset).ok()?.checked_add(n));
         let (Some(end), Some(_)) = (end, elements) else {
-            return Err(self.corrupt(format!("tensor `{name}` of shape {shape:?} at offset {offset} overflows")));
+            return Err(self.corrupt(format!(
+                "tensor `{name}` of shape {shape:?} at offset {offset} overflows"
+            )));
         };
         shape.reverse();
-        Ok(GgufTensor { name, dtype, shape, range: offset as usize..end })
+        Ok(GgufTensor {
+            name,
+            dtype,
+            shape,
+            range: offset as usize..end,
+        })
     }
 
     fn dtype(&self, kind: u32, name: &str) -> Result<Dtype> {
@@ -545,7 +603,9 @@ impl<'a> Reader<'a> {
                         what: format!("tensor `{name}`: number format `{format}`"),
                         known: Some(Dtype::ALL.map(Dtype::name).join(", ")),
                     },
-                    None => self.corrupt(format!("tensor `{name}` has the unknown number format {kind}")),
+                    None => self.corrupt(format!(
+                        "tensor `{name}` has the unknown number format {kind}"
+                    )),
                 });
             }
         })

@@ -1,0 +1,9 @@
+//! Checkpoints through the public interface: real models, tiny ones of each packing, broken ones.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod allocations;
+mod builder;
+mod families;
+mod malformed_gguf;
+mod malformed_safetensors;
+mod models;
