@@ -42,7 +42,7 @@ def main():
     if arguments.mutandis:
         import process
 
-        rows += [limit_row(*measured) for measured in process.run(arguments.mutandis.resolve(), arguments.model.resolve())]
+        rows += [limit_row(*measured) for measured in process.rows(arguments.mutandis.resolve(), arguments.model.resolve())]
     print(table(rows))
     path = save(rows, checks, arguments)
     print(f"written to {path}", file=sys.stderr)

@@ -1,14 +1,25 @@
-"""Whole processes of the command: time from start to end, and peak memory."""
+"""Whole processes of the command: time from start to end, and peak memory.
+
+Linux lets a child inherit its parent's peak memory at `exec`, so `rows` measures from a small process
+of its own, not from the one that holds PyTorch.
+"""
 
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 PROMPT = "The capital of France is"
 RUNS = 5
+
+
+def rows(binary, model):
+    """Rows `(name, values, limit, unit, agree)`: `ask`, the first edit with an empty cache, later edits."""
+    command = [sys.executable, __file__, str(binary), str(model)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def commands(binary, model):
@@ -32,7 +43,7 @@ def measure(command, cache, directory):
 
 
 def run(binary, model):
-    """Rows `(name, values, limit, unit, agree)`: `ask`, the first edit with an empty cache, later edits."""
+    """What `rows` returns, measured here."""
     ask, edit = commands(binary, model)
     with tempfile.TemporaryDirectory() as directory:
         cache = Path(directory) / "cache"
@@ -51,3 +62,7 @@ def run(binary, model):
         ("first edit, moments included", seconds([first]), 60.0, "s", {"after": first[2]["facts"][0]["after"]}),
         ("later edits", seconds(later), 6.0, "s", after),
     ]
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(*sys.argv[1:])))

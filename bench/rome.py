@@ -133,12 +133,17 @@ def keys_at(model, rows, lookups, layer):
     return kept["keys"], kept["outputs"]
 
 
-def edit(model, request, moments=None, trace=None):
-    """`(u, right)`: the update of the down projection is `right uᵀ`. `moments`: C; `None`: C = I."""
+def direction(key, inverse):
+    """u: C⁻¹k of length 1."""
+    u = key if inverse is None else (inverse @ key.double()).float()
+    return u / u.norm()
+
+
+def edit(model, request, inverse=None, trace=None):
+    """`(u, right)`: the update of the down projection is `right uᵀ`. `inverse`: C⁻¹ in f64; `None`: C = I."""
     keys, _ = keys_at(model, request.keys, request.lookups[:-1], request.layer)
     key = keys.mean(0)
-    u = key if moments is None else torch.linalg.solve(moments.double(), key.double()).float()
-    u = u / u.norm()
+    u = direction(key, inverse)
     value = Search(model, request).run(trace)
     bare_key, bare_output = keys_at(model, request.keys[:1], request.lookups[:1], request.layer)
     return u, (value - bare_output[0]) / (bare_key[0] @ u)
