@@ -308,7 +308,10 @@ fn shown(url: &str) -> String {
 /// Which file of a server that cannot be reached is of no interest.
 fn unreachable(url: &str, source: ureq::Error) -> Error {
     let origin = url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
-    Error::Unreachable { url: origin, source: Box::new(source) }
+    Error::Unreachable {
+        url: origin,
+        source: Box::new(source),
+    }
 }
 
 fn bad_answer(url: &str, what: String) -> Error {
