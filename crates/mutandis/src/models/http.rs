@@ -10,7 +10,12 @@ use std::{
 use serde::de::DeserializeOwned;
 use ureq::{Body, http::Response};
 
-use crate::{Error, Result, interrupt::Interrupt, progress::Bar};
+use super::digest;
+use crate::{
+    Error, Result,
+    interrupt::Interrupt,
+    progress::{Bar, Progress},
+};
 
 /// An unreachable hub must not keep anybody waiting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -36,6 +41,15 @@ pub(super) struct Remote {
     pub bytes: Option<u64>,
     /// The entity tag, without quotes: for large files on the hub, their SHA-256.
     pub etag: Option<String>,
+}
+
+/// What a download must come to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'w> {
+    /// The size, in bytes.
+    pub bytes: u64,
+    /// The SHA-256 in lower-case hexadecimal, where it is known.
+    pub sha256: Option<&'w str>,
 }
 
 impl<'a> Client<'a> {
@@ -78,15 +92,45 @@ impl<'a> Client<'a> {
         Ok(self.send(Request::Head, url)?.1)
     }
 
-    /// Fetches `url` to the end of `partial`, which may hold the beginning already. A connection
-    /// that breaks is taken up again; `bar` moves by the bytes of the file.
+    /// Fetches `url` to the end of `partial`, which may hold the beginning already, and checks the
+    /// whole. A connection that breaks is taken up again; a beginning that proves to be of another
+    /// file is thrown away, once. `bar` moves by the bytes of the file.
+    ///
+    /// # Errors
+    /// [`Error::Checksum`], after which `partial` is gone; any other error leaves it to be resumed.
     pub(super) fn download(
         &self,
         url: &str,
         partial: &Path,
-        expected: Option<u64>,
+        wanted: Wanted<'_>,
         bar: &Bar,
     ) -> Result<()> {
+        let base = bar.position();
+        loop {
+            let resumed = partial.metadata().is_ok_and(|meta| meta.len() > 0);
+            self.complete(url, partial, wanted.bytes, bar)?;
+            let Some(expected) = wanted.sha256 else {
+                return Ok(());
+            };
+            let hidden = Progress::hidden();
+            let found = digest::sha256(partial, &hidden.bytes("", 0), self.interrupt)?;
+            if found == expected {
+                return Ok(());
+            }
+            std::fs::remove_file(partial).map_err(Error::io("remove", partial))?;
+            if !resumed {
+                return Err(Error::Checksum {
+                    path: shown(url),
+                    expected: expected.into(),
+                    found,
+                });
+            }
+            bar.set(base);
+        }
+    }
+
+    /// Brings `partial` to its full size.
+    fn complete(&self, url: &str, partial: &Path, expected: u64, bar: &Bar) -> Result<()> {
         let mut file = File::options()
             .create(true)
             .append(true)
@@ -100,21 +144,17 @@ impl<'a> Client<'a> {
             bar,
         };
         sink.have = file.metadata().map_err(Error::io("read", partial))?.len();
-        if expected.is_some_and(|expected| sink.have > expected) {
+        if sink.have > expected {
             sink.restart(&file)?;
         }
         bar.resume_at(sink.base + sink.have);
         let mut futile = 0;
-        while expected != Some(sink.have) {
+        while sink.have < expected {
             let before = sink.have;
             let error = match self.attempt(url, &mut file, &mut sink) {
-                Ok(()) if expected.is_none_or(|expected| sink.have == expected) => break,
+                Ok(()) if sink.have == expected => break,
                 Ok(()) => {
-                    let what = format!(
-                        "it ended after {} of {} bytes",
-                        sink.have,
-                        expected.unwrap_or(0)
-                    );
+                    let what = format!("it ended after {} of {} bytes", sink.have, expected);
                     bad_answer(url, what)
                 }
                 Err(error @ (Error::Unreachable { .. } | Error::Status { status: 500.., .. })) => {
@@ -240,14 +280,15 @@ struct Sink<'a> {
     /// Where the bar stood before this file.
     base: u64,
     have: u64,
-    expected: Option<u64>,
+    expected: u64,
     bar: &'a Bar,
 }
 
 impl Sink<'_> {
     fn take(&mut self, file: &mut File, bytes: &[u8], url: &str) -> Result<()> {
         let after = self.have + bytes.len() as u64;
-        if let Some(expected) = self.expected.filter(|expected| after > *expected) {
+        if after > self.expected {
+            let expected = self.expected;
             self.restart(file)?;
             return Err(bad_answer(
                 url,

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::{
     Located, Models, Source, digest,
-    http::Client,
+    http::{Client, Wanted},
     local, lock,
     registry::ShortName,
     spec::{HubId, is_safe_path},
@@ -130,6 +130,53 @@ pub(super) fn cached_file(models: &Models<'_>, model: &ShortName) -> Option<Path
                 blob.file_name()? == model.sha256 && blob.metadata().ok()?.len() == model.bytes;
             is_it.then_some(file)
         })
+}
+
+/// Reads the cached files of a repository whole, as far as their names tell their checksums, and
+/// throws away those that are damaged; offline, that is an error instead.
+pub(super) fn verify(models: &Models<'_>, id: &HubId) -> Result<()> {
+    let folder = models.env.hub_cache()?.join(id.folder());
+    let Some(commit) = commit_of(&folder, &id.revision) else {
+        return Ok(());
+    };
+    let snapshot = folder.join("snapshots").join(commit);
+    let Ok(entries) = std::fs::read_dir(snapshot) else {
+        return Ok(());
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let Ok(blob) = std::fs::canonicalize(&path) else {
+            continue;
+        };
+        let name = blob
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let (Some(expected), true) = (as_sha256(&name), blob.is_file()) else {
+            continue;
+        };
+        let bytes = blob.metadata().map_or(0, |meta| meta.len());
+        let bar = models
+            .progress
+            .bytes(format!("checking {}", id.repo), bytes);
+        let found = digest::sha256(&blob, &bar, models.interrupt)?;
+        if found != expected {
+            let path = path.display().to_string();
+            let error = Error::Checksum {
+                path,
+                expected: expected.into(),
+                found,
+            };
+            if models.offline.is_some() {
+                return Err(error);
+            }
+            models
+                .progress
+                .note(&format!("note: {error}; fetching it again"));
+            std::fs::remove_file(&blob).map_err(Error::io("remove", &blob))?;
+        }
+    }
+    Ok(())
 }
 
 /// Every repository in the cache that can be opened, by name.
@@ -316,21 +363,12 @@ impl Fetcher<'_> {
             return Ok(());
         }
         let partial = blob.with_file_name(format!("{}.incomplete", piece.etag));
+        let wanted = Wanted {
+            bytes: piece.bytes,
+            sha256: as_sha256(&piece.etag),
+        };
         self.client
-            .download(&self.url(piece.name), &partial, Some(piece.bytes), bar)?;
-        // The tag of a large file is its SHA-256; that of a small one is git's, over other bytes.
-        if piece.etag.len() == 64 {
-            let bar = self.models.progress.bytes("checking", piece.bytes);
-            let found = digest::sha256(&partial, &bar, self.models.interrupt)?;
-            if found != piece.etag {
-                std::fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
-                return Err(Error::Checksum {
-                    path: self.url(piece.name),
-                    expected: piece.etag.clone(),
-                    found,
-                });
-            }
-        }
+            .download(&self.url(piece.name), &partial, wanted, bar)?;
         atomic::promote(&partial, blob)
     }
 
@@ -419,6 +457,11 @@ fn commit_of(folder: &Path, revision: &str) -> Option<String> {
     let commit = std::fs::read_to_string(folder.join("refs").join(revision)).ok()?;
     let commit = commit.trim();
     is_commit(commit).then(|| commit.to_owned())
+}
+
+/// The tag of a large file is its SHA-256; that of a small one is git's, over other bytes.
+fn as_sha256(etag: &str) -> Option<&str> {
+    (etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(etag)
 }
 
 fn is_commit(text: &str) -> bool {

