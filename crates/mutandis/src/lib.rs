@@ -2,7 +2,7 @@
 //! and what the `mutandis` command stands on.
 //!
 //! [`engine`] opens a model and [`edit`] changes what it knows; neither prints, reads an
-//! environment variable or opens a socket. That is done here, in the open: [`env`] is the one
+//! environment variable or opens a socket. That is done here, in the open: [`mod@env`] is the one
 //! table of environment variables, [`models`] finds a model by name and fetches it, [`progress`]
 //! is the one place that talks to stderr.
 

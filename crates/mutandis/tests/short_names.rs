@@ -322,7 +322,10 @@ fn an_interrupt_stops_before_anything_is_fetched() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "says that it skips, or how long the network took")]
+#[expect(
+    clippy::print_stderr,
+    reason = "says that it skips, or how long the network took"
+)]
 fn both_real_models_come_from_the_network() {
     if std::env::var_os("MUTANDIS_TEST_NETWORK").is_none_or(|value| value != "1") {
         eprintln!("skipped: set MUTANDIS_TEST_NETWORK=1 to fetch 340 MB");
