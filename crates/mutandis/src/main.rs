@@ -1,2 +1,51 @@
-//! The command.
-fn main() {}
+//! The command: reads the arguments and the environment, runs one subcommand, tells how it ended.
+
+mod cli;
+mod commands;
+mod output;
+mod report;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mutandis::{Error, env::Env, interrupt::Interrupt};
+
+/// 128 + SIGINT: what shells report for a program that Ctrl-C ended.
+const ENDED_BY_INTERRUPT: i32 = 130;
+
+fn main() -> ExitCode {
+    let env = Env::capture();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help and version come this way too. A pipe that is closed is nothing to report.
+            let _ = answer.print();
+            return if answer.use_stderr() {
+                ExitCode::from(report::CANNOT)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let interrupt = Interrupt::new();
+    match run(cli, &env, &interrupt) {
+        Ok(code) => code,
+        Err(error) if matches!(error.downcast_ref(), Some(Error::StdoutClosed)) => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => report::error(&error, &env),
+    }
+}
+
+fn run(cli: cli::Cli, env: &Env, interrupt: &Interrupt) -> anyhow::Result<ExitCode> {
+    let on_signal = interrupt.clone();
+    ctrlc::set_handler(move || {
+        // The first asks the work to stop and clean up; the second does not wait for it.
+        if on_signal.raise() {
+            std::process::exit(ENDED_BY_INTERRUPT);
+        }
+    })?;
+    let session = session::Session::new(cli.global, env, interrupt)?;
+    commands::run(cli.command, &session)
+}

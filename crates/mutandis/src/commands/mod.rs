@@ -1,0 +1,28 @@
+//! The subcommands: one file each with `Args` and `run(args, &Session)`, one line in [`Command`]
+//! and one in [`run`].
+
+mod completions;
+mod model;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::session::Session;
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Get, show and list models
+    Model(model::Args),
+    /// Print a script that completes the command in a shell
+    Completions(completions::Args),
+}
+
+/// Does it. Exit code 1 is for a question whose answer is no; what cannot be done is an error.
+pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Model(args) => model::run(args, session),
+        Command::Completions(args) => completions::run(args),
+    }
+}
