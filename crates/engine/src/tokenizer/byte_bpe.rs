@@ -39,12 +39,12 @@ impl ByteBpe {
         let mut table = HashMap::with_capacity_and_hasher(merges.len(), Seeded::default());
         let mut joined = Vec::new();
         for (rank, merge) in merges.iter().enumerate() {
-            let find = |piece: &[u8], shown_piece: &str| {
+            let find = |piece: &[u8]| {
                 index.get(texts, piece).ok_or_else(|| Error::Tokenizer {
                     what: format!(
                         "merge {rank} (`{}`) names the piece `{}`, which the vocabulary lacks",
                         shown(merge),
-                        shown(shown_piece),
+                        shown(&String::from_utf8_lossy(piece)),
                     ),
                 })
             };
@@ -59,12 +59,20 @@ impl ByteBpe {
             joined.clear();
             joined.extend_from_slice(left.as_bytes());
             joined.extend_from_slice(right.as_bytes());
-            let pair = key(find(left.as_bytes(), left)?, find(right.as_bytes(), right)?);
-            let id = find(&joined, &format!("{left}{right}"))?;
+            let pair = key(find(left.as_bytes())?, find(right.as_bytes())?);
+            let id = find(&joined)?;
             // Of a merge that is listed twice the first place counts.
-            table.entry(pair).or_insert(Pair { rank: rank as u32, id });
+            table.entry(pair).or_insert(Pair {
+                rank: rank as u32,
+                id,
+            });
         }
-        Ok(Self { rule, index, merges: table, bytes })
+        Ok(Self {
+            rule,
+            index,
+            merges: table,
+            bytes,
+        })
     }
 
     /// Appends the tokens of `text[range]` with the bytes that each covers. A byte that is not in

@@ -4,8 +4,13 @@ use super::byte_bpe::ByteBpe;
 use super::pieces::{Alphabet, Kind, Literals, Pieces, byte_of};
 use super::pretokenize::Rule;
 use super::sentencepiece::SentencePiece;
-use super::{Backend, Native, NativeModel, Tokenizer, end_of_generation};
+use super::{Backend, ENDS, Native, NativeModel, Tokenizer, end_of_generation};
 use crate::{Error, Result};
+
+/// llama.cpp takes this for an end of text in every vocabulary, and so spells it out where it is
+/// plain text, even where it is declared as a literal: Gemma's `</s>` is HTML's strike-through.
+/// The golden ids are llama.cpp's.
+const SPELT_OUT: &str = "</s>";
 
 /// The `tokenizer.*` keys of a GGUF, as they stand in the file; nothing of it is trusted.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,17 +68,27 @@ impl Tokenizer {
                 });
             }
         };
-        let alphabet =
-            if sentencepiece { Alphabet::SentencePiece } else { Alphabet::ByteLevel };
+        let alphabet = if sentencepiece {
+            Alphabet::SentencePiece
+        } else {
+            Alphabet::ByteLevel
+        };
         let count = parts.tokens.len();
         if count == 0 || u32::try_from(count).is_err() {
             return Err(fault(format!("a vocabulary of {count} tokens")));
         }
         let kind = match &parts.token_types {
             Some(types) if types.len() != count => {
-                return Err(fault(format!("{} token types for {count} tokens", types.len())));
+                return Err(fault(format!(
+                    "{} token types for {count} tokens",
+                    types.len()
+                )));
             }
-            Some(types) => types.iter().enumerate().map(kind_of).collect::<Result<_>>()?,
+            Some(types) => types
+                .iter()
+                .enumerate()
+                .map(kind_of)
+                .collect::<Result<_>>()?,
             None => parts
                 .tokens
                 .iter()
@@ -83,7 +98,19 @@ impl Tokenizer {
                 })
                 .collect(),
         };
-        let mut pieces = Pieces { text: parts.tokens, kind, alphabet };
+        let mut pieces = Pieces {
+            text: parts.tokens,
+            kind,
+            alphabet,
+        };
+
+        // Some files call their ends of turns plain or user-defined; plain text must not become
+        // one all the same.
+        for (text, kind) in pieces.text.iter().zip(&mut pieces.kind) {
+            if ENDS.contains(&text.as_str()) {
+                *kind = Kind::Control;
+            }
+        }
 
         let declared = [
             ("bos_token_id", parts.bos),
@@ -95,19 +122,28 @@ impl Tokenizer {
         ];
         for (name, id) in declared {
             if let Some(id) = id.filter(|&id| id as usize >= count) {
-                return Err(fault(format!("`{name}` is {id}, but there are {count} tokens")));
+                return Err(fault(format!(
+                    "`{name}` is {id}, but there are {count} tokens"
+                )));
             }
         }
         // What SentencePiece calls them unless told otherwise.
         let usual = |text: &str| {
-            let at = pieces.text.iter().take(16).position(|have| sentencepiece && have == text)?;
+            let at = pieces
+                .text
+                .iter()
+                .take(16)
+                .position(|have| sentencepiece && have == text)?;
             u32::try_from(at).ok()
         };
         let bos = parts.bos.or_else(|| usual("<s>"));
         let eos = parts.eos.or_else(|| usual("</s>"));
         let unk = parts.unk.or_else(|| usual("<unk>"));
         if parts.token_types.is_none() {
-            for id in [bos, eos, parts.eot, parts.eom, parts.pad].into_iter().flatten() {
+            for id in [bos, eos, parts.eot, parts.eom, parts.pad]
+                .into_iter()
+                .flatten()
+            {
                 pieces.kind[id as usize] = Kind::Control;
             }
             if let Some(id) = unk {
@@ -117,17 +153,26 @@ impl Tokenizer {
 
         let (model, bos_by_rule) = if sentencepiece {
             let scores = parts.scores.ok_or_else(|| missing("scores", "llama"))?;
-            (NativeModel::SentencePiece(SentencePiece::new(&pieces, &scores, unk)?), true)
+            (
+                NativeModel::SentencePiece(SentencePiece::new(&pieces, &scores, unk)?),
+                true,
+            )
         } else {
             let rule = Rule::named(parts.pre.as_deref())?;
             let merges = parts.merges.ok_or_else(|| missing("merges", "gpt2"))?;
-            (NativeModel::ByteBpe(ByteBpe::new(rule, &pieces, &merges)?), rule.add_bos)
+            (
+                NativeModel::ByteBpe(ByteBpe::new(rule, &pieces, &merges)?),
+                rule.add_bos,
+            )
         };
         let ends = |name, wanted: Option<bool>, default: bool, id: Option<u32>| match (wanted, id) {
-            (Some(true), None) => {
-                Err(fault(format!("`{name}` is set, but the vocabulary names no such token")))
-            }
-            (wanted, id) => Ok(id.filter(|_| wanted.unwrap_or(default)).into_iter().collect()),
+            (Some(true), None) => Err(fault(format!(
+                "`{name}` is set, but the vocabulary names no such token"
+            ))),
+            (wanted, id) => Ok(id
+                .filter(|_| wanted.unwrap_or(default))
+                .into_iter()
+                .collect()),
         };
         let before = ends("add_bos_token", parts.add_bos, bos_by_rule, bos)?;
         let after = ends("add_eos_token", parts.add_eos, false, eos)?;
@@ -135,8 +180,10 @@ impl Tokenizer {
         let eos = end_of_generation(&pieces, [eos, parts.eot, parts.eom].into_iter().flatten());
         let native = Native {
             model,
-            literals: Literals::new(&pieces, |kind| kind == Kind::UserDefined),
-            specials: Literals::new(&pieces, |kind| {
+            literals: Literals::new(&pieces, |text, kind| {
+                kind == Kind::UserDefined && text != SPELT_OUT
+            }),
+            specials: Literals::new(&pieces, |_, kind| {
                 matches!(kind, Kind::UserDefined | Kind::Control | Kind::Unknown)
             }),
             space_prefix,
@@ -159,7 +206,9 @@ fn fault(what: String) -> Error {
 }
 
 fn missing(key: &str, model: &str) -> Error {
-    fault(format!("`tokenizer.ggml.{key}` is missing, which a `{model}` vocabulary needs"))
+    fault(format!(
+        "`tokenizer.ggml.{key}` is missing, which a `{model}` vocabulary needs"
+    ))
 }
 
 fn kind_of((id, code): (usize, &i32)) -> Result<Kind> {
@@ -171,6 +220,10 @@ fn kind_of((id, code): (usize, &i32)) -> Result<Kind> {
         4 => Kind::UserDefined,
         5 => Kind::Unused,
         6 => Kind::Byte,
-        _ => return Err(fault(format!("token {id} has type {code}, expected 1 to 6"))),
+        _ => {
+            return Err(fault(format!(
+                "token {id} has type {code}, expected 1 to 6"
+            )));
+        }
     })
 }

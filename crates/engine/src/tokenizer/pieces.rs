@@ -56,7 +56,9 @@ impl Pieces {
 
     /// [`Self::bytes`], appended.
     pub(super) fn append_bytes(&self, id: u32, out: &mut Vec<u8>) {
-        let Some(text) = self.text.get(id as usize) else { return };
+        let Some(text) = self.text.get(id as usize) else {
+            return;
+        };
         match (self.kind[id as usize], self.alphabet) {
             (Kind::Control | Kind::Unknown, _) | (Kind::UserDefined, Alphabet::ByteLevel) => {
                 out.extend_from_slice(text.as_bytes());
@@ -86,7 +88,10 @@ impl Pieces {
 
     /// Whether a token is a mark rather than text.
     pub(super) fn is_special(&self, id: u32) -> bool {
-        matches!(self.kind.get(id as usize), Some(Kind::Control | Kind::Unknown))
+        matches!(
+            self.kind.get(id as usize),
+            Some(Kind::Control | Kind::Unknown)
+        )
     }
 }
 
@@ -188,8 +193,10 @@ impl Index {
     /// If two ids have the same text.
     pub(super) fn new(texts: &[String]) -> Result<Self> {
         let capacity = (texts.len() * 2).next_power_of_two().max(16);
-        let mut index =
-            Self { slots: vec![(0, u32::MAX); capacity], seed: Seeded::default() };
+        let mut index = Self {
+            slots: vec![(0, u32::MAX); capacity],
+            seed: Seeded::default(),
+        };
         for (id, text) in texts.iter().enumerate() {
             if text.is_empty() {
                 continue;
@@ -244,10 +251,12 @@ pub(super) struct Literals {
 
 impl Literals {
     /// The tokens of `pieces` that `wanted` picks.
-    pub(super) fn new(pieces: &Pieces, wanted: impl Fn(Kind) -> bool) -> Self {
+    pub(super) fn new(pieces: &Pieces, wanted: impl Fn(&str, Kind) -> bool) -> Self {
         let mut literals = Self::default();
         for (id, (text, &kind)) in pieces.text.iter().zip(&pieces.kind).enumerate() {
-            let Some(&first) = text.as_bytes().first().filter(|_| wanted(kind)) else { continue };
+            let Some(&first) = text.as_bytes().first().filter(|_| wanted(text, kind)) else {
+                continue;
+            };
             literals.ids.insert(text.as_bytes().into(), id as u32);
             let lengths = literals.lengths.entry(first).or_default();
             if let Err(at) = lengths.binary_search_by(|have| text.len().cmp(have)) {
@@ -262,7 +271,9 @@ impl Literals {
         let bytes = text.as_bytes();
         let mut found = Vec::new();
         for (at, first) in bytes.iter().enumerate() {
-            let Some(lengths) = self.lengths.get(first) else { continue };
+            let Some(lengths) = self.lengths.get(first) else {
+                continue;
+            };
             for &length in lengths {
                 let id = bytes.get(at..at + length).and_then(|key| self.ids.get(key));
                 if let Some(&id) = id {
@@ -286,13 +297,22 @@ impl Literals {
         let mut done = 0;
         for (length, at, id) in found {
             if at > done {
-                fragments.push(Fragment { range: done..at, token: None });
+                fragments.push(Fragment {
+                    range: done..at,
+                    token: None,
+                });
             }
             done = at + length.0;
-            fragments.push(Fragment { range: at..done, token: Some(id) });
+            fragments.push(Fragment {
+                range: at..done,
+                token: Some(id),
+            });
         }
         if done < bytes.len() {
-            fragments.push(Fragment { range: done..bytes.len(), token: None });
+            fragments.push(Fragment {
+                range: done..bytes.len(),
+                token: None,
+            });
         }
         fragments
     }
@@ -316,7 +336,10 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for byte in 0..=255_u8 {
             let c = char_of_byte(byte);
-            assert!(seen.insert(c) && !c.is_control() && !c.is_whitespace(), "{byte}: {c:?}");
+            assert!(
+                seen.insert(c) && !c.is_control() && !c.is_whitespace(),
+                "{byte}: {c:?}"
+            );
             assert_eq!(byte_of_char(c), Some(byte));
         }
         // As published with GPT-2.
@@ -327,12 +350,24 @@ mod tests {
     #[test]
     fn the_longest_literal_wins_over_the_leftmost() {
         let text = ["ab", "bcd", "x"].map(String::from).to_vec();
-        let pieces =
-            Pieces { text, kind: vec![Kind::UserDefined; 3], alphabet: Alphabet::ByteLevel };
-        let literals = Literals::new(&pieces, |kind| kind == Kind::UserDefined);
-        let cut: Vec<_> = literals.cut("abcdéxab").into_iter().map(|f| (f.range, f.token)).collect();
-        let expected =
-            [(0..1, None), (1..4, Some(1)), (4..6, None), (6..7, Some(2)), (7..9, Some(0))];
+        let pieces = Pieces {
+            text,
+            kind: vec![Kind::UserDefined; 3],
+            alphabet: Alphabet::ByteLevel,
+        };
+        let literals = Literals::new(&pieces, |_, kind| kind == Kind::UserDefined);
+        let cut: Vec<_> = literals
+            .cut("abcdéxab")
+            .into_iter()
+            .map(|f| (f.range, f.token))
+            .collect();
+        let expected = [
+            (0..1, None),
+            (1..4, Some(1)),
+            (4..6, None),
+            (6..7, Some(2)),
+            (7..9, Some(0)),
+        ];
         assert_eq!(cut, expected);
         assert_eq!(literals.cut(""), []);
     }

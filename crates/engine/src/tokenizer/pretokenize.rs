@@ -53,8 +53,16 @@ impl Rule {
     /// [`Error::Unsupported`] names an unknown rule and lists the known ones.
     pub(super) fn named(pre: Option<&str>) -> Result<Self> {
         use Stage::*;
-        let plain = |stages| Self { stages, whole_words: false, add_bos: false };
-        let marked = |stages| Self { stages, whole_words: true, add_bos: true };
+        let plain = |stages| Self {
+            stages,
+            whole_words: false,
+            add_bos: false,
+        };
+        let marked = |stages| Self {
+            stages,
+            whole_words: true,
+            add_bos: true,
+        };
         Ok(match pre.unwrap_or("default") {
             "gpt-2" | "gpt2" | "phi-2" | "olmo" | "mpt" | "jais" => plain(&[Gpt2]),
             "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => {
@@ -65,8 +73,14 @@ impl Rule {
             }
             "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => plain(&[Llama3 { digits: 3 }]),
             "qwen2" | "stablelm2" | "deepseek-r1-qwen" => plain(&[Llama3 { digits: 1 }]),
-            "tekken" => marked(&[Cased { digits: 1, contractions: false }]),
-            "gpt-4o" | "llama4" => plain(&[Cased { digits: 3, contractions: true }]),
+            "tekken" => marked(&[Cased {
+                digits: 1,
+                contractions: false,
+            }]),
+            "gpt-4o" | "llama4" => plain(&[Cased {
+                digits: 3,
+                contractions: true,
+            }]),
             "default" => plain(&[Punctuation, Gpt2, Numbers, AsciiTriples]),
             other => {
                 return Err(Error::Unsupported {
@@ -84,7 +98,9 @@ impl Rule {
 }
 
 fn cut(text: &str, range: Range<usize>, stages: &[Stage], out: &mut Vec<Range<usize>>) {
-    let Some((stage, rest)) = stages.split_first() else { return out.push(range) };
+    let Some((stage, rest)) = stages.split_first() else {
+        return out.push(range);
+    };
     let mut at = range.start;
     while at < range.end {
         let length = stage.first(&text[at..range.end]);
@@ -105,7 +121,7 @@ enum Class {
 fn class(c: char) -> Class {
     // `char::is_whitespace` is the property White_Space, as `\s` is.
     match Category::of(c) {
-        Category::Lower | Category::Upper | Category::Letter => Class::Letter,
+        kind if kind.is_letter() => Class::Letter,
         Category::Number => Class::Number,
         _ if c.is_whitespace() => Class::Space,
         _ => Class::Other,
@@ -140,7 +156,10 @@ impl Stage {
                     (word > 0).then(|| text.len() - body.len() + word)
                 })
                 .unwrap_or_else(|| common(text, digits, is_newline)),
-            Self::Cased { digits, contractions } => text
+            Self::Cased {
+                digits,
+                contractions,
+            } => text
                 .strip_prefix(may_lead)
                 .and_then(|body| Some(text.len() - body.len() + lower_tail(body)?))
                 .or_else(|| lower_tail(text))
@@ -197,20 +216,30 @@ fn contraction(text: &str, any_case: bool) -> Option<usize> {
             }
         })
     };
-    ["s", "t", "re", "ve", "m", "ll", "d"].into_iter().find(|w| is(w)).map(|w| 1 + w.len())
+    ["s", "t", "re", "ve", "m", "ll", "d"]
+        .into_iter()
+        .find(|w| is(w))
+        .map(|w| 1 + w.len())
 }
 
 /// `\s+(?!\S)|\s+`: white space leaves its last character to the word behind it.
 fn spaces(text: &str) -> usize {
     let length = run(text, char::is_whitespace);
     let last = text[..length].chars().next_back().map_or(0, char::len_utf8);
-    if length < text.len() && length > last { length - last } else { length }
+    if length < text.len() && length > last {
+        length - last
+    } else {
+        length
+    }
 }
 
 /// `\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[TAIL]*|\s*[\r\n]+|\s+(?!\S)|\s+`, for a text that does not
 /// start with a letter.
 fn common(text: &str, digits: usize, tail: impl Fn(char) -> bool) -> usize {
-    let numbers = text.chars().take(digits).take_while(|&c| class(c) == Class::Number);
+    let numbers = text
+        .chars()
+        .take(digits)
+        .take_while(|&c| class(c) == Class::Number);
     let numbers: usize = numbers.map(char::len_utf8).sum();
     if numbers > 0 {
         return numbers;
@@ -229,12 +258,18 @@ fn common(text: &str, digits: usize, tail: impl Fn(char) -> bool) -> usize {
 
 /// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`
 fn is_upper(c: char) -> bool {
-    matches!(Category::of(c), Category::Upper | Category::Letter | Category::Mark)
+    matches!(
+        Category::of(c),
+        Category::Upper | Category::Letter | Category::Mark
+    )
 }
 
 /// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
 fn is_lower(c: char) -> bool {
-    matches!(Category::of(c), Category::Lower | Category::Letter | Category::Mark)
+    matches!(
+        Category::of(c),
+        Category::Lower | Category::Letter | Category::Mark
+    )
 }
 
 /// `U*L+`
@@ -245,7 +280,10 @@ fn lower_tail(text: &str) -> Option<usize> {
         return Some(head + tail);
     }
     // The first part gives back up to the last character that the second can have.
-    text[..head].char_indices().rfind(|&(_, c)| is_lower(c)).map(|(at, c)| at + c.len_utf8())
+    text[..head]
+        .char_indices()
+        .rfind(|&(_, c)| is_lower(c))
+        .map(|(at, c)| at + c.len_utf8())
 }
 
 /// `U+L*`
@@ -289,15 +327,21 @@ mod tests {
         let patterns: Vec<_> = patterns.iter().map(|p| SysRegex::new(p).unwrap()).collect();
         // Every kind of character that a pattern tells apart, some of them twice.
         let alphabet: Vec<char> =
-            "aZbé\u{301}ǅʰ漢ن59½٣ \t\n\r\u{a0}\u{3000}'sTrEllvdm.,!$+/<=|^~€😀\u{200d}\0".chars().collect();
+            "aZbé\u{301}ǅʰ漢ن59½٣ \t\n\r\u{a0}\u{3000}'sTrEllvdm.,!$+/<=|^~€😀\u{200d}\0"
+                .chars()
+                .collect();
         let mut state = 11_u64;
         let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize
         };
         for _ in 0..6000 {
             let length = next() % 14;
-            let text: String = (0..length).map(|_| alphabet[next() % alphabet.len()]).collect();
+            let text: String = (0..length)
+                .map(|_| alphabet[next() % alphabet.len()])
+                .collect();
             let mut words = Vec::new();
             rule.words(&text, 0..text.len(), &mut words);
             let words: Vec<_> = words.into_iter().map(|w| text[w].to_owned()).collect();
@@ -313,7 +357,10 @@ mod tests {
         check("qwen2", &[QWEN2]);
         check("tekken", &[TEKKEN]);
         check("gpt-4o", &[GPT4O]);
-        check("default", &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]);
+        check(
+            "default",
+            &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
+        );
     }
 
     #[test]
@@ -322,6 +369,9 @@ mod tests {
             assert!(Rule::named(Some(name)).is_ok(), "{name}");
         }
         let error = Rule::named(Some("bogus-bpe")).unwrap_err().to_string();
-        assert!(error.contains("`bogus-bpe`") && error.contains("smollm, starcoder"), "{error}");
+        assert!(
+            error.contains("`bogus-bpe`") && error.contains("smollm, starcoder"),
+            "{error}"
+        );
     }
 }

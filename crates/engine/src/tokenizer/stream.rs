@@ -16,7 +16,11 @@ pub struct StreamDecoder<'a> {
 
 impl<'a> StreamDecoder<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, specials: Specials) -> Self {
-        Self { tokenizer, specials, pending: Vec::new() }
+        Self {
+            tokenizer,
+            specials,
+            pending: Vec::new(),
+        }
     }
 
     /// Takes the next id, and returns the text that is now certain; often nothing between the
@@ -38,7 +42,9 @@ impl<'a> StreamDecoder<'a> {
                     let valid = done + error.valid_up_to();
                     out.push_str(&String::from_utf8_lossy(&self.pending[done..valid]));
                     done = valid;
-                    let Some(invalid) = error.error_len() else { break };
+                    let Some(invalid) = error.error_len() else {
+                        break;
+                    };
                     out.push(char::REPLACEMENT_CHARACTER);
                     done += invalid;
                 }
