@@ -290,10 +290,7 @@ fn any_text_comes_back() {
     let spelt = |c: char| {
         let mut buffer = [0; 4];
         let lacking = |b: &u8| matches!(b, 4 | 6 | 0x13 | 0x14 | 0x16 | 0x1d | 0xf1 | 0xf2);
-        !c.encode_utf8(&mut buffer)
-            .as_bytes()
-            .iter()
-            .any(|b| lacking(b))
+        !c.encode_utf8(&mut buffer).as_bytes().iter().any(lacking)
     };
     let config = ProptestConfig {
         cases: 600,

@@ -189,7 +189,7 @@ impl Tokenizer {
             space_prefix,
         };
         Ok(Self {
-            backend: Backend::Native(native),
+            backend: Backend::Native(Box::new(native)),
             pieces,
             bos,
             eos,

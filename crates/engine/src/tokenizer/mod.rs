@@ -118,7 +118,7 @@ pub struct Tokenizer {
 }
 
 enum Backend {
-    Native(Native),
+    Native(Box<Native>),
     Directory(Box<Directory>),
 }
 

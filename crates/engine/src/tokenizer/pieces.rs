@@ -1,6 +1,6 @@
 //! The vocabulary itself: what each id stands for, and how to find an id by its text.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
 
@@ -244,9 +244,10 @@ pub(super) struct Fragment {
 /// Tokens that are found in a text as literal strings, before anything else is looked at.
 #[derive(Debug, Default)]
 pub(super) struct Literals {
-    ids: HashMap<Box<[u8]>, u32, Seeded>,
-    /// The distinct lengths of the literals that start with a byte, longest first.
-    lengths: HashMap<u8, Vec<usize>>,
+    /// Literals of one length each, the longest first.
+    lengths: Vec<(usize, HashMap<Box<[u8]>, u32, Seeded>)>,
+    /// The bytes that any of them starts with.
+    first_bytes: HashSet<u8, Seeded>,
 }
 
 impl Literals {
@@ -257,11 +258,16 @@ impl Literals {
             let Some(&first) = text.as_bytes().first().filter(|_| wanted(text, kind)) else {
                 continue;
             };
-            literals.ids.insert(text.as_bytes().into(), id as u32);
-            let lengths = literals.lengths.entry(first).or_default();
-            if let Err(at) = lengths.binary_search_by(|have| text.len().cmp(have)) {
-                lengths.insert(at, text.len());
-            }
+            literals.first_bytes.insert(first);
+            let lengths = &mut literals.lengths;
+            let at = match lengths.binary_search_by(|have| text.len().cmp(&have.0)) {
+                Ok(at) => at,
+                Err(at) => {
+                    lengths.insert(at, (text.len(), HashMap::default()));
+                    at
+                }
+            };
+            lengths[at].1.insert(text.as_bytes().into(), id as u32);
         }
         literals
     }
@@ -269,44 +275,50 @@ impl Literals {
     /// Cuts a text at its literals: of two that overlap the longer wins, of equals the left one.
     pub(super) fn cut(&self, text: &str) -> Vec<Fragment> {
         let bytes = text.as_bytes();
+        let mut starts = [false; 256];
+        for &first in &self.first_bytes {
+            starts[usize::from(first)] = true;
+        }
+        let candidates: Vec<usize> = (0..bytes.len())
+            .filter(|&at| starts[usize::from(bytes[at])])
+            .collect();
+        let mut taken = vec![
+            false;
+            if candidates.is_empty() {
+                0
+            } else {
+                bytes.len()
+            }
+        ];
         let mut found = Vec::new();
-        for (at, first) in bytes.iter().enumerate() {
-            let Some(lengths) = self.lengths.get(first) else {
-                continue;
-            };
-            for &length in lengths {
-                let id = bytes.get(at..at + length).and_then(|key| self.ids.get(key));
-                if let Some(&id) = id {
-                    found.push((std::cmp::Reverse(length), at, id));
+        for (length, ids) in &self.lengths {
+            for &at in &candidates {
+                let end = at + length;
+                // What is taken is at least as long, so an overlap shows at one end.
+                if end > bytes.len() || taken[at] || taken[end - 1] {
+                    continue;
+                }
+                if let Some(&id) = ids.get(&bytes[at..end]) {
+                    taken[at..end].fill(true);
+                    found.push((at, end, id));
                 }
             }
         }
         found.sort_unstable();
-        let mut taken = vec![false; if found.is_empty() { 0 } else { bytes.len() }];
-        // Those already in are at least as long, so an overlap shows at one end.
-        found.retain(|&(length, at, _)| {
-            let range = at..at + length.0;
-            let free = !taken[range.start] && !taken[range.end - 1];
-            if free {
-                taken[range].fill(true);
-            }
-            free
-        });
-        found.sort_unstable_by_key(|&(_, at, _)| at);
         let mut fragments = Vec::with_capacity(2 * found.len() + 1);
         let mut done = 0;
-        for (length, at, id) in found {
+        for (at, end, id) in found {
             if at > done {
                 fragments.push(Fragment {
                     range: done..at,
                     token: None,
                 });
             }
-            done = at + length.0;
             fragments.push(Fragment {
-                range: at..done,
+                range: at..end,
                 token: Some(id),
             });
+            done = end;
         }
         if done < bytes.len() {
             fragments.push(Fragment {
