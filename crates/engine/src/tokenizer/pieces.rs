@@ -241,11 +241,14 @@ pub(super) struct Fragment {
     pub(super) token: Option<u32>,
 }
 
+/// Ids by the bytes of their text.
+type ByBytes = HashMap<Box<[u8]>, u32, Seeded>;
+
 /// Tokens that are found in a text as literal strings, before anything else is looked at.
 #[derive(Debug, Default)]
 pub(super) struct Literals {
     /// Literals of one length each, the longest first.
-    lengths: Vec<(usize, HashMap<Box<[u8]>, u32, Seeded>)>,
+    lengths: Vec<(usize, ByBytes)>,
     /// The bytes that any of them starts with.
     first_bytes: HashSet<u8, Seeded>,
 }
@@ -263,7 +266,7 @@ impl Literals {
             let at = match lengths.binary_search_by(|have| text.len().cmp(&have.0)) {
                 Ok(at) => at,
                 Err(at) => {
-                    lengths.insert(at, (text.len(), HashMap::default()));
+                    lengths.insert(at, (text.len(), ByBytes::default()));
                     at
                 }
             };
