@@ -1,1 +1,12 @@
-//! edit
+//! Facts, patches, and the methods that turn the one into the other.
+//!
+//! A method is a pure function of model, facts, settings and seed; it never changes a model. A
+//! patch is a value: it saves, loads, stacks, and is taken off again bit for bit. This crate knows
+//! no metric, prints nothing, reads no environment variable and opens no socket.
+
+mod context;
+mod error;
+pub mod primitives;
+
+pub use context::{Context, Progress};
+pub use error::{Error, Result};

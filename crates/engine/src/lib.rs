@@ -6,12 +6,26 @@
 //! width, `h` heads, `k` head width, `v` vocabulary, `l` layer, `n` facts, `r` rank.
 
 pub mod architecture;
+pub mod backward;
+pub mod cache;
 pub mod checkpoint;
 mod error;
+pub mod forward;
 pub mod kernels;
+pub mod model;
+pub mod overlay;
+pub mod site;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
 
-pub use architecture::Architecture;
+pub use architecture::{Architecture, Role};
+pub use backward::{Gradients, Pair, Wants};
+pub use cache::{Cache, Past};
 pub use error::{Error, Result};
+pub use forward::{LogitRows, Outcome, Pass, Sequence, Start};
+pub use kernels::Isa;
+pub use kernels::pack::Storage;
+pub use model::{Model, Options};
+pub use overlay::{Delta, Overlay, WeightId};
+pub use site::{Action, Intervention, Read, Site, SiteKind};

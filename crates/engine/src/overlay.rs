@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use crate::architecture::Role;
+use crate::checkpoint::Matrix;
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::kernels::gemm::{self, Product};
 use crate::kernels::pack::{Packed, Storage};
-use crate::checkpoint::Matrix;
 
 /// A linear map of the model: the weight of a role at a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -64,7 +64,10 @@ impl Delta {
     /// Where the length is not `out · in`, or a number is not finite.
     pub fn dense(out: usize, inn: usize, delta: &[f32]) -> Result<Self> {
         if delta.len() != out * inn {
-            return Err(Error::input(format!("a dense delta has {} numbers, expected {out} · {inn}", delta.len())));
+            return Err(Error::input(format!(
+                "a dense delta has {} numbers, expected {out} · {inn}",
+                delta.len()
+            )));
         }
         finite(delta)?;
         let m = Matrix::from_f32(out, inn, delta);

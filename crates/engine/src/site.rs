@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::architecture::Architecture;
 use serde::{Deserialize, Serialize};
 
 /// A kind of place within a layer (or before the first, or after the last).
@@ -34,6 +35,24 @@ pub enum SiteKind {
     Residual,
     /// What the head reads, `[d]`; layer `L − 1`.
     FinalNorm,
+}
+
+impl SiteKind {
+    /// Width of a row, in numbers.
+    pub fn width(self, architecture: &Architecture) -> usize {
+        match self {
+            Self::Query | Self::AttentionKey => architecture.query_width(),
+            Self::Key | Self::Value => architecture.kv_width(),
+            Self::MlpKey => architecture.mlp_width,
+            Self::Input
+            | Self::AttentionIn
+            | Self::AttentionOut
+            | Self::MlpIn
+            | Self::MlpOut
+            | Self::Residual
+            | Self::FinalNorm => architecture.width,
+        }
+    }
 }
 
 /// A place: a kind at a layer, counted from 0.

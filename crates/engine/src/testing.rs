@@ -6,9 +6,7 @@ use rand_core::{RngCore, SeedableRng};
 /// Standard normal numbers from a seed (sum of twelve uniforms: close enough to normal).
 pub(crate) fn random(seed: u64, len: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..len)
-        .map(|_| (0..12).map(|_| rng.next_u32() as f32 / u32::MAX as f32).sum::<f32>() - 6.0)
-        .collect()
+    (0..len).map(|_| (0..12).map(|_| rng.next_u32() as f32 / u32::MAX as f32).sum::<f32>() - 6.0).collect()
 }
 
 /// Fails with the largest difference and where it is.
@@ -40,9 +38,8 @@ pub(crate) fn assert_gradient(
     const STEP: f32 = 1e-2;
     let dy = random(99, out_len);
     let dx = backward(x, &dy);
-    let value = |x: &[f32]| -> f64 {
-        forward(x).iter().zip(&dy).map(|(y, g)| f64::from(*y) * f64::from(*g)).sum()
-    };
+    let value =
+        |x: &[f32]| -> f64 { forward(x).iter().zip(&dy).map(|(y, g)| f64::from(*y) * f64::from(*g)).sum() };
     let numeric: Vec<f32> = (0..x.len())
         .map(|i| {
             let mut moved = x.to_vec();

@@ -38,32 +38,14 @@ pub(crate) fn check_offsets(text: &str, encoding: &Encoding, covers: bool) {
     assert_eq!(encoding.ids.len(), encoding.offsets.len());
     let (mut start, mut end) = (0, 0);
     for range in &encoding.offsets {
-        assert!(
-            range.start <= range.end && range.end <= characters,
-            "{text:?}: {range:?}"
-        );
-        assert!(
-            range.start >= start && range.end >= end,
-            "{text:?}: {:?}",
-            encoding.offsets
-        );
-        assert!(
-            !covers || range.start <= end,
-            "{text:?} has a gap: {:?}",
-            encoding.offsets
-        );
+        assert!(range.start <= range.end && range.end <= characters, "{text:?}: {range:?}");
+        assert!(range.start >= start && range.end >= end, "{text:?}: {:?}", encoding.offsets);
+        assert!(!covers || range.start <= end, "{text:?} has a gap: {:?}", encoding.offsets);
         (start, end) = (range.start, range.end);
     }
-    assert!(
-        !covers || end == characters,
-        "{text:?} is cut: {:?}",
-        encoding.offsets
-    );
+    assert!(!covers || end == characters, "{text:?} is cut: {:?}", encoding.offsets);
     for index in 0..characters {
-        let expected = encoding
-            .offsets
-            .iter()
-            .rposition(|range| range.contains(&index));
+        let expected = encoding.offsets.iter().rposition(|range| range.contains(&index));
         assert_eq!(encoding.token_at_char(index), expected);
         assert!(!covers || expected.is_some());
     }
@@ -81,12 +63,7 @@ fn check_golden(tokenizer: &Tokenizer, model: &str) {
         check_offsets(&text, &encoding, true);
         assert_eq!(tokenizer.decode(&ids, Specials::Skip), text);
     }
-    assert!(
-        wrong.is_empty(),
-        "{} texts differ, first: {:?}",
-        wrong.len(),
-        &wrong[..1]
-    );
+    assert!(wrong.is_empty(), "{} texts differ, first: {:?}", wrong.len(), &wrong[..1]);
 }
 
 #[test]
@@ -105,11 +82,7 @@ fn ids_equal_llama_cpp_for_gemma3() {
     check_golden(&tokenizer, "gemma3");
     assert_eq!(tokenizer.bos(), Some(2));
     assert_eq!(tokenizer.eos_ids()[0], 1);
-    assert!(
-        tokenizer
-            .eos_ids()
-            .contains(&tokenizer.id_of("<end_of_turn>").unwrap())
-    );
+    assert!(tokenizer.eos_ids().contains(&tokenizer.id_of("<end_of_turn>").unwrap()));
     assert_eq!(tokenizer.encode("").unwrap().ids, [2]);
     assert!(tokenizer.encode_continuation("").unwrap().ids.is_empty());
 }
@@ -130,10 +103,7 @@ fn building_is_fast() {
         let start = Instant::now();
         let ids = tokenizer.encode(&text).unwrap().ids.len();
         let seconds = start.elapsed().as_secs_f64();
-        eprintln!(
-            "{:.2} MB/s, {ids} tokens",
-            text.len() as f64 / 1e6 / seconds
-        );
+        eprintln!("{:.2} MB/s, {ids} tokens", text.len() as f64 / 1e6 / seconds);
         // One word, or no words at all: neither may cost more than n log n.
         let start = Instant::now();
         tokenizer.encode(&"a".repeat(200_000)).unwrap();
@@ -151,10 +121,7 @@ fn a_subject_ends_in_the_token_that_holds_its_last_character() {
     };
     for tokenizer in [&smollm2, &gemma3] {
         for (text, subject) in [
-            (
-                "The mother tongue of Danielle Darrieux is",
-                "Danielle Darrieux",
-            ),
+            ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
             ("Zoë 😀🏽 lives in Kraków.", "😀🏽"),
             ("日本の首都は東京です", "東京"),
             ("𝕏 and ꙮ", "ꙮ"),
@@ -190,10 +157,7 @@ fn special_tokens_are_text_unless_asked_for() {
         for name in names {
             let text = format!("a{name}b");
             let plain = tokenizer.encode_continuation(&text).unwrap();
-            assert!(
-                plain.ids.iter().all(|&id| !tokenizer.is_special(id)),
-                "{name}"
-            );
+            assert!(plain.ids.iter().all(|&id| !tokenizer.is_special(id)), "{name}");
             assert_eq!(tokenizer.decode(&plain.ids, Specials::Skip), text);
             let marked = tokenizer.encode_with_specials(&text).unwrap();
             let id = tokenizer.id_of(name).unwrap();
@@ -221,10 +185,7 @@ fn a_tokenizer_of_another_model_is_refused() {
     };
     assert!(smollm2.validate(49152).is_ok() && smollm2.validate(49280).is_ok());
     let error = gemma3.validate(49152).unwrap_err().to_string();
-    assert!(
-        error.contains("262144 tokens") && error.contains("49152 rows"),
-        "{error}"
-    );
+    assert!(error.contains("262144 tokens") && error.contains("49152 rows"), "{error}");
     assert!(smollm2.validate(262_144).is_err());
 }
 
@@ -248,10 +209,7 @@ fn streams_give_whole_characters() {
     let mut stream = smollm2.stream(Specials::Skip);
     let parts: Vec<String> = ids.iter().map(|&id| stream.push(id)).collect();
     assert!(parts.iter().any(String::is_empty), "{parts:?}");
-    assert!(
-        parts.iter().all(|part| !part.contains('\u{FFFD}')),
-        "{parts:?}"
-    );
+    assert!(parts.iter().all(|part| !part.contains('\u{FFFD}')), "{parts:?}");
     assert_eq!(parts.concat(), "a😀!");
     assert_eq!(stream.finish(), "");
     // What continues a prompt keeps its leading space.
@@ -292,11 +250,7 @@ fn any_text_comes_back() {
         let lacking = |b: &u8| matches!(b, 4 | 6 | 0x13 | 0x14 | 0x16 | 0x1d | 0xf1 | 0xf2);
         !c.encode_utf8(&mut buffer).as_bytes().iter().any(lacking)
     };
-    let config = ProptestConfig {
-        cases: 600,
-        failure_persistence: None,
-        ..Default::default()
-    };
+    let config = ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() };
     proptest!(config, |(text in texts())| {
         let covered = text.chars().all(spelt);
         let encoding = smollm2.encode(&text).unwrap();
@@ -327,11 +281,7 @@ fn any_ids_can_be_decoded() {
     let (Some(smollm2), Some(gemma3)) = (smollm2(), gemma3()) else {
         return;
     };
-    let config = ProptestConfig {
-        cases: 200,
-        failure_persistence: None,
-        ..Default::default()
-    };
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() };
     let id = prop_oneof![0..262_144_u32, 0..49_152_u32, any::<u32>()];
     proptest!(config, |(ids in prop::collection::vec(id, 0..20))| {
         for tokenizer in [&smollm2, &gemma3] {

@@ -21,19 +21,12 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
     // Temporary files are private by default; a result should be as readable as any new file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder
-        .tempfile_in(folder)
-        .map_err(Error::io("create a file in", folder))?;
+    let mut file = builder.tempfile_in(folder).map_err(Error::io("create a file in", folder))?;
     let mut writer = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-    fill(&mut writer)
-        .and_then(|()| writer.flush())
-        .map_err(Error::io("write", path))?;
+    fill(&mut writer).and_then(|()| writer.flush()).map_err(Error::io("write", path))?;
     drop(writer);
-    file.as_file()
-        .sync_all()
-        .map_err(Error::io("write", path))?;
-    file.persist(path)
-        .map_err(|failed| Error::io("write", path)(failed.error))?;
+    file.as_file().sync_all().map_err(Error::io("write", path))?;
+    file.persist(path).map_err(|failed| Error::io("write", path)(failed.error))?;
     sync_folder(folder);
     Ok(())
 }
@@ -122,12 +115,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("plain"), "").unwrap();
         write(&folder.path().join("ours"), |_| Ok(())).unwrap();
-        let mode = |name: &str| {
-            std::fs::metadata(folder.path().join(name))
-                .unwrap()
-                .permissions()
-                .mode()
-        };
+        let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
         assert_eq!(mode("ours"), mode("plain"));
     }
 }

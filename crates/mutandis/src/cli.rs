@@ -107,18 +107,13 @@ mod tests {
             if command.has_subcommands() {
                 command.get_subcommands().for_each(|sub| check(sub, &path));
             } else {
-                let help = command
-                    .get_after_help()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(
                     help.contains(&format!("{path} ")) || help.ends_with(&path),
                     "{path}: no example in {help:?}"
                 );
             }
         }
-        super::Cli::command()
-            .get_subcommands()
-            .for_each(|sub| check(sub, "mutandis"));
+        super::Cli::command().get_subcommands().for_each(|sub| check(sub, "mutandis"));
     }
 }

@@ -52,10 +52,7 @@ pub const READ_BY_LIBRARIES: &[Variable] = &[
         name: "PIP_INDEX_URL",
         help: "and pip's other variables: read by pip when it fetches a model",
     },
-    Variable {
-        name: "RAYON_NUM_THREADS",
-        help: "number of threads where `--threads` is not given",
-    },
+    Variable { name: "RAYON_NUM_THREADS", help: "number of threads where `--threads` is not given" },
 ];
 
 /// What the environment said when the program began. An empty value counts as not set. Not
@@ -99,9 +96,7 @@ impl Env {
             hf_endpoint: text(HF_ENDPOINT),
             hf_token: text(HF_TOKEN),
             hf_token_path: folder(HF_TOKEN_PATH),
-            offline: [HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE]
-                .into_iter()
-                .find(is_set),
+            offline: [HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE].into_iter().find(is_set),
             no_color: get(NO_COLOR).is_some(),
             path: get(PATH),
         }
@@ -116,10 +111,7 @@ impl Env {
             return Ok(self.expand(folder));
         }
         let tried = "`MUTANDIS_CACHE`, `XDG_CACHE_HOME` and `HOME`";
-        Ok(self
-            .caches()
-            .ok_or(Error::NoCacheFolder { tried })?
-            .join("mutandis"))
+        Ok(self.caches().ok_or(Error::NoCacheFolder { tried })?.join("mutandis"))
     }
 
     /// Folder of the hub's cache, shared with every other tool that uses it. It need not exist.
@@ -131,18 +123,12 @@ impl Env {
             return Ok(self.expand(folder));
         }
         let tried = "`HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` and `HOME`";
-        Ok(self
-            .hf_home()
-            .ok_or(Error::NoCacheFolder { tried })?
-            .join("hub"))
+        Ok(self.hf_home().ok_or(Error::NoCacheFolder { tried })?.join("hub"))
     }
 
     /// Address of the hub, without a slash at its end.
     pub fn hub_endpoint(&self) -> &str {
-        self.hf_endpoint
-            .as_deref()
-            .unwrap_or("https://huggingface.co")
-            .trim_end_matches('/')
+        self.hf_endpoint.as_deref().unwrap_or("https://huggingface.co").trim_end_matches('/')
     }
 
     /// The token for the hub, where there is one.
@@ -203,60 +189,34 @@ mod tests {
 
     fn env(values: &[(&str, &str)]) -> Env {
         Env::from_lookup(|name| {
-            values
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| OsString::from(value))
+            values.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         })
     }
 
     #[test]
     fn the_hub_cache_follows_the_documented_order() {
-        let all = [
-            ("HOME", "/u"),
-            ("XDG_CACHE_HOME", "/x"),
-            ("HF_HOME", "/h"),
-            ("HF_HUB_CACHE", "/c"),
-        ];
-        let expected = [
-            "/u/.cache/huggingface/hub",
-            "/x/huggingface/hub",
-            "/h/hub",
-            "/c",
-        ];
+        let all = [("HOME", "/u"), ("XDG_CACHE_HOME", "/x"), ("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c")];
+        let expected = ["/u/.cache/huggingface/hub", "/x/huggingface/hub", "/h/hub", "/c"];
         for (n, expected) in expected.iter().enumerate() {
             assert_eq!(env(&all[..=n]).hub_cache().unwrap(), Path::new(expected));
         }
-        assert!(matches!(
-            env(&[]).hub_cache(),
-            Err(Error::NoCacheFolder { .. })
-        ));
+        assert!(matches!(env(&[]).hub_cache(), Err(Error::NoCacheFolder { .. })));
     }
 
     #[test]
     fn our_cache_follows_the_documented_order() {
-        let all = [
-            ("HOME", "/u"),
-            ("XDG_CACHE_HOME", "/x"),
-            ("MUTANDIS_CACHE", "~/m"),
-        ];
+        let all = [("HOME", "/u"), ("XDG_CACHE_HOME", "/x"), ("MUTANDIS_CACHE", "~/m")];
         let expected = ["/u/.cache/mutandis", "/x/mutandis", "/u/m"];
         for (n, expected) in expected.iter().enumerate() {
             assert_eq!(env(&all[..=n]).cache().unwrap(), Path::new(expected));
         }
-        assert!(matches!(
-            env(&[("MUTANDIS_CACHE", "")]).cache(),
-            Err(Error::NoCacheFolder { .. })
-        ));
+        assert!(matches!(env(&[("MUTANDIS_CACHE", "")]).cache(), Err(Error::NoCacheFolder { .. })));
     }
 
     #[test]
     fn offline_takes_the_hub_spellings_of_true() {
         for value in ["1", "true", "YES", "on"] {
-            assert_eq!(
-                env(&[("TRANSFORMERS_OFFLINE", value)]).offline(),
-                Some("TRANSFORMERS_OFFLINE")
-            );
+            assert_eq!(env(&[("TRANSFORMERS_OFFLINE", value)]).offline(), Some("TRANSFORMERS_OFFLINE"));
         }
         assert_eq!(env(&[("HF_HUB_OFFLINE", "0")]).offline(), None);
     }
@@ -267,22 +227,13 @@ mod tests {
         std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
         let home = folder.path().to_str().unwrap();
         assert_eq!(env(&[("HF_HOME", home)]).hub_token().unwrap(), "hf_file");
-        assert_eq!(
-            env(&[("HF_HOME", home), ("HF_TOKEN", " hf_var ")])
-                .hub_token()
-                .unwrap(),
-            "hf_var"
-        );
+        assert_eq!(env(&[("HF_HOME", home), ("HF_TOKEN", " hf_var ")]).hub_token().unwrap(), "hf_var");
         assert_eq!(env(&[("HF_HOME", "/nowhere")]).hub_token(), None);
     }
 
     #[test]
     fn every_variable_is_listed_once_with_a_help() {
-        let mut names: Vec<_> = TABLE
-            .iter()
-            .chain(READ_BY_LIBRARIES)
-            .map(|v| v.name)
-            .collect();
+        let mut names: Vec<_> = TABLE.iter().chain(READ_BY_LIBRARIES).map(|v| v.name).collect();
         assert!(TABLE.iter().all(|v| !v.help.is_empty()));
         names.sort_unstable();
         let count = names.len();

@@ -175,14 +175,10 @@ impl Error {
         let path = path.into();
         move |source| match source.kind() {
             // A limit on the size of files (`ulimit -f`) reads to the user as a full disk.
-            io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::FileTooLarge => Self::DiskFull { path, source },
-            _ => Self::Io {
-                action,
-                path,
-                source,
-            },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Self::DiskFull { path, source }
+            }
+            _ => Self::Io { action, path, source },
         }
     }
 

@@ -32,11 +32,7 @@ impl Interrupt {
     /// # Errors
     /// [`Error::Interrupted`] once the token is raised.
     pub fn check(&self) -> Result<()> {
-        if self.is_raised() {
-            Err(Error::Interrupted { kept: None })
-        } else {
-            Ok(())
-        }
+        if self.is_raised() { Err(Error::Interrupted { kept: None }) } else { Ok(()) }
     }
 
     /// The bare flag, for crates that know nothing of this one: `true` means stop.

@@ -21,19 +21,13 @@ fn main() -> ExitCode {
         Err(answer) => {
             // Help and version come this way too. A pipe that is closed is nothing to report.
             let _ = answer.print();
-            return if answer.use_stderr() {
-                ExitCode::from(report::CANNOT)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if answer.use_stderr() { ExitCode::from(report::CANNOT) } else { ExitCode::SUCCESS };
         }
     };
     let interrupt = Interrupt::new();
     match run(cli, &env, &interrupt) {
         Ok(code) => code,
-        Err(error) if matches!(error.downcast_ref(), Some(Error::StdoutClosed)) => {
-            ExitCode::SUCCESS
-        }
+        Err(error) if matches!(error.downcast_ref(), Some(Error::StdoutClosed)) => ExitCode::SUCCESS,
         Err(error) => report::error(&error, &env),
     }
 }

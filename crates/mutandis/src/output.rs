@@ -25,11 +25,7 @@ impl Output {
         document: &T,
         text: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
-        let mut text = if self.json {
-            serde_json::to_string_pretty(document)?
-        } else {
-            text()
-        };
+        let mut text = if self.json { serde_json::to_string_pretty(document)? } else { text() };
         if !text.ends_with('\n') {
             text.push('\n');
         }
@@ -43,11 +39,8 @@ impl Output {
 /// As [`Output::print`].
 pub(crate) fn write(bytes: &[u8]) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(bytes)
-        .and_then(|()| stdout.flush())
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => Error::StdoutClosed,
-            _ => Error::Stdout(error),
-        })
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Error::StdoutClosed,
+        _ => Error::Stdout(error),
+    })
 }

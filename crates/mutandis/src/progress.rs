@@ -20,16 +20,8 @@ impl Progress {
     /// Bars where stderr is a terminal, notes everywhere; neither when `quiet`.
     pub fn stderr(quiet: bool) -> Self {
         let show_bars = !quiet && std::io::stderr().is_terminal();
-        let target = if show_bars {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        Self {
-            bars: MultiProgress::with_draw_target(target),
-            show_bars,
-            show_notes: !quiet,
-        }
+        let target = if show_bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { bars: MultiProgress::with_draw_target(target), show_bars, show_notes: !quiet }
     }
 
     /// Says nothing.
@@ -40,24 +32,15 @@ impl Progress {
     /// A bar in bytes, with the speed and the time left. `total` of 0 means unknown.
     pub fn bytes(&self, label: impl Into<Cow<'static, str>>, total: u64) -> Bar {
         if total == 0 {
-            return self.bar(
-                label,
-                None,
-                "{spinner} {msg}  {bytes}  {binary_bytes_per_sec}",
-            );
+            return self.bar(label, None, "{spinner} {msg}  {bytes}  {binary_bytes_per_sec}");
         }
-        let template =
-            "{msg}  {bar:28}  {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
+        let template = "{msg}  {bar:28}  {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
         self.bar(label, Some(total), template)
     }
 
     /// A bar in steps, with the time left.
     pub fn steps(&self, label: impl Into<Cow<'static, str>>, total: u64) -> Bar {
-        self.bar(
-            label,
-            Some(total),
-            "{msg}  {bar:28}  {pos} of {len}, {eta} left",
-        )
+        self.bar(label, Some(total), "{msg}  {bar:28}  {pos} of {len}, {eta} left")
     }
 
     /// One line on stderr, lower case, without a full stop. A closed stderr is no reason to fail.
@@ -71,14 +54,9 @@ impl Progress {
 
     fn bar(&self, label: impl Into<Cow<'static, str>>, total: Option<u64>, template: &str) -> Bar {
         let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-        let style = if total.is_some() {
-            ProgressStyle::default_bar()
-        } else {
-            ProgressStyle::default_spinner()
-        };
-        let style = style
-            .template(template)
-            .expect("the template is a constant of this file");
+        let style =
+            if total.is_some() { ProgressStyle::default_bar() } else { ProgressStyle::default_spinner() };
+        let style = style.template(template).expect("the template is a constant of this file");
         let bar = self.bars.add(bar.with_style(style.progress_chars("━╸ ")));
         bar.set_message(label);
         if self.show_bars {

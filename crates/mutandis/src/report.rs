@@ -32,18 +32,12 @@ fn render(error: &anyhow::Error, colours: bool) -> String {
         let cause = cause.to_string();
         // Some messages end with their cause.
         if !above.ends_with(&cause) {
-            text.push_str(&format!(
-                "  {} {cause}\n",
-                paint("caused by:", bold(AnsiColor::Red))
-            ));
+            text.push_str(&format!("  {} {cause}\n", paint("caused by:", bold(AnsiColor::Red))));
             above = cause;
         }
     }
     if let Some(hint) = mutandis::hint(error) {
-        text.push_str(&format!(
-            "{} {hint}\n",
-            paint("hint:", bold(AnsiColor::Cyan))
-        ));
+        text.push_str(&format!("{} {hint}\n", paint("hint:", bold(AnsiColor::Cyan))));
     }
     text
 }
@@ -54,19 +48,16 @@ mod tests {
 
     fn sample() -> anyhow::Error {
         let io = std::io::Error::other("the disk is on fire");
-        anyhow::Error::new(mutandis::engine::Error::io("read", "m.gguf")(io))
-            .context("cannot open the model")
+        anyhow::Error::new(mutandis::engine::Error::io("read", "m.gguf")(io)).context("cannot open the model")
     }
 
     #[test]
     fn causes_and_hints_are_told_once() {
-        let expected = "error: cannot open the model\n  caused by: cannot read `m.gguf`: the disk is on fire\n";
+        let expected =
+            "error: cannot open the model\n  caused by: cannot read `m.gguf`: the disk is on fire\n";
         assert_eq!(render(&sample(), false), expected);
         let error = mutandis::engine::Error::input_hint("the prompt is empty", "give some text");
-        assert_eq!(
-            render(&error.into(), false),
-            "error: the prompt is empty\nhint: give some text\n"
-        );
+        assert_eq!(render(&error.into(), false), "error: the prompt is empty\nhint: give some text\n");
     }
 
     #[test]

@@ -20,25 +20,16 @@ pub(crate) struct Session<'a> {
     /// Data on stdout, as text or JSON.
     pub(crate) output: Output,
     /// How frozen weights are kept in memory.
-    #[expect(
-        dead_code,
-        reason = "read by the subcommands that load a model; drop this line there"
-    )]
+    #[expect(dead_code, reason = "read by the subcommands that load a model; drop this line there")]
     pub(crate) weights: Weights,
     offline: bool,
 }
 
 impl<'a> Session<'a> {
     /// Resolves the global options; with `--threads`, sets up the pool that all work runs in.
-    pub(crate) fn new(
-        global: Global,
-        env: &'a Env,
-        interrupt: &'a Interrupt,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn new(global: Global, env: &'a Env, interrupt: &'a Interrupt) -> anyhow::Result<Self> {
         if let Some(threads) = global.threads {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads.get())
-                .build_global()?;
+            rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
         }
         Ok(Self {
             env,
@@ -54,13 +45,6 @@ impl<'a> Session<'a> {
     /// Finds and fetches models, with this run's options.
     pub(crate) fn models(&self) -> Models<'_> {
         let models = Models::new(self.env, &self.progress, self.interrupt);
-        if self.offline {
-            Models {
-                offline: Some("--offline"),
-                ..models
-            }
-        } else {
-            models
-        }
+        if self.offline { Models { offline: Some("--offline"), ..models } } else { models }
     }
 }

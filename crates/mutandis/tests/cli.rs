@@ -11,28 +11,13 @@ use common::{Ran, Sandbox};
 fn help_and_version_are_data_and_usage_errors_are_talk() {
     let sandbox = Sandbox::new();
     let help = sandbox.run(&["--help"]).ok().stdout;
-    for word in [
-        "model",
-        "completions",
-        "--offline",
-        "MUTANDIS_CACHE",
-        "HF_HUB_OFFLINE",
-        "Exit codes",
-    ] {
+    for word in ["model", "completions", "--offline", "MUTANDIS_CACHE", "HF_HUB_OFFLINE", "Exit codes"] {
         assert!(help.contains(word), "no {word:?} in {help}");
     }
-    assert!(
-        sandbox
-            .run(&["--version"])
-            .ok()
-            .stdout
-            .starts_with("mutandis ")
-    );
-    for wrong in [
-        &["modle"] as &[&str],
-        &["model", "get", "--threads", "0"],
-        &["--weights", "f64", "model", "list"],
-    ] {
+    assert!(sandbox.run(&["--version"]).ok().stdout.starts_with("mutandis "));
+    for wrong in
+        [&["modle"] as &[&str], &["model", "get", "--threads", "0"], &["--weights", "f64", "model", "list"]]
+    {
         let ran = sandbox.run(wrong);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
         assert!(ran.stderr.starts_with("error: "), "{ran:?}");
@@ -52,45 +37,27 @@ fn errors_have_a_hint_and_no_colours_in_a_pipe() {
         .run(&["model", "show", "./gone"])
         .fails_with(&["error: `./gone` does not exist\n", "hint: give a folder"]);
     std::fs::create_dir(sandbox.path("empty")).unwrap();
+    sandbox.run(&["model", "show", "empty"]).fails_with(&["holds neither a GGUF file nor safetensors"]);
     sandbox
-        .run(&["model", "show", "empty"])
-        .fails_with(&["holds neither a GGUF file nor safetensors"]);
-    sandbox.run(&["model", "show"]).fails_with(&[
-        "`smollm2` is not on this machine",
-        "hint: `mutandis model get smollm2` fetches it",
-    ]);
+        .run(&["model", "show"])
+        .fails_with(&["`smollm2` is not on this machine", "hint: `mutandis model get smollm2` fetches it"]);
 }
 
 #[test]
 fn a_list_and_a_local_model_are_shown_as_text_and_json() {
     let sandbox = Sandbox::new();
     let text = sandbox.run(&["model", "list"]).ok().stdout;
-    assert!(
-        text.lines().next().unwrap().starts_with("smollm2") && text.contains("not cached"),
-        "{text}"
-    );
+    assert!(text.lines().next().unwrap().starts_with("smollm2") && text.contains("not cached"), "{text}");
     let list = sandbox.run(&["model", "list", "--json"]).ok().json();
     assert_eq!(list["short_names"][1]["name"], "gemma3");
     assert_eq!(list["short_names"][1]["path"], serde_json::Value::Null);
     std::fs::write(sandbox.path("m.gguf"), "abc").unwrap();
-    let shown = sandbox
-        .run(&["model", "show", "--model", "m.gguf", "--json"])
-        .ok()
-        .json();
-    assert_eq!(
-        (&shown["source"]["kind"], &shown["bytes"]),
-        (&"path".into(), &3.into())
-    );
+    let shown = sandbox.run(&["model", "show", "--model", "m.gguf", "--json"]).ok().json();
+    assert_eq!((&shown["source"]["kind"], &shown["bytes"]), (&"path".into(), &3.into()));
     // The published test vector of SHA-256 for "abc".
     let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(shown["files"][0]["sha256"], expected);
-    assert!(
-        sandbox
-            .run(&["model", "show", "m.gguf"])
-            .ok()
-            .stdout
-            .contains(expected)
-    );
+    assert!(sandbox.run(&["model", "show", "m.gguf"]).ok().stdout.contains(expected));
 }
 
 #[test]
@@ -106,11 +73,7 @@ fn a_reader_that_goes_away_is_no_failure_and_a_full_disk_is_one() {
     let ran = Ran::from(child.wait_with_output().unwrap());
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
     if let Ok(full) = std::fs::File::options().write(true).open("/dev/full") {
-        let output = sandbox
-            .command(&["model", "list"])
-            .stdout(full)
-            .output()
-            .unwrap();
+        let output = sandbox.command(&["model", "list"]).stdout(full).output().unwrap();
         Ran::from(output).fails_with(&["cannot write to standard output", "caused by: "]);
     }
 }
@@ -120,9 +83,6 @@ fn completions_name_the_commands_for_every_shell() {
     let sandbox = Sandbox::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = sandbox.run(&["completions", shell]).ok().stdout;
-        assert!(
-            script.contains("completions") && script.contains("offline"),
-            "{shell}"
-        );
+        assert!(script.contains("completions") && script.contains("offline"), "{shell}");
     }
 }

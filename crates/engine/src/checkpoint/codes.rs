@@ -13,22 +13,9 @@ impl<'a> Matrix<'a> {
     }
 
     /// The stored bytes of row `o`.
-    pub fn row_bytes(&self, o: usize) -> &[u8] {
-        let len = self.inn / self.dtype.block_len() * self.dtype.block_bytes();
+    fn row(&self, o: usize) -> &[u8] {
+        let len = self.row_bytes();
         &self.bytes[o * len..(o + 1) * len]
-    }
-
-    /// Row `o` as f32, `out.len() == inn`.
-    pub fn decode_row(&self, o: usize, out: &mut [f32]) {
-        self.dtype.decode(self.row_bytes(o), out);
-    }
-
-    /// The whole matrix as f32, `[out, in]`, decoded on all threads of the current pool.
-    pub fn to_f32(&self) -> Vec<f32> {
-        use rayon::prelude::*;
-        let mut all = vec![0.0; self.out * self.inn];
-        all.par_chunks_mut(self.inn.max(1)).enumerate().for_each(|(o, row)| self.decode_row(o, row));
-        all
     }
 
     /// Row `o` of a block format as `scale · code + offset`, groups of 32 or (Q2_K, Q3_K, Q6_K)
@@ -38,7 +25,7 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// On plain formats, which have no codes.
     pub(crate) fn decode_codes(&self, o: usize, codes: &mut [i8], scales: &mut [f32], offsets: &mut [f32]) {
-        let row = self.row_bytes(o);
+        let row = self.row(o);
         let blocks = row.chunks_exact(self.dtype.block_bytes());
         let len = self.dtype.block_len();
         let per_block = scales.len() / (codes.len() / len).max(1);
@@ -94,7 +81,8 @@ fn decode_block(dtype: Dtype, b: &[u8], codes: &mut [i8], scales: &mut [f32], of
                 scales[g] = d * f32::from(scale);
                 offsets[g] = -(least * f32::from(min));
             }
-            let (high, low) = if dtype == Dtype::Q5_K { (&b[16..48], &b[48..176]) } else { (&[][..], &b[16..144]) };
+            let (high, low) =
+                if dtype == Dtype::Q5_K { (&b[16..48], &b[48..176]) } else { (&[][..], &b[16..144]) };
             for pair in 0..4 {
                 for i in 0..32 {
                     let q = low[pair * 32 + i];
@@ -113,7 +101,8 @@ fn decode_block(dtype: Dtype, b: &[u8], codes: &mut [i8], scales: &mut [f32], of
             for half in 0..2 {
                 for shift in 0..4 {
                     for i in 0..32 {
-                        codes[half * 128 + shift * 32 + i] = ((b[16 + half * 32 + i] >> (2 * shift)) & 3) as i8;
+                        codes[half * 128 + shift * 32 + i] =
+                            ((b[16 + half * 32 + i] >> (2 * shift)) & 3) as i8;
                     }
                 }
             }
@@ -179,9 +168,6 @@ fn six_bit_pair(packed: &[u8], g: usize) -> (u8, u8) {
     if g < 4 {
         (packed[g] & 63, packed[g + 4] & 63)
     } else {
-        (
-            (packed[g + 4] & 0xf) | ((packed[g - 4] >> 6) << 4),
-            (packed[g + 4] >> 4) | ((packed[g] >> 6) << 4),
-        )
+        ((packed[g + 4] & 0xf) | ((packed[g - 4] >> 6) << 4), (packed[g + 4] >> 4) | ((packed[g] >> 6) << 4))
     }
 }

@@ -38,9 +38,9 @@ pub(super) fn declare(text: &[u8], path: &Path) -> Result<Declared> {
             "F32, F16, BF16, or GGUF",
         ));
     }
-    let model_type = keys.text("model_type")?.ok_or_else(|| {
-        keys.corrupt("it has no `model_type`, so the architecture is unknown".into())
-    })?;
+    let model_type = keys
+        .text("model_type")?
+        .ok_or_else(|| keys.corrupt("it has no `model_type`, so the architecture is unknown".into()))?;
     let declared = match model_type {
         "llama" => llama(&keys, Family::Llama, model_type),
         "mistral" => llama(&keys, Family::Llama, model_type),
@@ -49,8 +49,8 @@ pub(super) fn declare(text: &[u8], path: &Path) -> Result<Declared> {
         "gemma3_text" => gemma3(&keys, keys.flag("tie_word_embeddings")?),
         "gemma3" => {
             let text = keys.object("text_config")?;
-            let text = text
-                .ok_or_else(|| keys.corrupt("model type `gemma3` needs a `text_config`".into()))?;
+            let text =
+                text.ok_or_else(|| keys.corrupt("model type `gemma3` needs a `text_config`".into()))?;
             let tied = keys.flag("tie_word_embeddings")?;
             gemma3(&text, tied.or(text.flag("tie_word_embeddings")?))
         }
@@ -58,10 +58,7 @@ pub(super) fn declare(text: &[u8], path: &Path) -> Result<Declared> {
         "gptj" => gptj(&keys),
         "gpt_neox" => gpt_neox(&keys),
         other => {
-            return Err(unsupported(
-                format!("the model type `{other}`"),
-                KNOWN_MODEL_TYPES,
-            ));
+            return Err(unsupported(format!("the model type `{other}`"), KNOWN_MODEL_TYPES));
         }
     }?;
     check(&declared.architecture).map_err(|what| keys.corrupt(what))?;
@@ -106,13 +103,9 @@ fn llama(keys: &Keys<'_>, family: Family, model_type: &str) -> Result<Declared> 
                 Some(_) => keys.size("sliding_window")?,
             };
             let first = keys.size("max_window_layers")?.unwrap_or(28);
-            let local = keys
-                .local_layers(layers)?
-                .unwrap_or_else(|| (0..layers).map(|l| l >= first).collect());
-            local
-                .iter()
-                .map(|&local| window.filter(|_| local))
-                .collect()
+            let local =
+                keys.local_layers(layers)?.unwrap_or_else(|| (0..layers).map(|l| l >= first).collect());
+            local.iter().map(|&local| window.filter(|_| local)).collect()
         }
     };
     let attention_bias = keys.flag("attention_bias")?.unwrap_or(false);
@@ -123,19 +116,11 @@ fn llama(keys: &Keys<'_>, family: Family, model_type: &str) -> Result<Declared> 
             mlp: Bias::declared(keys.flag("mlp_bias")?.unwrap_or(false)),
             head: Bias::Never,
         },
-        "qwen2" => Biases {
-            inputs: Bias::Always,
-            ..Biases::layers(Bias::Never)
-        },
-        "qwen3" => Biases {
-            mlp: Bias::Never,
-            ..Biases::layers(Bias::declared(attention_bias))
-        },
+        "qwen2" => Biases { inputs: Bias::Always, ..Biases::layers(Bias::Never) },
+        "qwen3" => Biases { mlp: Bias::Never, ..Biases::layers(Bias::declared(attention_bias)) },
         _ => Biases::layers(Bias::Never),
     };
-    let context = keys
-        .size("max_position_embeddings")?
-        .unwrap_or(context_default);
+    let context = keys.size("max_position_embeddings")?.unwrap_or(context_default);
     Ok(Declared {
         architecture: Architecture {
             family,
@@ -147,9 +132,7 @@ fn llama(keys: &Keys<'_>, family: Family, model_type: &str) -> Result<Declared> 
             head_width,
             vocabulary: keys.needed("vocab_size")?,
             context,
-            norm: Norm::Rms {
-                epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            },
+            norm: Norm::Rms { epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32 },
             mlp: Mlp::Gated(keys.activation("hidden_act", "silu")?),
             rotary: Some(keys.rotary(head_width, context)?),
             local_rotary: None,
@@ -170,10 +153,7 @@ fn llama(keys: &Keys<'_>, family: Family, model_type: &str) -> Result<Declared> 
 /// Gemma 3's text model. Multimodal configs leave out what equals the default, so all have one.
 fn gemma3(keys: &Keys<'_>, tied: Option<bool>) -> Result<Declared> {
     if keys.flag("use_bidirectional_attention")?.unwrap_or(false) {
-        return Err(unsupported(
-            "`use_bidirectional_attention`".into(),
-            "causal attention",
-        ));
+        return Err(unsupported("`use_bidirectional_attention`".into(), "causal attention"));
     }
     keys.refuse_partial_rotation()?;
     let width = keys.size("hidden_size")?.unwrap_or(2304);
@@ -208,19 +188,14 @@ fn gemma3(keys: &Keys<'_>, tied: Option<bool>) -> Result<Declared> {
             head_width,
             vocabulary: keys.size("vocab_size")?.unwrap_or(262_208),
             context,
-            norm: Norm::Rms {
-                epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            },
+            norm: Norm::Rms { epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32 },
             mlp: Mlp::Gated(match keys.get("hidden_activation") {
                 Some(_) => keys.activation("hidden_activation", "gelu_pytorch_tanh")?,
                 None => Activation::GeluTanh,
             }),
             rotary: Some(global_rotary),
             local_rotary: Some(local_rotary),
-            windows: local
-                .iter()
-                .map(|&local| window.filter(|_| local))
-                .collect(),
+            windows: local.iter().map(|&local| window.filter(|_| local)).collect(),
             attention_scale: inverse_root(scalar),
             residual: ResidualForm::Sequential,
             qk_norm: true,
@@ -230,10 +205,7 @@ fn gemma3(keys: &Keys<'_>, tied: Option<bool>) -> Result<Declared> {
             logit_soft_cap: keys.number("final_logit_softcapping")?.map(|x| x as f32),
             attention_soft_cap: keys.number("attn_logit_softcapping")?.map(|x| x as f32),
         },
-        biases: Biases {
-            mlp: Bias::Never,
-            ..Biases::layers(attention_bias)
-        },
+        biases: Biases { mlp: Bias::Never, ..Biases::layers(attention_bias) },
     })
 }
 
@@ -241,48 +213,28 @@ fn gemma3(keys: &Keys<'_>, tied: Option<bool>) -> Result<Declared> {
 /// (global only) and `rope_local_base_freq`.
 fn gemma3_rotary(keys: &Keys<'_>, head_width: usize, context: usize) -> Result<(Rotary, Rotary)> {
     let nested = keys.object("rope_parameters")?;
-    let by_type = |name: &str| {
-        nested
-            .as_ref()
-            .map(|n| n.object(name))
-            .transpose()
-            .map(Option::flatten)
-    };
+    let by_type = |name: &str| nested.as_ref().map(|n| n.object(name)).transpose().map(Option::flatten);
     let (full, sliding) = (by_type("full_attention")?, by_type("sliding_attention")?);
     if nested.is_some() && full.is_none() && sliding.is_none() {
-        return Err(keys
-            .corrupt("`rope_parameters` has neither `full_attention` nor `sliding_attention`, as Gemma 3 needs".into()));
+        return Err(keys.corrupt(
+            "`rope_parameters` has neither `full_attention` nor `sliding_attention`, as Gemma 3 needs".into(),
+        ));
     }
     // The old key, where given, is laid over the new one.
     let scaling = keys.object("rope_scaling")?.or(full);
     let empty = Map::new();
-    let none = Keys {
-        path: keys.path,
-        object: &empty,
-    };
+    let none = Keys { path: keys.path, object: &empty };
     let base = |theta: &Option<Keys<'_>>, key: &str, default: f64| -> Result<f64> {
-        let inner = theta
-            .as_ref()
-            .map(|t| t.number("rope_theta"))
-            .transpose()?
-            .flatten();
+        let inner = theta.as_ref().map(|t| t.number("rope_theta")).transpose()?.flatten();
         Ok(inner.or(keys.number(key)?).unwrap_or(default))
     };
     let rotary = |inner: &Option<Keys<'_>>, base: f64| -> Result<Rotary> {
         let scaling = inner.as_ref().unwrap_or(&none).rotary_scaling(context)?;
-        Ok(Rotary {
-            width: head_width,
-            pairs: RotaryPairs::Halves,
-            base,
-            scaling,
-        })
+        Ok(Rotary { width: head_width, pairs: RotaryPairs::Halves, base, scaling })
     };
     let global_base = base(&full.or(scaling), "rope_theta", 1_000_000.0)?;
     let local_base = base(&sliding, "rope_local_base_freq", 10_000.0)?;
-    Ok((
-        rotary(&scaling, global_base)?,
-        rotary(&sliding, local_base)?,
-    ))
+    Ok((rotary(&scaling, global_base)?, rotary(&sliding, local_base)?))
 }
 
 fn gpt2(keys: &Keys<'_>) -> Result<Declared> {
@@ -294,11 +246,7 @@ fn gpt2(keys: &Keys<'_>) -> Result<Declared> {
     let scaled = keys.flag("scale_attn_weights")?.unwrap_or(true);
     let mut declared = gpt(keys, Family::Gpt2)?;
     let a = &mut declared.architecture;
-    a.attention_scale = if scaled {
-        inverse_root(a.head_width as f64)
-    } else {
-        1.0
-    };
+    a.attention_scale = if scaled { inverse_root(a.head_width as f64) } else { 1.0 };
     a.tied = keys.flag("tie_word_embeddings")?.unwrap_or(true);
     declared.biases = Biases::layers(Bias::Always);
     Ok(declared)
@@ -321,11 +269,7 @@ fn gptj(keys: &Keys<'_>) -> Result<Declared> {
     });
     a.residual = ResidualForm::ParallelSharedNorm;
     a.tied = keys.flag("tie_word_embeddings")?.unwrap_or(false);
-    declared.biases = Biases {
-        mlp: Bias::Always,
-        head: Bias::Always,
-        ..Biases::layers(Bias::Never)
-    };
+    declared.biases = Biases { mlp: Bias::Always, head: Bias::Always, ..Biases::layers(Bias::Never) };
     Ok(declared)
 }
 
@@ -333,17 +277,11 @@ fn gptj(keys: &Keys<'_>) -> Result<Declared> {
 fn gpt(keys: &Keys<'_>, family: Family) -> Result<Declared> {
     let width = keys.needed_either("n_embd", "hidden_size")?;
     let heads = keys.needed_either("n_head", "num_attention_heads")?;
-    let layers = keys.layers(if keys.get("n_layer").is_some() {
-        "n_layer"
-    } else {
-        "num_hidden_layers"
-    })?;
+    let layers = keys.layers(if keys.get("n_layer").is_some() { "n_layer" } else { "num_hidden_layers" })?;
     let head_width = keys.divided("n_embd", width, "n_head", heads)?;
     let context = match keys.size("n_positions")? {
         Some(n) => Some(n),
-        None => keys
-            .size("n_ctx")?
-            .or(keys.size("max_position_embeddings")?),
+        None => keys.size("n_ctx")?.or(keys.size("max_position_embeddings")?),
     };
     Ok(Declared {
         architecture: Architecture {
@@ -356,9 +294,7 @@ fn gpt(keys: &Keys<'_>, family: Family) -> Result<Declared> {
             head_width,
             vocabulary: keys.needed("vocab_size")?,
             context: context.unwrap_or(if family == Family::Gptj { 2048 } else { 1024 }),
-            norm: Norm::Layer {
-                epsilon: keys.number("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
-            },
+            norm: Norm::Layer { epsilon: keys.number("layer_norm_epsilon")?.unwrap_or(1e-5) as f32 },
             mlp: Mlp::Plain(keys.activation("activation_function", "gelu_new")?),
             rotary: None,
             local_rotary: None,
@@ -383,30 +319,19 @@ fn gpt_neox(keys: &Keys<'_>) -> Result<Declared> {
     let head_width = keys.divided("hidden_size", width, "num_attention_heads", heads)?;
     let context = keys.size("max_position_embeddings")?.unwrap_or(2048);
     let inner = keys.rope_object()?;
-    let nested = |key: &str| {
-        inner
-            .as_ref()
-            .map(|i| i.number(key))
-            .transpose()
-            .map(Option::flatten)
-    };
+    let nested = |key: &str| inner.as_ref().map(|i| i.number(key)).transpose().map(Option::flatten);
     let fraction = match nested("partial_rotary_factor")?.or(keys.number("rotary_pct")?) {
         Some(x) => x,
         None => keys.number("partial_rotary_factor")?.unwrap_or(0.25),
     };
     if !(fraction > 0.0 && fraction <= 1.0) {
-        return Err(keys.corrupt(format!(
-            "`rotary_pct` is {fraction}, expected more than 0 and at most 1"
-        )));
+        return Err(keys.corrupt(format!("`rotary_pct` is {fraction}, expected more than 0 and at most 1")));
     }
     let base = match nested("rope_theta")?.or(keys.number("rotary_emb_base")?) {
         Some(x) => x,
         None => keys.number("rope_theta")?.unwrap_or(10_000.0),
     };
-    let scaling = inner
-        .map(|i| i.rotary_scaling(context))
-        .transpose()?
-        .unwrap_or(RotaryScaling::None);
+    let scaling = inner.map(|i| i.rotary_scaling(context)).transpose()?.unwrap_or(RotaryScaling::None);
     let parallel = keys.flag("use_parallel_residual")?.unwrap_or(true);
     let attention_bias = Bias::declared(keys.flag("attention_bias")?.unwrap_or(true));
     Ok(Declared {
@@ -420,9 +345,7 @@ fn gpt_neox(keys: &Keys<'_>) -> Result<Declared> {
             head_width,
             vocabulary: keys.needed("vocab_size")?,
             context,
-            norm: Norm::Layer {
-                epsilon: keys.number("layer_norm_eps")?.unwrap_or(1e-5) as f32,
-            },
+            norm: Norm::Layer { epsilon: keys.number("layer_norm_eps")?.unwrap_or(1e-5) as f32 },
             mlp: Mlp::Plain(keys.activation("hidden_act", "gelu")?),
             rotary: Some(Rotary {
                 width: (head_width as f64 * fraction) as usize,
@@ -433,11 +356,7 @@ fn gpt_neox(keys: &Keys<'_>) -> Result<Declared> {
             local_rotary: None,
             windows: vec![None; layers],
             attention_scale: inverse_root(head_width as f64),
-            residual: if parallel {
-                ResidualForm::Parallel
-            } else {
-                ResidualForm::Sequential
-            },
+            residual: if parallel { ResidualForm::Parallel } else { ResidualForm::Sequential },
             qk_norm: false,
             sandwich_norm: false,
             tied: keys.flag("tie_word_embeddings")?.unwrap_or(false),
@@ -445,10 +364,7 @@ fn gpt_neox(keys: &Keys<'_>) -> Result<Declared> {
             logit_soft_cap: None,
             attention_soft_cap: None,
         },
-        biases: Biases {
-            mlp: Bias::Always,
-            ..Biases::layers(attention_bias)
-        },
+        biases: Biases { mlp: Bias::Always, ..Biases::layers(attention_bias) },
     })
 }
 

@@ -16,11 +16,7 @@ pub(super) struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     pub(super) fn corrupt(&self, what: String) -> Error {
-        Error::Corrupt {
-            path: self.path.to_owned(),
-            format: "config.json",
-            what,
-        }
+        Error::Corrupt { path: self.path.to_owned(), format: "config.json", what }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
@@ -49,9 +45,7 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, "a whole number", |v| {
-            v.as_u64().and_then(|n| n.try_into().ok())
-        })
+        self.typed(key, "a whole number", |v| v.as_u64().and_then(|n| n.try_into().ok()))
     }
 
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
@@ -68,15 +62,11 @@ impl<'a> Keys<'a> {
 
     pub(super) fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
         let object = self.typed(key, "an object", Value::as_object)?;
-        Ok(object.map(|object| Keys {
-            path: self.path,
-            object,
-        }))
+        Ok(object.map(|object| Keys { path: self.path, object }))
     }
 
     pub(super) fn needed(&self, key: &str) -> Result<usize> {
-        self.size(key)?
-            .ok_or_else(|| self.corrupt(format!("`{key}` is missing")))
+        self.size(key)?.ok_or_else(|| self.corrupt(format!("`{key}` is missing")))
     }
 
     pub(super) fn needed_either(&self, key: &str, alias: &str) -> Result<usize> {
@@ -94,17 +84,9 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn divided(
-        &self,
-        key: &str,
-        value: usize,
-        by_key: &str,
-        by: usize,
-    ) -> Result<usize> {
+    pub(super) fn divided(&self, key: &str, value: usize, by_key: &str, by: usize) -> Result<usize> {
         if by == 0 || !value.is_multiple_of(by) {
-            return Err(self.corrupt(format!(
-                "`{key}` {value} is not a multiple of `{by_key}` {by}"
-            )));
+            return Err(self.corrupt(format!("`{key}` {value} is not a multiple of `{by_key}` {by}")));
         }
         Ok(value / by)
     }
@@ -117,10 +99,7 @@ impl<'a> Keys<'a> {
             "relu" => Activation::Relu,
             other => {
                 let known = "silu, gelu, gelu_new, gelu_pytorch_tanh, relu";
-                return Err(unsupported(
-                    format!("the activation `{other}` (`{key}`)"),
-                    known,
-                ));
+                return Err(unsupported(format!("the activation `{other}` (`{key}`)"), known));
             }
         })
     }
@@ -131,28 +110,19 @@ impl<'a> Keys<'a> {
             return Ok(None);
         };
         if types.len() != layers {
-            return Err(self.corrupt(format!(
-                "`layer_types` has {} entries, expected {layers}",
-                types.len()
-            )));
+            return Err(self.corrupt(format!("`layer_types` has {} entries, expected {layers}", types.len())));
         }
         let local = types.iter().map(|t| match t.as_str() {
             Some("sliding_attention") => Ok(true),
             Some("full_attention") => Ok(false),
-            _ => Err(unsupported(
-                format!("the layer type {t}"),
-                "full_attention, sliding_attention",
-            )),
+            _ => Err(unsupported(format!("the layer type {t}"), "full_attention, sliding_attention")),
         });
         local.collect::<Result<_>>().map(Some)
     }
 
     /// `rope_scaling`, or transformers 5's `rope_parameters`.
     pub(super) fn rope_object(&self) -> Result<Option<Keys<'a>>> {
-        match self
-            .object("rope_scaling")?
-            .filter(|o| !o.object.is_empty())
-        {
+        match self.object("rope_scaling")?.filter(|o| !o.object.is_empty()) {
             Some(old) => Ok(Some(old)),
             None => self.object("rope_parameters"),
         }
@@ -160,52 +130,29 @@ impl<'a> Keys<'a> {
 
     pub(super) fn rotary(&self, width: usize, context: usize) -> Result<Rotary> {
         let inner = self.rope_object()?;
-        let base = inner
-            .as_ref()
-            .map(|i| i.number("rope_theta"))
-            .transpose()?
-            .flatten();
+        let base = inner.as_ref().map(|i| i.number("rope_theta")).transpose()?.flatten();
         let base = base.or(self.number("rope_theta")?).unwrap_or(10_000.0);
-        let scaling = inner
-            .map(|i| i.rotary_scaling(context))
-            .transpose()?
-            .unwrap_or(RotaryScaling::None);
-        Ok(Rotary {
-            width,
-            pairs: RotaryPairs::Halves,
-            base,
-            scaling,
-        })
+        let scaling = inner.map(|i| i.rotary_scaling(context)).transpose()?.unwrap_or(RotaryScaling::None);
+        Ok(Rotary { width, pairs: RotaryPairs::Halves, base, scaling })
     }
 
     /// The scaling that this object, `rope_scaling` or alike, describes.
     pub(super) fn rotary_scaling(&self, context: usize) -> Result<RotaryScaling> {
-        let kind = self
-            .text("rope_type")?
-            .or(self.text("type")?)
-            .unwrap_or("default");
+        let kind = self.text("rope_type")?.or(self.text("type")?).unwrap_or("default");
         let needed = |key: &str| {
-            self.number(key)?
-                .ok_or_else(|| self.corrupt(format!("rotary scaling `{kind}` has no `{key}`")))
+            self.number(key)?.ok_or_else(|| self.corrupt(format!("rotary scaling `{kind}` has no `{key}`")))
         };
         Ok(match kind {
             "default" => RotaryScaling::None,
-            "linear" => RotaryScaling::Linear {
-                factor: needed("factor")?,
-            },
+            "linear" => RotaryScaling::Linear { factor: needed("factor")? },
             "llama3" => RotaryScaling::Llama3 {
                 factor: needed("factor")?,
                 low_frequency_factor: needed("low_freq_factor")?,
                 high_frequency_factor: needed("high_freq_factor")?,
-                original_context: self
-                    .number("original_max_position_embeddings")?
-                    .unwrap_or(context as f64),
+                original_context: self.number("original_max_position_embeddings")?.unwrap_or(context as f64),
             },
             other => {
-                return Err(unsupported(
-                    format!("the rotary scaling `{other}`"),
-                    "default, linear, llama3",
-                ));
+                return Err(unsupported(format!("the rotary scaling `{other}`"), "default, linear, llama3"));
             }
         })
     }
@@ -213,16 +160,11 @@ impl<'a> Keys<'a> {
     /// Families that rotate whole heads in transformers, whatever the config says, are not given
     /// a config that says otherwise.
     pub(super) fn refuse_partial_rotation(&self) -> Result<()> {
-        let inner = self
-            .rope_object()?
-            .map(|i| i.number("partial_rotary_factor"))
-            .transpose()?
-            .flatten();
+        let inner = self.rope_object()?.map(|i| i.number("partial_rotary_factor")).transpose()?.flatten();
         match inner.or(self.number("partial_rotary_factor")?) {
-            Some(x) if x != 1.0 => Err(unsupported(
-                format!("`partial_rotary_factor` {x} for this model type"),
-                "1, or gpt_neox",
-            )),
+            Some(x) if x != 1.0 => {
+                Err(unsupported(format!("`partial_rotary_factor` {x} for this model type"), "1, or gpt_neox"))
+            }
             _ => Ok(()),
         }
     }
@@ -230,8 +172,5 @@ impl<'a> Keys<'a> {
 
 /// A setting that the engine does not compute, and what it does in its place.
 pub(super) fn unsupported(what: String, known: &str) -> Error {
-    Error::Unsupported {
-        what,
-        known: Some(known.to_owned()),
-    }
+    Error::Unsupported { what, known: Some(known.to_owned()) }
 }

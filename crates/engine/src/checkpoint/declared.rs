@@ -42,12 +42,7 @@ pub(super) struct Biases {
 impl Biases {
     /// The same for every group but the head, which has none.
     pub(super) fn layers(bias: Bias) -> Self {
-        Self {
-            inputs: bias,
-            output: bias,
-            mlp: bias,
-            head: Bias::Never,
-        }
+        Self { inputs: bias, output: bias, mlp: bias, head: Bias::Never }
     }
 }
 
@@ -66,9 +61,7 @@ impl Declared {
             | Role::AttentionPostNorm
             | Role::MlpNorm
             | Role::MlpPostNorm
-            | Role::FinalNorm => {
-                Bias::declared(matches!(self.architecture.norm, Norm::Layer { .. }))
-            }
+            | Role::FinalNorm => Bias::declared(matches!(self.architecture.norm, Norm::Layer { .. })),
         }
     }
 }
@@ -76,8 +69,7 @@ impl Declared {
 /// The families, as a checkpoint's `config.json` and GGUF metadata call them.
 pub(super) const KNOWN_MODEL_TYPES: &str =
     "llama, mistral, qwen2, qwen3, gemma3, gemma3_text, gpt2, gptj, gpt_neox";
-pub(super) const KNOWN_GGUF_ARCHITECTURES: &str =
-    "llama, qwen2, qwen3, gemma3, gpt2, gptj, gptneox";
+pub(super) const KNOWN_GGUF_ARCHITECTURES: &str = "llama, qwen2, qwen3, gemma3, gpt2, gptj, gptneox";
 
 /// Largest layer count and largest of every other size: far above any model, and small enough that
 /// no product of three of them overflows and no table of layers is large.
@@ -102,14 +94,8 @@ pub(super) fn check(a: &Architecture) -> Result<(), String> {
             return Err(format!("the {what} is {size}, expected 1 to {most}"));
         }
     }
-    if a.heads
-        .checked_mul(a.head_width)
-        .is_none_or(|n| n > MAX_SIZE)
-    {
-        return Err(format!(
-            "{} heads of width {} are more than {MAX_SIZE}",
-            a.heads, a.head_width
-        ));
+    if a.heads.checked_mul(a.head_width).is_none_or(|n| n > MAX_SIZE) {
+        return Err(format!("{} heads of width {} are more than {MAX_SIZE}", a.heads, a.head_width));
     }
     if !a.heads.is_multiple_of(a.kv_heads) {
         return Err(format!(
@@ -155,12 +141,7 @@ fn check_rotary(r: &Rotary, head_width: usize) -> Result<(), String> {
     match &r.scaling {
         RotaryScaling::None => {}
         RotaryScaling::Linear { factor } => numbers.push(("scaling factor", *factor)),
-        RotaryScaling::Llama3 {
-            factor,
-            low_frequency_factor,
-            high_frequency_factor,
-            original_context,
-        } => {
+        RotaryScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => {
             numbers.push(("scaling factor", *factor));
             numbers.push(("low frequency factor", *low_frequency_factor));
             numbers.push(("high frequency factor", *high_frequency_factor));
@@ -184,9 +165,7 @@ fn check_rotary(r: &Rotary, head_width: usize) -> Result<(), String> {
         }
     }
     match numbers.iter().find(|(_, x)| !x.is_finite() || *x <= 0.0) {
-        Some((what, x)) => Err(format!(
-            "the rotary {what} is {x}, expected a positive number"
-        )),
+        Some((what, x)) => Err(format!("the rotary {what} is {x}, expected a positive number")),
         None => Ok(()),
     }
 }

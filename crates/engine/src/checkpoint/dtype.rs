@@ -101,14 +101,9 @@ impl Dtype {
     /// Decodes whole blocks. `out.len()` must be `bytes.len() / block_bytes · block_len`; blocks
     /// beyond the shorter of the two are left alone.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        debug_assert_eq!(
-            bytes.len() / self.block_bytes() * self.block_len(),
-            out.len()
-        );
+        debug_assert_eq!(bytes.len() / self.block_bytes() * self.block_len(), out.len());
         match self {
-            Self::F32 => blocks(bytes, out, |b: &[u8; 4], o: &mut [f32; 1]| {
-                o[0] = f32::from_le_bytes(*b)
-            }),
+            Self::F32 => blocks(bytes, out, |b: &[u8; 4], o: &mut [f32; 1]| o[0] = f32::from_le_bytes(*b)),
             Self::F16 => blocks(bytes, out, |b: &[u8; 2], o: &mut [f32; 1]| {
                 o[0] = half_to_f32(u16::from_le_bytes(*b));
             }),
@@ -147,38 +142,26 @@ impl Dtype {
         // A few hundred blocks per task: the scan is bound by memory, not by arithmetic.
         const BLOCKS_PER_TASK: usize = 4096;
         let size = self.block_bytes();
-        bytes
-            .par_chunks(size * BLOCKS_PER_TASK)
-            .enumerate()
-            .find_map_first(|(task, chunk)| {
-                chunk
-                    .chunks_exact(size)
-                    .position(|b| scales.iter().any(|&s| half_is_not_finite([b[s], b[s + 1]])))
-                    .map(|i| (task * BLOCKS_PER_TASK + i) * self.block_len())
-            })
+        bytes.par_chunks(size * BLOCKS_PER_TASK).enumerate().find_map_first(|(task, chunk)| {
+            chunk
+                .chunks_exact(size)
+                .position(|b| scales.iter().any(|&s| half_is_not_finite([b[s], b[s + 1]])))
+                .map(|i| (task * BLOCKS_PER_TASK + i) * self.block_len())
+        })
     }
 }
 
-fn first_block<const N: usize>(
-    bytes: &[u8],
-    bad: impl Fn(&[u8; N]) -> bool + Sync,
-) -> Option<usize> {
+fn first_block<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool + Sync) -> Option<usize> {
     const ELEMENTS_PER_TASK: usize = 1 << 16;
     let (elements, _) = bytes.as_chunks::<N>();
-    elements
-        .par_chunks(ELEMENTS_PER_TASK)
-        .enumerate()
-        .find_map_first(|(task, chunk)| {
-            // Counting has no early exit, so it runs at the speed of memory; the search follows only
-            // where there is something to find.
-            if !chunk.iter().fold(false, |any, e| any | bad(e)) {
-                return None;
-            }
-            chunk
-                .iter()
-                .position(&bad)
-                .map(|i| task * ELEMENTS_PER_TASK + i)
-        })
+    elements.par_chunks(ELEMENTS_PER_TASK).enumerate().find_map_first(|(task, chunk)| {
+        // Counting has no early exit, so it runs at the speed of memory; the search follows only
+        // where there is something to find.
+        if !chunk.iter().fold(false, |any, e| any | bad(e)) {
+            return None;
+        }
+        chunk.iter().position(&bad).map(|i| task * ELEMENTS_PER_TASK + i)
+    })
 }
 
 fn half_is_not_finite(bytes: [u8; 2]) -> bool {
@@ -192,11 +175,7 @@ fn half_to_f32(bits: u16) -> f32 {
     let magnitude = (bits & 0x7FFF) << 13;
     // Read as a single, the magnitude is 2^112 too small, subnormals included.
     let scaled = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
-    let special = if magnitude >= 0x0F80_0000 {
-        0x7F80_0000
-    } else {
-        0
-    };
+    let special = if magnitude >= 0x0F80_0000 { 0x7F80_0000 } else { 0 };
     f32::from_bits(scaled | special | ((bits & 0x8000) << 16))
 }
 
@@ -243,11 +222,7 @@ fn q4_1(b: &[u8; 20], o: &mut [f32; 32]) {
 fn five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
     let high = u32::from_le_bytes(high);
     std::array::from_fn(|i| {
-        let nibble = if i < 16 {
-            low[i] & 15
-        } else {
-            low[i - 16] >> 4
-        };
+        let nibble = if i < 16 { low[i] & 15 } else { low[i - 16] >> 4 };
         nibble | (((high >> i) & 1) << 4) as u8
     })
 }
@@ -332,10 +307,7 @@ fn six_bit_pairs(packed: &[u8; 12]) -> [(f32, f32); 8] {
             (packed[i] & 63, packed[i + 4] & 63)
         } else {
             let low = packed[i + 4];
-            (
-                (low & 15) | ((packed[i - 4] >> 6) << 4),
-                (low >> 4) | ((packed[i] >> 6) << 4),
-            )
+            ((low & 15) | ((packed[i - 4] >> 6) << 4), (low >> 4) | ((packed[i] >> 6) << 4))
         };
         (f32::from(scale), f32::from(min))
     })
@@ -433,16 +405,10 @@ mod tests {
         for dtype in Dtype::ALL {
             let raw = file.tensor(&format!("{}.raw", dtype.name())).unwrap();
             let expected = file.tensor(&format!("{}.f32", dtype.name())).unwrap();
-            let mut out =
-                vec![f32::NAN; raw.data().len() / dtype.block_bytes() * dtype.block_len()];
+            let mut out = vec![f32::NAN; raw.data().len() / dtype.block_bytes() * dtype.block_len()];
             dtype.decode(raw.data(), &mut out);
-            let expected: Vec<u32> = expected
-                .data()
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| u32::from_le_bytes(*b))
-                .collect();
+            let expected: Vec<u32> =
+                expected.data().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
             assert_eq!(expected.len(), out.len(), "{}", dtype.name());
             for (i, (e, o)) in expected.iter().zip(&out).enumerate() {
                 assert_eq!(
@@ -464,12 +430,7 @@ mod tests {
             let block = 7_654;
             // All bits set in one block: NaN wherever a scale lies.
             bytes[block * dtype.block_bytes()..][..dtype.block_bytes()].fill(0xFF);
-            assert_eq!(
-                dtype.first_not_finite(&bytes),
-                Some(block * dtype.block_len()),
-                "{}",
-                dtype.name()
-            );
+            assert_eq!(dtype.first_not_finite(&bytes), Some(block * dtype.block_len()), "{}", dtype.name());
         }
     }
 

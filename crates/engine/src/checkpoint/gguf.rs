@@ -90,10 +90,7 @@ impl Gguf {
         let mut r = Reader { bytes, at: 0, path };
         let magic = r.take(4, "the magic")?;
         if magic != b"GGUF" {
-            return Err(r.corrupt(format!(
-                "expected the magic `GGUF`, found `{}`",
-                magic.escape_ascii()
-            )));
+            return Err(r.corrupt(format!("expected the magic `GGUF`, found `{}`", magic.escape_ascii())));
         }
         let version = r.u32("the version")?;
         match version {
@@ -168,10 +165,8 @@ impl Gguf {
                 );
                 return Err(r.corrupt(what));
             }
-            let (start, end) = (
-                t.range.start.checked_add(self.data_offset),
-                t.range.end.checked_add(self.data_offset),
-            );
+            let (start, end) =
+                (t.range.start.checked_add(self.data_offset), t.range.end.checked_add(self.data_offset));
             match (start, end) {
                 (Some(start), Some(end)) if end <= r.bytes.len() => t.range = start..end,
                 _ => {
@@ -186,14 +181,10 @@ impl Gguf {
         }
         let mut order: Vec<&GgufTensor> = self.tensors.iter().collect();
         order.sort_by_key(|t| t.range.start);
-        match order
-            .windows(2)
-            .find(|pair| pair[0].range.end > pair[1].range.start)
-        {
-            Some(pair) => Err(r.corrupt(format!(
-                "tensors `{}` and `{}` overlap",
-                pair[0].name, pair[1].name
-            ))),
+        match order.windows(2).find(|pair| pair[0].range.end > pair[1].range.start) {
+            Some(pair) => {
+                Err(r.corrupt(format!("tensors `{}` and `{}` overlap", pair[0].name, pair[1].name)))
+            }
             None => Ok(()),
         }
     }
@@ -244,9 +235,7 @@ impl Gguf {
 
     /// An integer of any width that fits `u32`.
     pub fn u32(&self, key: &str) -> Result<Option<u32>> {
-        self.typed(key, "an integer below 2^32", |v| {
-            v.as_u64().and_then(|v| v.try_into().ok())
-        })
+        self.typed(key, "an integer below 2^32", |v| v.as_u64().and_then(|v| v.try_into().ok()))
     }
 
     /// A floating-point number of either width, rounded to `f32`.
@@ -300,11 +289,7 @@ impl Gguf {
 
     /// An error that blames this file.
     pub(super) fn corrupt(&self, what: String) -> Error {
-        Error::Corrupt {
-            path: self.path.clone(),
-            format: "GGUF",
-            what,
-        }
+        Error::Corrupt { path: self.path.clone(), format: "GGUF", what }
     }
 
     fn typed<'a, T>(
@@ -318,10 +303,9 @@ impl Gguf {
         };
         match read(value) {
             Some(v) => Ok(Some(v)),
-            None => Err(self.corrupt(format!(
-                "metadata `{key}` is {}, expected {expected}",
-                value.describe()
-            ))),
+            None => {
+                Err(self.corrupt(format!("metadata `{key}` is {}, expected {expected}", value.describe())))
+            }
         }
     }
 }
@@ -366,11 +350,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn corrupt(&self, what: String) -> Error {
-        Error::Corrupt {
-            path: self.path.to_owned(),
-            format: "GGUF",
-            what,
-        }
+        Error::Corrupt { path: self.path.to_owned(), format: "GGUF", what }
     }
 
     fn left(&self) -> usize {
@@ -410,9 +390,8 @@ impl<'a> Reader<'a> {
         let fits = self.left() / least;
         match usize::try_from(n) {
             Ok(n) if n <= fits => Ok(n),
-            _ => Err(self.corrupt(format!(
-                "it declares {n} {what}, but at most {fits} fit the bytes that are left"
-            ))),
+            _ => Err(self
+                .corrupt(format!("it declares {n} {what}, but at most {fits} fit the bytes that are left"))),
         }
     }
 
@@ -439,9 +418,7 @@ impl<'a> Reader<'a> {
                 0 => Value::Bool(false),
                 1 => Value::Bool(true),
                 x => {
-                    return Err(self.corrupt(format!(
-                        "boolean `{key}` has the value {x}, expected 0 or 1"
-                    )));
+                    return Err(self.corrupt(format!("boolean `{key}` has the value {x}, expected 0 or 1")));
                 }
             },
             8 => Value::Str(self.string(&format!("`{key}`"))?),
@@ -455,9 +432,7 @@ impl<'a> Reader<'a> {
 
     fn values(&mut self, key: &str, depth: usize) -> Result<Array> {
         if depth > MAX_NESTING {
-            return Err(self.corrupt(format!(
-                "metadata `{key}` nests arrays deeper than {MAX_NESTING}"
-            )));
+            return Err(self.corrupt(format!("metadata `{key}` nests arrays deeper than {MAX_NESTING}")));
         }
         let kind = self.u32(key)?;
         let what = format!("elements of `{key}`");
@@ -490,18 +465,14 @@ impl<'a> Reader<'a> {
             11 => Array::I64(self.numbers(&what, i64::from_le_bytes)?),
             12 => Array::F64(self.numbers(&what, f64::from_le_bytes)?),
             _ => {
-                return Err(self.corrupt(format!(
-                    "metadata array `{key}` has the unknown element type {kind}"
-                )));
+                return Err(
+                    self.corrupt(format!("metadata array `{key}` has the unknown element type {kind}"))
+                );
             }
         })
     }
 
-    fn numbers<T, const N: usize>(
-        &mut self,
-        what: &str,
-        read: impl Fn([u8; N]) -> T,
-    ) -> Result<Vec<T>> {
+    fn numbers<T, const N: usize>(&mut self, what: &str, read: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
         let n = self.count(what, N)?;
         let bytes = self.take(n * N, what)?;
         Ok(bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect())
@@ -540,17 +511,12 @@ impl<'a> Reader<'a> {
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let end = size.and_then(|n| usize::try_from(offset).ok()?.checked_add(n));
         let (Some(end), Some(_)) = (end, elements) else {
-            return Err(self.corrupt(format!(
-                "tensor `{name}` of shape {shape:?} at offset {offset} overflows"
-            )));
+            return Err(
+                self.corrupt(format!("tensor `{name}` of shape {shape:?} at offset {offset} overflows"))
+            );
         };
         shape.reverse();
-        Ok(GgufTensor {
-            name,
-            dtype,
-            shape,
-            range: offset as usize..end,
-        })
+        Ok(GgufTensor { name, dtype, shape, range: offset as usize..end })
     }
 
     fn dtype(&self, kind: u32, name: &str) -> Result<Dtype> {
@@ -603,9 +569,7 @@ impl<'a> Reader<'a> {
                         what: format!("tensor `{name}`: number format `{format}`"),
                         known: Some(Dtype::ALL.map(Dtype::name).join(", ")),
                     },
-                    None => self.corrupt(format!(
-                        "tensor `{name}` has the unknown number format {kind}"
-                    )),
+                    None => self.corrupt(format!("tensor `{name}` has the unknown number format {kind}")),
                 });
             }
         })

@@ -26,10 +26,7 @@ pub(super) fn declare(gguf: &Gguf, tensors: FromTensors) -> Result<Declared> {
     if let Some(kind) = gguf.str("general.type")?
         && kind != "model"
     {
-        return Err(unsupported(
-            format!("a GGUF file of type `{kind}`"),
-            "model",
-        ));
+        return Err(unsupported(format!("a GGUF file of type `{kind}`"), "model"));
     }
     let name = gguf.str("general.architecture")?.ok_or_else(|| {
         gguf.corrupt("it has no `general.architecture`, so the architecture is unknown".into())
@@ -43,17 +40,11 @@ pub(super) fn declare(gguf: &Gguf, tensors: FromTensors) -> Result<Declared> {
         "gptj" => Family::Gptj,
         "gptneox" => Family::GptNeox,
         other => {
-            return Err(unsupported(
-                format!("the GGUF architecture `{other}`"),
-                KNOWN_GGUF_ARCHITECTURES,
-            ));
+            return Err(unsupported(format!("the GGUF architecture `{other}`"), KNOWN_GGUF_ARCHITECTURES));
         }
     };
     let keys = Keys { gguf, prefix: name };
-    let declared = Declared {
-        architecture: architecture(&keys, family, tensors)?,
-        biases: biases(family),
-    };
+    let declared = Declared { architecture: architecture(&keys, family, tensors)?, biases: biases(family) };
     check(&declared.architecture).map_err(|what| gguf.corrupt(what))?;
     Ok(declared)
 }
@@ -62,15 +53,8 @@ pub(super) fn declare(gguf: &Gguf, tensors: FromTensors) -> Result<Declared> {
 fn biases(family: Family) -> Biases {
     match family {
         Family::Gpt2 | Family::GptNeox => Biases::layers(Bias::Always),
-        Family::Gptj => Biases {
-            mlp: Bias::Always,
-            head: Bias::IfPresent,
-            ..Biases::layers(Bias::Never)
-        },
-        Family::Qwen2 => Biases {
-            inputs: Bias::Always,
-            ..Biases::layers(Bias::IfPresent)
-        },
+        Family::Gptj => Biases { mlp: Bias::Always, head: Bias::IfPresent, ..Biases::layers(Bias::Never) },
+        Family::Qwen2 => Biases { inputs: Bias::Always, ..Biases::layers(Bias::IfPresent) },
         Family::Llama | Family::Qwen3 | Family::Gemma3 => Biases::layers(Bias::IfPresent),
     }
 }
@@ -87,10 +71,9 @@ fn architecture(keys: &Keys<'_>, family: Family, tensors: FromTensors) -> Result
     let layers = match keys.needed("block_count")? {
         n @ 1..=10_000 => n,
         n => {
-            return Err(keys.gguf.corrupt(format!(
-                "`{}.block_count` is {n}, expected 1 to 10000",
-                keys.prefix
-            )));
+            return Err(keys
+                .gguf
+                .corrupt(format!("`{}.block_count` is {n}, expected 1 to 10000", keys.prefix)));
         }
     };
     let head_width = match keys.size("attention.key_length")? {
@@ -113,12 +96,10 @@ fn architecture(keys: &Keys<'_>, family: Family, tensors: FromTensors) -> Result
         ));
     }
     let norm = match family {
-        Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Gemma3 => Norm::Rms {
-            epsilon: keys.needed_number("attention.layer_norm_rms_epsilon")?,
-        },
-        _ => Norm::Layer {
-            epsilon: keys.needed_number("attention.layer_norm_epsilon")?,
-        },
+        Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Gemma3 => {
+            Norm::Rms { epsilon: keys.needed_number("attention.layer_norm_rms_epsilon")? }
+        }
+        _ => Norm::Layer { epsilon: keys.needed_number("attention.layer_norm_epsilon")? },
     };
     let mlp = match family {
         Family::Llama | Family::Qwen2 | Family::Qwen3 => Mlp::Gated(Activation::Silu),
@@ -129,9 +110,7 @@ fn architecture(keys: &Keys<'_>, family: Family, tensors: FromTensors) -> Result
     };
     let residual = match family {
         Family::Gptj => ResidualForm::ParallelSharedNorm,
-        Family::GptNeox if keys.flag("use_parallel_residual")?.unwrap_or(true) => {
-            ResidualForm::Parallel
-        }
+        Family::GptNeox if keys.flag("use_parallel_residual")?.unwrap_or(true) => ResidualForm::Parallel,
         _ => ResidualForm::Sequential,
     };
     let rotary = match family {
@@ -142,9 +121,7 @@ fn architecture(keys: &Keys<'_>, family: Family, tensors: FromTensors) -> Result
         Family::Gemma3 => Some(Rotary {
             width: head_width,
             pairs: RotaryPairs::Halves,
-            base: keys
-                .number("rope.freq_base_swa")?
-                .map_or(10_000.0, f64::from),
+            base: keys.number("rope.freq_base_swa")?.map_or(10_000.0, f64::from),
             scaling: RotaryScaling::None,
         }),
         _ => None,
@@ -172,11 +149,7 @@ fn architecture(keys: &Keys<'_>, family: Family, tensors: FromTensors) -> Result
         qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
         sandwich_norm: family == Family::Gemma3,
         tied: tensors.tied,
-        embedding_scale: if family == Family::Gemma3 {
-            (width as f32).sqrt()
-        } else {
-            1.0
-        },
+        embedding_scale: if family == Family::Gemma3 { (width as f32).sqrt() } else { 1.0 },
         logit_soft_cap: keys.number("final_logit_softcapping")?,
         attention_soft_cap: keys.number("attn_logit_softcapping")?,
     })
@@ -184,13 +157,7 @@ fn architecture(keys: &Keys<'_>, family: Family, tensors: FromTensors) -> Result
 
 /// The usual scale, where the metadata has none: Gemma's `query_pre_attn_scalar` is not converted.
 /// Every Gemma 3 has the head width there but the 27B model (62 layers), which has `width / heads`.
-fn attention_scale(
-    family: Family,
-    layers: usize,
-    width: usize,
-    heads: usize,
-    head_width: usize,
-) -> f32 {
+fn attention_scale(family: Family, layers: usize, width: usize, heads: usize, head_width: usize) -> f32 {
     let scalar = match family {
         Family::Gemma3 if layers == 62 => width as f64 / heads as f64,
         _ => head_width as f64,
@@ -209,29 +176,18 @@ fn windows(keys: &Keys<'_>, family: Family, layers: usize) -> Result<Vec<Option<
     let key = "attention.sliding_window_pattern";
     if let Some(Value::Array(Array::Bool(local))) = keys.get(key) {
         if local.len() != layers {
-            let what = format!(
-                "`{}.{key}` has {} entries, expected {layers}",
-                keys.prefix,
-                local.len()
-            );
+            let what = format!("`{}.{key}` has {} entries, expected {layers}", keys.prefix, local.len());
             return Err(keys.gguf.corrupt(what));
         }
         return Ok(local.iter().map(|&l| l.then_some(window)).collect());
     }
     match keys.size(key)?.unwrap_or(6) {
         0 => Err(keys.gguf.corrupt(format!("`{}.{key}` is 0", keys.prefix))),
-        pattern => Ok((1..=layers)
-            .map(|l| (!l.is_multiple_of(pattern)).then_some(window))
-            .collect()),
+        pattern => Ok((1..=layers).map(|l| (!l.is_multiple_of(pattern)).then_some(window)).collect()),
     }
 }
 
-fn rotary(
-    keys: &Keys<'_>,
-    family: Family,
-    head_width: usize,
-    divisors: Option<Vec<f64>>,
-) -> Result<Rotary> {
+fn rotary(keys: &Keys<'_>, family: Family, head_width: usize, divisors: Option<Vec<f64>>) -> Result<Rotary> {
     let kind = keys.text("rope.scaling.type")?.unwrap_or("linear");
     let factor = match keys.number("rope.scaling.factor")? {
         Some(f) => Some(f),
@@ -242,10 +198,7 @@ fn rotary(
         ("linear", Some(f)) if f == 0.0 || f == 1.0 => RotaryScaling::None,
         ("linear", Some(f)) => RotaryScaling::Linear { factor: f.into() },
         (other, _) => {
-            return Err(unsupported(
-                format!("the rotary scaling `{other}`"),
-                "none, linear",
-            ));
+            return Err(unsupported(format!("the rotary scaling `{other}`"), "none, linear"));
         }
     };
     let scaling = match (divisors, linear) {
@@ -258,21 +211,14 @@ fn rotary(
     Ok(Rotary {
         width: keys.size("rope.dimension_count")?.unwrap_or(head_width),
         // Llama's rows are put back into halves on loading.
-        pairs: if family == Family::Gptj {
-            RotaryPairs::Neighbours
-        } else {
-            RotaryPairs::Halves
-        },
+        pairs: if family == Family::Gptj { RotaryPairs::Neighbours } else { RotaryPairs::Halves },
         base: keys.number("rope.freq_base")?.map_or(10_000.0, f64::from),
         scaling,
     })
 }
 
 fn unsupported(what: String, known: &str) -> Error {
-    Error::Unsupported {
-        what,
-        known: Some(known.to_owned()),
-    }
+    Error::Unsupported { what, known: Some(known.to_owned()) }
 }
 
 /// Metadata under the architecture's prefix.
@@ -296,25 +242,16 @@ impl<'a> Keys<'a> {
         if let Some(Value::Array(_)) = self.gguf.get(&full) {
             let sizes = self.gguf.i32s(&full)?.unwrap_or_default();
             let Some(&first) = sizes.first() else {
-                return Err(self
-                    .gguf
-                    .corrupt(format!("metadata `{full}` is an empty array")));
+                return Err(self.gguf.corrupt(format!("metadata `{full}` is an empty array")));
             };
             if sizes.iter().any(|&s| s != first) {
-                return Err(unsupported(
-                    format!("`{full}` that differs from layer to layer"),
-                    "one value",
-                ));
+                return Err(unsupported(format!("`{full}` that differs from layer to layer"), "one value"));
             }
-            return usize::try_from(first).map(Some).map_err(|_| {
-                self.gguf
-                    .corrupt(format!("metadata `{full}` is {first}, expected a size"))
-            });
+            return usize::try_from(first)
+                .map(Some)
+                .map_err(|_| self.gguf.corrupt(format!("metadata `{full}` is {first}, expected a size")));
         }
-        Ok(self
-            .gguf
-            .u64(&full)?
-            .map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
+        Ok(self.gguf.u64(&full)?.map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
     }
 
     fn needed(&self, key: &str) -> Result<usize> {
@@ -338,7 +275,6 @@ impl<'a> Keys<'a> {
     }
 
     fn missing(&self, key: &str) -> Error {
-        self.gguf
-            .corrupt(format!("metadata `{}` is missing", self.full(key)))
+        self.gguf.corrupt(format!("metadata `{}` is missing", self.full(key)))
     }
 }

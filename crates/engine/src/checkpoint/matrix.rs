@@ -35,8 +35,7 @@ impl Matrix<'_> {
     /// Where the rows asked for lie beyond the matrix.
     pub fn decode_rows(&self, first: usize, out: &mut [f32]) {
         let (row, n) = (self.row_bytes(), out.len() / self.inn);
-        self.dtype
-            .decode(&self.bytes[first * row..(first + n) * row], out);
+        self.dtype.decode(&self.bytes[first * row..(first + n) * row], out);
     }
 
     /// The whole matrix in `f32`, `[out, in]`, decoded in parallel.
@@ -58,10 +57,7 @@ impl Matrix<'_> {
     /// [`Error::NotFinite`] with the first element, or the first element of its block.
     pub fn check_finite(&self, name: &str) -> Result<()> {
         match self.dtype.first_not_finite(&self.bytes) {
-            Some(index) => Err(Error::NotFinite {
-                name: name.to_owned(),
-                index,
-            }),
+            Some(index) => Err(Error::NotFinite { name: name.to_owned(), index }),
             None => Ok(()),
         }
     }
@@ -73,10 +69,7 @@ impl Matrix<'_> {
 /// [`Error::NotFinite`] with the index of the first that is not.
 pub fn check_finite(name: &str, values: &[f32]) -> Result<()> {
     match values.iter().position(|v| !v.is_finite()) {
-        Some(index) => Err(Error::NotFinite {
-            name: name.to_owned(),
-            index,
-        }),
+        Some(index) => Err(Error::NotFinite { name: name.to_owned(), index }),
         None => Ok(()),
     }
 }
@@ -157,16 +150,14 @@ impl Packing {
         let stride = self.stored_rows();
         let (from, _) = bytes.as_chunks::<SIZE>();
         let mut out = vec![0u8; self.out * inn * SIZE];
-        out.par_chunks_mut(BAND * inn * SIZE)
-            .enumerate()
-            .for_each(|(band, chunk)| {
-                let (to, _) = chunk.as_chunks_mut::<SIZE>();
-                for column in 0..inn {
-                    for (i, row) in to.chunks_exact_mut(inn).enumerate() {
-                        row[column] = from[column * stride + self.stored_row(band * BAND + i)];
-                    }
+        out.par_chunks_mut(BAND * inn * SIZE).enumerate().for_each(|(band, chunk)| {
+            let (to, _) = chunk.as_chunks_mut::<SIZE>();
+            for column in 0..inn {
+                for (i, row) in to.chunks_exact_mut(inn).enumerate() {
+                    row[column] = from[column * stride + self.stored_row(band * BAND + i)];
                 }
-            });
+            }
+        });
         out
     }
 }
@@ -177,12 +168,7 @@ mod tests {
     use super::*;
 
     fn packing(rows: Rows, out: usize) -> Packing {
-        Packing {
-            rows,
-            out,
-            head_width: 4,
-            rotary_width: 4,
-        }
+        Packing { rows, out, head_width: 4, rotary_width: 4 }
     }
 
     #[test]
@@ -192,51 +178,30 @@ mod tests {
         let out = packing(Rows::Neighbours, 8).gather(&stored, 1);
         assert_eq!(&out[..], [10, 11, 12, 13, 20, 21, 22, 23]);
         // Only the rotated part of a head is permuted.
-        let partial = Packing {
-            rotary_width: 2,
-            head_width: 5,
-            ..packing(Rows::Neighbours, 5)
-        };
+        let partial = Packing { rotary_width: 2, head_width: 5, ..packing(Rows::Neighbours, 5) };
         assert_eq!(&partial.gather(&[0, 1, 2, 3, 4], 1)[..], [0, 1, 2, 3, 4]);
     }
 
     #[test]
     fn a_third_of_each_head_is_gathered() {
         let stored: Vec<u8> = (0..24).collect();
-        assert_eq!(
-            &packing(Rows::ThirdOfHead(1), 8).gather(&stored, 1)[..],
-            [4, 5, 6, 7, 16, 17, 18, 19]
-        );
-        assert!(matches!(
-            packing(Rows::Third(2), 8).gather(&stored, 1),
-            Cow::Borrowed([16, .., 23])
-        ));
+        assert_eq!(&packing(Rows::ThirdOfHead(1), 8).gather(&stored, 1)[..], [4, 5, 6, 7, 16, 17, 18, 19]);
+        assert!(matches!(packing(Rows::Third(2), 8).gather(&stored, 1), Cow::Borrowed([16, .., 23])));
     }
 
     #[test]
     fn a_transposed_third_is_cut_out_of_the_columns() {
         // Stored [in 3, out 3·2], value = 10 · in + out.
-        let stored: Vec<u8> = (0..3u16)
-            .flat_map(|i| (0..6u16).flat_map(move |o| (10 * i + o).to_le_bytes()))
-            .collect();
+        let stored: Vec<u8> =
+            (0..3u16).flat_map(|i| (0..6u16).flat_map(move |o| (10 * i + o).to_le_bytes())).collect();
         let out = packing(Rows::Third(1), 2).transpose(&stored, 3, 2);
-        let out: Vec<u16> = out
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|b| u16::from_le_bytes(*b))
-            .collect();
+        let out: Vec<u16> = out.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
         assert_eq!(out, [2, 12, 22, 3, 13, 23]);
     }
 
     #[test]
     fn values_that_are_not_finite_are_named() {
-        let error = check_finite("x.weight", &[1.0, f32::NAN])
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "tensor `x.weight` holds a value that is not finite, at element 1"
-        );
+        let error = check_finite("x.weight", &[1.0, f32::NAN]).unwrap_err().to_string();
+        assert_eq!(error, "tensor `x.weight` holds a value that is not finite, at element 1");
     }
 }

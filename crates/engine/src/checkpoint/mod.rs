@@ -5,6 +5,7 @@
 //! the declared architecture and never by a shape or a file's name. Nothing is decoded here but
 //! vectors.
 
+mod codes;
 mod config;
 mod config_keys;
 mod declared;
@@ -62,10 +63,7 @@ impl Checkpoint {
         let opened = open::open(path)?;
         let family = opened.declared.architecture.family;
         let naming = names::naming(family, opened.container);
-        let head = naming
-            .heads
-            .iter()
-            .find(|h| opened.store.contains(&format!("{h}.weight")));
+        let head = naming.heads.iter().find(|h| opened.store.contains(&format!("{h}.weight")));
         let mut checkpoint = Self {
             path: path.to_owned(),
             container: opened.container,
@@ -106,10 +104,7 @@ impl Checkpoint {
 
     /// The files that hold weights, and their lengths in bytes.
     pub fn files(&self) -> impl Iterator<Item = (&Path, usize)> {
-        self.store
-            .files
-            .iter()
-            .map(|f| (f.path.as_path(), f.bytes().len()))
+        self.store.files.iter().map(|f| (f.path.as_path(), f.bytes().len()))
     }
 
     /// Names of all stored tensors, in file order.
@@ -156,21 +151,11 @@ impl Checkpoint {
         let view = self.store.view(&self.name(spec, Part::Weight, layer))?;
         let packing = self.packing(spec, out);
         let bytes = if spec.transposed {
-            packing
-                .transpose(view.bytes, inn, view.dtype.block_bytes())
-                .into()
+            packing.transpose(view.bytes, inn, view.dtype.block_bytes()).into()
         } else {
-            packing.gather(
-                view.bytes,
-                inn / view.dtype.block_len() * view.dtype.block_bytes(),
-            )
+            packing.gather(view.bytes, inn / view.dtype.block_len() * view.dtype.block_bytes())
         };
-        Ok(Some(Matrix {
-            out,
-            inn,
-            dtype: view.dtype,
-            bytes,
-        }))
+        Ok(Some(Matrix { out, inn, dtype: view.dtype, bytes }))
     }
 
     /// A vector (norm scale or any bias) in canonical form: Gemma's `1 + w` already added.
@@ -195,14 +180,8 @@ impl Checkpoint {
         let packing = self.packing(spec, out);
         let mut stored = vec![0.0; packing.stored_rows()];
         view.dtype.decode(view.bytes, &mut stored);
-        let offset = if part == Part::Weight {
-            self.naming.norm_offset
-        } else {
-            0.0
-        };
-        let values: Vec<f32> = (0..out)
-            .map(|row| stored[packing.stored_row(row)] + offset)
-            .collect();
+        let offset = if part == Part::Weight { self.naming.norm_offset } else { 0.0 };
+        let values: Vec<f32> = (0..out).map(|row| stored[packing.stored_row(row)] + offset).collect();
         check_finite(&name, &values)?;
         Ok(Some(values))
     }
@@ -219,10 +198,7 @@ impl Checkpoint {
                 Err(error) => return Some(error),
             };
             let index = view.dtype.first_not_finite(view.bytes)?;
-            Some(Error::NotFinite {
-                name: name.clone(),
-                index,
-            })
+            Some(Error::NotFinite { name: name.clone(), index })
         });
         bad.map_or(Ok(()), Err)
     }
@@ -235,12 +211,7 @@ impl Checkpoint {
             .store
             .files
             .iter()
-            .map(|f| {
-                (
-                    f.path.file_name().unwrap_or_default().to_string_lossy(),
-                    f.bytes(),
-                )
-            })
+            .map(|f| (f.path.file_name().unwrap_or_default().to_string_lossy(), f.bytes()))
             .collect();
         files.sort();
         let named = files.len() > 1;
@@ -248,22 +219,15 @@ impl Checkpoint {
         hasher.update(b"mutandis weights 1");
         for (name, bytes) in files {
             let name = if named { name.as_bytes() } else { b"" };
-            hasher
-                .update(&(name.len() as u64).to_le_bytes())
-                .update(name);
-            hasher
-                .update(&(bytes.len() as u64).to_le_bytes())
-                .update_rayon(bytes);
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+            hasher.update(&(bytes.len() as u64).to_le_bytes()).update_rayon(bytes);
         }
         hasher.finalize().to_hex().to_string()
     }
 
     /// What the tensors decide beyond the declaration.
     fn settle(&mut self) -> Result<()> {
-        let embedding = self
-            .spec(Role::Embedding)
-            .map(|s| self.name(s, Part::Weight, 0))
-            .unwrap_or_default();
+        let embedding = self.spec(Role::Embedding).map(|s| self.name(s, Part::Weight, 0)).unwrap_or_default();
         let stored_head = format!("{}.weight", self.head);
         let tied = match self.store.slot(&stored_head) {
             Some(_) if self.declared.architecture.tied => {
@@ -302,21 +266,14 @@ impl Checkpoint {
                 Some(inn) => vec![rows, inn],
                 None => vec![rows],
             };
-            let layers = if names::is_in_layer(spec.role) {
-                a.layers
-            } else {
-                1
-            };
+            let layers = if names::is_in_layer(spec.role) { a.layers } else { 1 };
             for layer in 0..layers {
                 let name = self.name(spec, Part::Weight, layer);
                 if spec.role != Role::Head || !a.tied {
                     let view = self.expect(&name, &expected)?;
                     if spec.transposed && view.dtype.block_len() > 1 {
                         return Err(Error::Unsupported {
-                            what: format!(
-                                "tensor `{name}`: a transposed matrix in {}",
-                                view.dtype.name()
-                            ),
+                            what: format!("tensor `{name}`: a transposed matrix in {}", view.dtype.name()),
                             known: Some("F32, F16, BF16".into()),
                         });
                     }
@@ -358,10 +315,7 @@ impl Checkpoint {
             if used.contains(slot.name.as_str()) {
                 continue;
             }
-            let digits = slot
-                .name
-                .strip_prefix(&stem)
-                .and_then(|rest| rest.split('.').next());
+            let digits = slot.name.strip_prefix(&stem).and_then(|rest| rest.split('.').next());
             if let Some(layer) = digits.and_then(|d| d.parse::<usize>().ok())
                 && layer >= layers
             {
@@ -392,11 +346,7 @@ impl Checkpoint {
 
     /// The role whose weight stands for this one's.
     fn resolve(&self, role: Role) -> Role {
-        if role == Role::Head && self.architecture().tied {
-            Role::Embedding
-        } else {
-            role
-        }
+        if role == Role::Head && self.architecture().tied { Role::Embedding } else { role }
     }
 
     fn has_bias(&self, role: Role, name: &str) -> bool {
@@ -425,12 +375,7 @@ impl Checkpoint {
     fn packing(&self, spec: &Spec, out: usize) -> Packing {
         let a = self.architecture();
         let rotary_width = a.rotary.as_ref().map_or(a.head_width, |r| r.width);
-        Packing {
-            rows: spec.rows,
-            out,
-            head_width: a.head_width,
-            rotary_width,
-        }
+        Packing { rows: spec.rows, out, head_width: a.head_width, rotary_width }
     }
 
     fn check_layer(&self, role: Role, layer: usize) -> Result<()> {
@@ -447,16 +392,9 @@ impl Checkpoint {
 
 /// The prefix under which the embedding is found.
 fn prefix(naming: &'static Naming, store: &Store) -> Result<&'static str> {
-    let embedding = naming
-        .specs
-        .iter()
-        .find(|s| s.role == Role::Embedding)
-        .map_or("", |s| s.name);
-    let found = naming
-        .prefixes
-        .iter()
-        .find(|p| store.contains(&format!("{p}{embedding}.weight")));
-    found.copied().ok_or_else(|| Error::MissingTensor {
-        name: format!("{}{embedding}.weight", naming.prefixes[0]),
-    })
+    let embedding = naming.specs.iter().find(|s| s.role == Role::Embedding).map_or("", |s| s.name);
+    let found = naming.prefixes.iter().find(|p| store.contains(&format!("{p}{embedding}.weight")));
+    found
+        .copied()
+        .ok_or_else(|| Error::MissingTensor { name: format!("{}{embedding}.weight", naming.prefixes[0]) })
 }

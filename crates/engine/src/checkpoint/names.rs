@@ -84,21 +84,14 @@ pub(super) fn is_ignorable(name: &str) -> bool {
         ".attn_rot_embd.weight",
         "rope_freqs.weight",
     ];
-    const BEGINNINGS: [&str; 4] = [
-        "vision_tower.",
-        "multi_modal_projector.",
-        "model.vision_tower.",
-        "model.multi_modal_projector.",
-    ];
+    const BEGINNINGS: [&str; 4] =
+        ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
     ENDINGS.iter().any(|e| name.ends_with(e)) || BEGINNINGS.iter().any(|b| name.starts_with(b))
 }
 
 /// Whether a role has one weight per layer.
 pub(super) fn is_in_layer(role: Role) -> bool {
-    !matches!(
-        role,
-        Role::Embedding | Role::Positions | Role::FinalNorm | Role::Head
-    )
+    !matches!(role, Role::Embedding | Role::Positions | Role::FinalNorm | Role::Head)
 }
 
 /// The shape of a role's weight: rows, and columns where it is a matrix.
@@ -121,30 +114,15 @@ pub(super) fn shape(a: &Architecture, role: Role) -> (usize, Option<usize>) {
 }
 
 const fn all(role: Role, name: &'static str) -> Spec {
-    Spec {
-        role,
-        name,
-        rows: Rows::All,
-        transposed: false,
-    }
+    Spec { role, name, rows: Rows::All, transposed: false }
 }
 
 const fn rows(role: Role, name: &'static str, rows: Rows) -> Spec {
-    Spec {
-        role,
-        name,
-        rows,
-        transposed: false,
-    }
+    Spec { role, name, rows, transposed: false }
 }
 
 const fn conv1d(role: Role, name: &'static str, rows: Rows) -> Spec {
-    Spec {
-        role,
-        name,
-        rows,
-        transposed: true,
-    }
+    Spec { role, name, rows, transposed: true }
 }
 
 // Hugging Face: Llama, Mistral, Qwen 2.
@@ -193,12 +171,7 @@ static QWEN3: Naming = Naming {
 };
 
 static GEMMA3: Naming = Naming {
-    prefixes: &[
-        "model.",
-        "",
-        "language_model.model.",
-        "model.language_model.",
-    ],
+    prefixes: &["model.", "", "language_model.model.", "model.language_model."],
     layer: "layers.",
     heads: &["lm_head", "language_model.lm_head"],
     norm_offset: 1.0,
@@ -270,17 +243,9 @@ static GPT_NEOX: Naming = Naming {
     specs: &[
         all(Role::Embedding, "embed_in"),
         all(Role::AttentionNorm, "input_layernorm"),
-        rows(
-            Role::Query,
-            "attention.query_key_value",
-            Rows::ThirdOfHead(0),
-        ),
+        rows(Role::Query, "attention.query_key_value", Rows::ThirdOfHead(0)),
         rows(Role::Key, "attention.query_key_value", Rows::ThirdOfHead(1)),
-        rows(
-            Role::Value,
-            "attention.query_key_value",
-            Rows::ThirdOfHead(2),
-        ),
+        rows(Role::Value, "attention.query_key_value", Rows::ThirdOfHead(2)),
         all(Role::AttentionOut, "attention.dense"),
         all(Role::MlpNorm, "post_attention_layernorm"),
         all(Role::MlpUp, "mlp.dense_h_to_4h"),

@@ -26,11 +26,7 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     if metadata.is_dir() {
         return open_directory(path);
     }
-    if has_magic(path)?
-        || path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-    {
+    if has_magic(path)? || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         return open_gguf(path);
     }
     let directory = directory_of(path);
@@ -41,10 +37,7 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
         return open_safetensors(safetensors::open_file(path)?, &directory);
     }
     Err(Error::input_hint(
-        format!(
-            "`{}` is neither a GGUF nor a safetensors file",
-            path.display()
-        ),
+        format!("`{}` is neither a GGUF nor a safetensors file", path.display()),
         "give a `.gguf` or `.safetensors` file, or a directory with `config.json` and `model.safetensors`",
     ))
 }
@@ -52,9 +45,7 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
 fn has_magic(path: &Path) -> Result<bool> {
     let mut start = Vec::new();
     let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-    file.take(4)
-        .read_to_end(&mut start)
-        .map_err(Error::io("read", path))?;
+    file.take(4).read_to_end(&mut start).map_err(Error::io("read", path))?;
     Ok(start == b"GGUF")
 }
 
@@ -80,16 +71,10 @@ fn open_directory(path: &Path) -> Result<Opened> {
         }),
         [] => Err(Error::input_hint(
             format!("`{}` holds no `{}`", path.display(), safetensors::SINGLE),
-            format!(
-                "it needs `config.json` and `{}` or `{}`",
-                safetensors::SINGLE,
-                safetensors::INDEX
-            ),
+            format!("it needs `config.json` and `{}` or `{}`", safetensors::SINGLE, safetensors::INDEX),
         )),
         [file] => open_gguf(file),
-        [first, ..] if piece_of(first).is_some_and(|(_, count)| count == ggufs.len()) => {
-            open_gguf(first)
-        }
+        [first, ..] if piece_of(first).is_some_and(|(_, count)| count == ggufs.len()) => open_gguf(first),
         _ => Err(Error::input_hint(
             format!("`{}` holds {} GGUF files", path.display(), ggufs.len()),
             "name the one that is meant",
@@ -110,12 +95,7 @@ fn open_safetensors(store: Store, directory: &Path) -> Result<Opened> {
         Err(e) => return Err(Error::io("read", path)(e)),
     };
     let declared = config::declare(&text, &path)?;
-    Ok(Opened {
-        container: Container::Safetensors,
-        store,
-        gguf: None,
-        declared,
-    })
+    Ok(Opened { container: Container::Safetensors, store, gguf: None, declared })
 }
 
 fn open_gguf(path: &Path) -> Result<Opened> {
@@ -143,10 +123,9 @@ fn open_gguf(path: &Path) -> Result<Opened> {
     if let Some(total) = gguf.u64("split.tensors.count")?
         && total != slots.len() as u64
     {
-        return Err(gguf.corrupt(format!(
-            "it declares {total} tensors over all its pieces, found {}",
-            slots.len()
-        )));
+        return Err(
+            gguf.corrupt(format!("it declares {total} tensors over all its pieces, found {}", slots.len()))
+        );
     }
     let store = Store::new(files, slots, "GGUF")?;
     let embedding = store.view("token_embd.weight");
@@ -158,12 +137,7 @@ fn open_gguf(path: &Path) -> Result<Opened> {
     };
     let declared = gguf_config::declare(&gguf, tensors)?;
     embedding?;
-    Ok(Opened {
-        container: Container::Gguf,
-        store,
-        gguf: Some(gguf),
-        declared,
-    })
+    Ok(Opened { container: Container::Gguf, store, gguf: Some(gguf), declared })
 }
 
 /// The divisors of the rotary frequencies, which llama.cpp's converter writes as a tensor.
@@ -199,10 +173,7 @@ fn pieces(path: &Path, gguf: &Gguf, count: usize) -> Result<Vec<(Mapped, Gguf)>>
         let piece = directory_of(path).join(format!("{stem}-{number:05}-of-{count:05}.gguf"));
         if !piece.exists() {
             return Err(Error::input_hint(
-                format!(
-                    "`{}`, piece {number} of {count}, is missing",
-                    piece.display()
-                ),
+                format!("`{}`, piece {number} of {count}, is missing", piece.display()),
                 "put all pieces of the split GGUF into one directory",
             ));
         }

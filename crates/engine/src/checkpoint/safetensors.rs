@@ -32,11 +32,7 @@ pub(super) fn open_file(path: &Path) -> Result<Store> {
 }
 
 fn open_shards(directory: &Path, index: &Path) -> Result<Store> {
-    let corrupt = |what: String| Error::Corrupt {
-        path: index.to_owned(),
-        format: "safetensors index",
-        what,
-    };
+    let corrupt = |what: String| Error::Corrupt { path: index.to_owned(), format: "safetensors index", what };
     let text = std::fs::read(index).map_err(Error::io("read", index))?;
     let json: Value = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
     let map = json
@@ -46,9 +42,7 @@ fn open_shards(directory: &Path, index: &Path) -> Result<Store> {
     let mut names = BTreeSet::new();
     for (tensor, shard) in map {
         let shard = shard.as_str().ok_or_else(|| {
-            corrupt(format!(
-                "`weight_map` of tensor `{tensor}` is {shard}, expected a file name"
-            ))
+            corrupt(format!("`weight_map` of tensor `{tensor}` is {shard}, expected a file name"))
         })?;
         if !is_plain_file_name(shard) {
             return Err(corrupt(format!(
@@ -62,10 +56,7 @@ fn open_shards(directory: &Path, index: &Path) -> Result<Store> {
     for &name in &names {
         let path = directory.join(name);
         if !path.exists() {
-            return Err(corrupt(format!(
-                "shard `{name}` is missing from `{}`",
-                directory.display()
-            )));
+            return Err(corrupt(format!("shard `{name}` is missing from `{}`", directory.display())));
         }
         let file = Mapped::open(&path)?;
         slots.extend(parse(file.bytes(), &path, files.len())?);
@@ -73,9 +64,7 @@ fn open_shards(directory: &Path, index: &Path) -> Result<Store> {
     }
     let store = Store::new(files, slots, FORMAT)?;
     match map.iter().find(|(tensor, _)| !store.contains(tensor)) {
-        Some((tensor, shard)) => Err(corrupt(format!(
-            "tensor `{tensor}` is missing from its shard {shard}"
-        ))),
+        Some((tensor, shard)) => Err(corrupt(format!("tensor `{tensor}` is missing from its shard {shard}"))),
         None => Ok(store),
     }
 }
@@ -83,10 +72,7 @@ fn open_shards(directory: &Path, index: &Path) -> Result<Store> {
 /// Whether a shard's name stays inside the directory: one component, no separator of any system.
 fn is_plain_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
-    let plain = matches!(
-        (components.next(), components.next()),
-        (Some(Component::Normal(_)), None)
-    );
+    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
     plain && !name.contains(['/', '\\', ':', '\0'])
 }
 
@@ -98,29 +84,16 @@ fn is_plain_file_name(name: &str) -> bool {
 /// # Errors
 /// [`Error::Corrupt`] for anything that breaks the format: sizes, overlaps, gaps, bad JSON.
 pub(super) fn parse(bytes: &[u8], path: &Path, file: usize) -> Result<Vec<Slot>> {
-    let corrupt = |what: String| Error::Corrupt {
-        path: path.to_owned(),
-        format: FORMAT,
-        what,
-    };
+    let corrupt = |what: String| Error::Corrupt { path: path.to_owned(), format: FORMAT, what };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(corrupt(format!(
-            "the file has {} bytes, fewer than its own length field",
-            bytes.len()
-        )));
+        return Err(corrupt(format!("the file has {} bytes, fewer than its own length field", bytes.len())));
     };
     let declared = u64::from_le_bytes(*length);
-    let header = usize::try_from(declared)
-        .ok()
-        .and_then(|n| rest.get(..n))
-        .ok_or_else(|| {
-            corrupt(format!(
-                "the header is said to take {declared} bytes, but the file has {}",
-                bytes.len()
-            ))
-        })?;
-    let entries: Map<String, Value> = serde_json::from_slice(header)
-        .map_err(|e| corrupt(format!("the header is not valid JSON: {e}")))?;
+    let header = usize::try_from(declared).ok().and_then(|n| rest.get(..n)).ok_or_else(|| {
+        corrupt(format!("the header is said to take {declared} bytes, but the file has {}", bytes.len()))
+    })?;
+    let entries: Map<String, Value> =
+        serde_json::from_slice(header).map_err(|e| corrupt(format!("the header is not valid JSON: {e}")))?;
     let data = &rest[header.len()..];
     let mut slots = Vec::new();
     for (name, entry) in entries {
@@ -136,15 +109,9 @@ pub(super) fn parse(bytes: &[u8], path: &Path, file: usize) -> Result<Vec<Slot>>
                 data.len()
             )));
         }
-        let elements = entry
-            .shape
-            .iter()
-            .try_fold(1usize, |n, &d| n.checked_mul(d))
-            .ok_or_else(|| {
-                corrupt(format!(
-                    "the shape {:?} of tensor `{name}` overflows",
-                    entry.shape
-                ))
+        let elements =
+            entry.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or_else(|| {
+                corrupt(format!("the shape {:?} of tensor `{name}` overflows", entry.shape))
             })?;
         let stored = match entry.dtype.as_str() {
             "F32" => Stored::Known(Dtype::F32),
@@ -163,13 +130,7 @@ pub(super) fn parse(bytes: &[u8], path: &Path, file: usize) -> Result<Vec<Slot>>
             )));
         }
         let base = bytes.len() - data.len();
-        slots.push(Slot {
-            name,
-            stored,
-            shape: entry.shape,
-            file,
-            range: base + start..base + end,
-        });
+        slots.push(Slot { name, stored, shape: entry.shape, file, range: base + start..base + end });
     }
     slots.sort_by_key(|s| (s.range.start, s.range.end));
     let mut at = bytes.len() - data.len();
@@ -185,10 +146,7 @@ pub(super) fn parse(bytes: &[u8], path: &Path, file: usize) -> Result<Vec<Slot>>
         at = slot.range.end;
     }
     if at != bytes.len() {
-        return Err(corrupt(format!(
-            "the tensors end at byte {at}, the file at {}",
-            bytes.len()
-        )));
+        return Err(corrupt(format!("the tensors end at byte {at}, the file at {}", bytes.len())));
     }
     Ok(slots)
 }

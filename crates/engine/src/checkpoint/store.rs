@@ -60,10 +60,7 @@ impl Mapped {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read", path))?;
         if !length.is_file() {
-            return Err(Error::input(format!(
-                "`{}` is not a regular file",
-                path.display()
-            )));
+            return Err(Error::input(format!("`{}` is not a regular file", path.display())));
         }
         let map = if length.len() == 0 {
             None
@@ -73,10 +70,7 @@ impl Mapped {
             // with a signal, but cannot make us write anywhere.
             Some(unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?)
         };
-        Ok(Self {
-            path: path.to_owned(),
-            map,
-        })
+        Ok(Self { path: path.to_owned(), map })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -108,11 +102,7 @@ impl Store {
                 });
             }
         }
-        Ok(Self {
-            files,
-            slots,
-            index,
-        })
+        Ok(Self { files, slots, index })
     }
 
     pub(super) fn slot(&self, name: &str) -> Option<&Slot> {
@@ -128,9 +118,7 @@ impl Store {
     /// # Errors
     /// [`Error::MissingTensor`], or [`Error::Unsupported`] where its number format cannot be read.
     pub(super) fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        let slot = self.slot(name).ok_or_else(|| Error::MissingTensor {
-            name: name.to_owned(),
-        })?;
+        let slot = self.slot(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
         match &slot.stored {
             Stored::Known(dtype) => Ok(TensorView {
                 name: &slot.name,
@@ -142,7 +130,9 @@ impl Store {
             }),
             Stored::Other(format) => Err(Error::Unsupported {
                 what: format!("tensor `{name}`: number format `{format}`"),
-                known: Some("F32, F16, BF16 in safetensors; the same and Q4_0 to Q8_0, Q2_K to Q6_K in GGUF".into()),
+                known: Some(
+                    "F32, F16, BF16 in safetensors; the same and Q4_0 to Q8_0, Q2_K to Q6_K in GGUF".into(),
+                ),
             }),
         }
     }

@@ -169,8 +169,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, assert_gradient, random};
 
-    const ALL: [Activation; 4] =
-        [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
+    const ALL: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
 
     #[test]
     fn exponential_is_accurate_and_saturates() {
@@ -203,7 +202,8 @@ mod tests {
             (match act {
                 Activation::Silu => x / (1.0 + (-x).exp()),
                 Activation::GeluTanh => {
-                    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+                    0.5 * x
+                        * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
                 }
                 Activation::Gelu => 0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt())),
                 Activation::Relu => x.max(0.0),
@@ -223,15 +223,24 @@ mod tests {
         for act in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
             for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
                 let (gate, up) = (random(1, 40), random(2, 40));
-                assert_gradient(&gate, 40, |g| forward(isa, act, g, Some(&up), 20), |g, dk| {
-                    backward(isa, act, g, Some(&up), dk, 20).0
-                });
-                assert_gradient(&up, 40, |u| forward(isa, act, &gate, Some(u), 20), |u, dk| {
-                    backward(isa, act, &gate, Some(u), dk, 20).1.unwrap()
-                });
-                assert_gradient(&gate, 40, |g| forward(isa, act, g, None, 20), |g, dk| {
-                    backward(isa, act, g, None, dk, 20).0
-                });
+                assert_gradient(
+                    &gate,
+                    40,
+                    |g| forward(isa, act, g, Some(&up), 20),
+                    |g, dk| backward(isa, act, g, Some(&up), dk, 20).0,
+                );
+                assert_gradient(
+                    &up,
+                    40,
+                    |u| forward(isa, act, &gate, Some(u), 20),
+                    |u, dk| backward(isa, act, &gate, Some(u), dk, 20).1.unwrap(),
+                );
+                assert_gradient(
+                    &gate,
+                    40,
+                    |g| forward(isa, act, g, None, 20),
+                    |g, dk| backward(isa, act, g, None, dk, 20).0,
+                );
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{block1, DEPTH_BLOCK};
+use super::gemm::{DEPTH_BLOCK, block1};
 use super::pack::LANES;
 use super::{Arithmetic, Isa, Shared, per_isa};
 
@@ -136,11 +136,15 @@ pub fn forward(isa: Isa, shape: &Shape, q: &[f32], views: &[View<'_>]) -> Vec<f3
     let tasks: Vec<(&View<'_>, usize, usize)> = views
         .iter()
         .flat_map(|v| {
-            (0..v.rows.len().div_ceil(TILE)).flat_map(move |t| (0..shape.kv_heads).map(move |g| (v, g, t * TILE)))
+            (0..v.rows.len().div_ceil(TILE))
+                .flat_map(move |t| (0..shape.kv_heads).map(move |g| (v, g, t * TILE)))
         })
         .collect();
-    let run = |(view, kv_head, from): (&View<'_>, usize, usize)| forward_tile(isa, shape, q, view, kv_head, from, &shared);
-    let work: usize = views.iter().map(|v| v.rows.len() * v.segments.iter().map(|s| s.len).sum::<usize>()).sum();
+    let run = |(view, kv_head, from): (&View<'_>, usize, usize)| {
+        forward_tile(isa, shape, q, view, kv_head, from, &shared)
+    };
+    let work: usize =
+        views.iter().map(|v| v.rows.len() * v.segments.iter().map(|s| s.len).sum::<usize>()).sum();
     if rayon::current_num_threads() == 1 || work * shape.heads * shape.head_width < 60_000 {
         tasks.into_iter().for_each(run);
     } else {
@@ -307,8 +311,11 @@ pub struct Gradients {
 pub fn backward(isa: Isa, shape: &Shape, q: &[f32], views: &[View<'_>], dout: &[f32]) -> Gradients {
     let rows = q.len() / (shape.heads * shape.head_width);
     let kv_width = shape.kv_heads * shape.head_width;
-    let mut grads =
-        Gradients { queries: vec![0.0; q.len()], keys: vec![0.0; rows * kv_width], values: vec![0.0; rows * kv_width] };
+    let mut grads = Gradients {
+        queries: vec![0.0; q.len()],
+        keys: vec![0.0; rows * kv_width],
+        values: vec![0.0; rows * kv_width],
+    };
     let (dq, dk, dv) =
         (Shared::new(&mut grads.queries), Shared::new(&mut grads.keys), Shared::new(&mut grads.values));
     let tasks: Vec<(&View<'_>, usize)> =
@@ -328,7 +335,8 @@ fn backward_group(
     dout: &[f32],
     [dq, dk, dv]: [&Shared<f32>; 3],
 ) {
-    let (k, width, kv_width) = (shape.head_width, shape.heads * shape.head_width, shape.kv_heads * shape.head_width);
+    let (k, width, kv_width) =
+        (shape.head_width, shape.heads * shape.head_width, shape.kv_heads * shape.head_width);
     let group = shape.heads / shape.kv_heads;
     let columns: usize = view.segments.iter().map(|s| s.columns()).sum();
     let mut weights = vec![0.0f32; columns];
@@ -520,9 +528,24 @@ mod tests {
                     backward(isa, &shape, q, &[view], d)
                 };
                 let len = q.len();
-                assert_gradient(&q, len, |q| run(isa, &shape, q, &keys, &values), |q, d| grads(q, &keys, &values, d).queries);
-                assert_gradient(&keys, len, |k| run(isa, &shape, &q, k, &values), |k, d| grads(&q, k, &values, d).keys);
-                assert_gradient(&values, len, |v| run(isa, &shape, &q, &keys, v), |v, d| grads(&q, &keys, v, d).values);
+                assert_gradient(
+                    &q,
+                    len,
+                    |q| run(isa, &shape, q, &keys, &values),
+                    |q, d| grads(q, &keys, &values, d).queries,
+                );
+                assert_gradient(
+                    &keys,
+                    len,
+                    |k| run(isa, &shape, &q, k, &values),
+                    |k, d| grads(&q, k, &values, d).keys,
+                );
+                assert_gradient(
+                    &values,
+                    len,
+                    |v| run(isa, &shape, &q, &keys, v),
+                    |v, d| grads(&q, &keys, v, d).values,
+                );
             }
         }
     }

@@ -179,16 +179,26 @@ mod tests {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
             let mut log_q = random(2, 3 * V);
             log_softmax(isa, &mut log_q, V);
-            assert_gradient(&x, 3, |x| cross_entropy(isa, x, V, &TARGETS), |x, d| {
-                let mut dx = x.to_vec();
-                cross_entropy_backward(isa, &mut dx, V, &TARGETS, d);
-                dx
-            });
-            assert_gradient(&x, 3, |x| kl(isa, x, &log_q, V), |x, d| {
-                let mut dx = x.to_vec();
-                kl_backward(isa, &mut dx, &log_q, V, d);
-                dx
-            });
+            assert_gradient(
+                &x,
+                3,
+                |x| cross_entropy(isa, x, V, &TARGETS),
+                |x, d| {
+                    let mut dx = x.to_vec();
+                    cross_entropy_backward(isa, &mut dx, V, &TARGETS, d);
+                    dx
+                },
+            );
+            assert_gradient(
+                &x,
+                3,
+                |x| kl(isa, x, &log_q, V),
+                |x, d| {
+                    let mut dx = x.to_vec();
+                    kl_backward(isa, &mut dx, &log_q, V, d);
+                    dx
+                },
+            );
         }
     }
 }

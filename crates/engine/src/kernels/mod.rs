@@ -46,8 +46,7 @@ impl Isa {
                         && std::arch::is_x86_feature_detected!("fma")
                 }
                 Self::Avx2 => {
-                    std::arch::is_x86_feature_detected!("avx2")
-                        && std::arch::is_x86_feature_detected!("fma")
+                    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
                 }
                 Self::Portable => true,
             }

@@ -26,7 +26,9 @@ pub fn forward(isa: Isa, weights: &NormWeights, x: &[f32]) -> Vec<f32> {
             let x = &x[r * d..(r + 1) * d];
             match weights.kind {
                 Norm::Rms { epsilon } => rms_row(isa, x, &weights.scale, epsilon, out),
-                Norm::Layer { epsilon } => layer_row(isa, x, &weights.scale, weights.shift.as_deref(), epsilon, out),
+                Norm::Layer { epsilon } => {
+                    layer_row(isa, x, &weights.scale, weights.shift.as_deref(), epsilon, out)
+                }
             }
         }
     });
@@ -91,7 +93,13 @@ fn rms_row_body<A: Arithmetic>(x: &[f32], scale: &[f32], epsilon: f32, out: &mut
 }
 
 #[inline(always)]
-fn layer_row_body<A: Arithmetic>(x: &[f32], scale: &[f32], shift: Option<&[f32]>, epsilon: f32, out: &mut [f32]) {
+fn layer_row_body<A: Arithmetic>(
+    x: &[f32],
+    scale: &[f32],
+    shift: Option<&[f32]>,
+    epsilon: f32,
+    out: &mut [f32],
+) {
     let d = x.len();
     let (scale, out) = (&scale[..d], &mut out[..d]);
     let mean = sum::<A>(d, |i| x[i]) / d as f32;
@@ -121,7 +129,13 @@ fn rms_row_backward_body<A: Arithmetic>(x: &[f32], scale: &[f32], epsilon: f32, 
 
 /// With `x̂` the normalised row and `g = dy · w`: `dx = r · (g − mean(g) − x̂ · mean(g · x̂))`.
 #[inline(always)]
-fn layer_row_backward_body<A: Arithmetic>(x: &[f32], scale: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32]) {
+fn layer_row_backward_body<A: Arithmetic>(
+    x: &[f32],
+    scale: &[f32],
+    epsilon: f32,
+    dy: &[f32],
+    dx: &mut [f32],
+) {
     let d = x.len();
     let (scale, dy, dx) = (&scale[..d], &dy[..d], &mut dx[..d]);
     let mean = sum::<A>(d, |i| x[i]) / d as f32;

@@ -113,8 +113,7 @@ impl Packed {
     }
 
     fn pack(matrix: &Matrix<'_>, storage: Storage, transposed: bool) -> Self {
-        let (depth, n) =
-            if transposed { (matrix.out, matrix.inn) } else { (matrix.inn, matrix.out) };
+        let (depth, n) = if transposed { (matrix.out, matrix.inn) } else { (matrix.inn, matrix.out) };
         let store = match (storage, matrix.dtype) {
             (Storage::AsStored, dtype) if grouping(dtype).is_some() => {
                 Store::Codes(pack_codes(matrix, transposed))
@@ -175,7 +174,11 @@ fn grouping(dtype: Dtype) -> Option<(usize, CodeWidth)> {
     }
 }
 
-fn pack_plain<T: Copy + Send + Sync>(matrix: &Matrix<'_>, transposed: bool, to: impl Fn(f32) -> T + Sync) -> Vec<T> {
+fn pack_plain<T: Copy + Send + Sync>(
+    matrix: &Matrix<'_>,
+    transposed: bool,
+    to: impl Fn(f32) -> T + Sync,
+) -> Vec<T> {
     let (out, inn) = (matrix.out, matrix.inn);
     let (depth, n) = if transposed { (out, inn) } else { (inn, out) };
     let panels = n.div_ceil(LANES);
@@ -186,7 +189,7 @@ fn pack_plain<T: Copy + Send + Sync>(matrix: &Matrix<'_>, transposed: bool, to: 
         (0..out).into_par_iter().for_each_init(
             || vec![0.0f32; inn],
             |row, o| {
-                matrix.decode_row(o, row);
+                matrix.decode_rows(o, row);
                 for (p, lanes) in row.chunks(LANES).enumerate() {
                     // SAFETY: each task writes step `o` of every panel, and no other does.
                     let step = unsafe { shared.slice((p * depth + o) * LANES, LANES) };
@@ -202,7 +205,7 @@ fn pack_plain<T: Copy + Send + Sync>(matrix: &Matrix<'_>, transposed: bool, to: 
             |rows, (p, panel)| {
                 let lanes = LANES.min(out - p * LANES);
                 for j in 0..lanes {
-                    matrix.decode_row(p * LANES + j, &mut rows[j * inn..][..inn]);
+                    matrix.decode_rows(p * LANES + j, &mut rows[j * inn..][..inn]);
                 }
                 rows[lanes * inn..].fill(0.0);
                 for (k, step) in panel.chunks_exact_mut(LANES).enumerate() {

@@ -15,29 +15,36 @@ pub struct RotaryTable {
 
 /// Angular frequencies, one per pair of dimensions, in radians per token.
 ///
-/// Rounded to f32, as the references keep them.
+/// In f32 step by step, as the references compute and keep them: a frequency that is "better" by
+/// one unit in the last place is a different model, and by position 6 it shows in the logits.
 pub fn frequencies(rotary: &Rotary) -> Vec<f32> {
     let half = rotary.width / 2;
     (0..half)
         .map(|i| {
-            let plain = f64::from(rotary.base.powf(-(2.0 * i as f64) / rotary.width as f64) as f32);
-            let scaled = match &rotary.scaling {
+            let plain = 1.0 / (rotary.base as f32).powf((2 * i) as f32 / rotary.width as f32);
+            match &rotary.scaling {
                 RotaryScaling::None => plain,
-                RotaryScaling::Linear { factor } => plain / factor,
-                RotaryScaling::Divisors(divisors) => plain / divisors.get(i).copied().unwrap_or(1.0),
-                RotaryScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => {
-                    let turns = original_context * plain / std::f64::consts::TAU;
-                    if turns < *low_frequency_factor {
+                RotaryScaling::Linear { factor } => plain / *factor as f32,
+                RotaryScaling::Divisors(divisors) => plain / divisors.get(i).map_or(1.0, |d| *d as f32),
+                RotaryScaling::Llama3 {
+                    factor,
+                    low_frequency_factor,
+                    high_frequency_factor,
+                    original_context,
+                } => {
+                    let (factor, original) = (*factor as f32, *original_context as f32);
+                    let (low, high) = (*low_frequency_factor as f32, *high_frequency_factor as f32);
+                    let wavelength = std::f32::consts::TAU / plain;
+                    if wavelength > original / low {
                         plain / factor
-                    } else if turns > *high_frequency_factor {
+                    } else if wavelength < original / high {
                         plain
                     } else {
-                        let blend = (turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor);
+                        let blend = (original / wavelength - low) / (high - low);
                         (1.0 - blend) * plain / factor + blend * plain
                     }
                 }
-            };
-            scaled as f32
+            }
         })
         .collect()
 }

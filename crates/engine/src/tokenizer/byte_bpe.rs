@@ -62,17 +62,9 @@ impl ByteBpe {
             let pair = key(find(left.as_bytes())?, find(right.as_bytes())?);
             let id = find(&joined)?;
             // Of a merge that is listed twice the first place counts.
-            table.entry(pair).or_insert(Pair {
-                rank: rank as u32,
-                id,
-            });
+            table.entry(pair).or_insert(Pair { rank: rank as u32, id });
         }
-        Ok(Self {
-            rule,
-            index,
-            merges: table,
-            bytes,
-        })
+        Ok(Self { rule, index, merges: table, bytes })
     }
 
     /// Appends the tokens of `text[range]` with the bytes that each covers. A byte that is not in

@@ -376,17 +376,15 @@ mod tests {
     fn numbers_agree_with_the_standard_library() {
         // `char::is_numeric` is exactly `\p{N}`; both tables may differ by a Unicode version, so
         // only characters that the older of the two could know are compared.
-        let differing = ('\0'..='\u{1FFFF}')
-            .filter(|&c| (Category::of(c) == Category::Number) != c.is_numeric())
-            .count();
+        let differing =
+            ('\0'..='\u{1FFFF}').filter(|&c| (Category::of(c) == Category::Number) != c.is_numeric()).count();
         assert!(differing <= 32, "{differing} characters differ");
     }
 
     #[test]
     fn letters_lie_within_alphabetic() {
-        let outside = ('\0'..='\u{1FFFF}')
-            .filter(|&c| Category::of(c).is_letter() && !c.is_alphabetic())
-            .count();
+        let outside =
+            ('\0'..='\u{1FFFF}').filter(|&c| Category::of(c).is_letter() && !c.is_alphabetic()).count();
         assert_eq!(outside, 0);
         assert!(Category::of('ß').is_letter() && Category::of('漢').is_letter());
         assert_eq!(Category::of('\u{0301}'), Category::Mark);

@@ -19,10 +19,7 @@ pub struct Message {
 impl Message {
     /// A turn of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
+        Self { role: role.into(), content: content.into() }
     }
 }
 
@@ -46,8 +43,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
         // Written as Python writes them, which templates rely on when they print a flag.
         environment.set_formatter(|out, state, value| match value.kind() {
@@ -79,10 +75,7 @@ impl ChatTemplate {
     /// [`Error::ChatTemplate`] with what the template says, if it refuses the conversation (roles
     /// that do not alternate, a system turn it does not know) or fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let template = self
-            .environment
-            .get_template(NAME)
-            .map_err(|error| fault("is not valid", &error))?;
+        let template = self.environment.get_template(NAME).map_err(|error| fault("is not valid", &error))?;
         template
             .render(context! {
                 messages,
@@ -97,16 +90,9 @@ impl ChatTemplate {
 }
 
 fn fault(what: &str, error: &minijinja::Error) -> Error {
-    let line = error
-        .line()
-        .map(|line| format!(" (line {line})"))
-        .unwrap_or_default();
-    let detail = error
-        .detail()
-        .map_or_else(|| error.kind().to_string(), str::to_owned);
-    Error::ChatTemplate {
-        what: format!("it {what}: {detail}{line}"),
-    }
+    let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    Error::ChatTemplate { what: format!("it {what}: {detail}{line}") }
 }
 
 /// `tojson` as `json.dumps(value, ensure_ascii=False, indent=…)` writes it: nothing is escaped for
@@ -131,10 +117,7 @@ fn write_json(
     out: &mut String,
 ) -> Result<(), minijinja::Error> {
     if depth > DEEPEST {
-        return Err(minijinja::Error::new(
-            ErrorKind::BadSerialization,
-            "nested too deep",
-        ));
+        return Err(minijinja::Error::new(ErrorKind::BadSerialization, "nested too deep"));
     }
     let newline = |out: &mut String, depth: usize| {
         if let Some(width) = indent {
@@ -187,15 +170,7 @@ fn write_scalar(value: &Value, out: &mut String) -> Result<(), minijinja::Error>
 
 /// Formats seconds since 1970 (UTC) by the usual conversions; others stay as they are.
 fn strftime(format: &str, seconds: u64) -> String {
-    const DAYS: [&str; 7] = [
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-        "Thursday",
-        "Friday",
-        "Saturday",
-    ];
+    const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
     const MONTHS: [&str; 12] = [
         "January",
         "February",
@@ -212,9 +187,7 @@ fn strftime(format: &str, seconds: u64) -> String {
     ];
     let days = seconds / 86_400;
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     // Years are counted in cycles of 400, so that a clock set far off costs nothing.
     let (mut year, mut day) = (1970 + days / 146_097 * 400, days % 146_097);
     while day >= 365 + u64::from(leap(year)) {
@@ -222,20 +195,7 @@ fn strftime(format: &str, seconds: u64) -> String {
         year += 1;
     }
     let of_year = day + 1;
-    let lengths = [
-        31,
-        28 + u64::from(leap(year)),
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ];
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let mut month = 0;
     while day >= lengths[month] {
         day -= lengths[month];
@@ -293,22 +253,10 @@ mod tests {
         // datetime.fromtimestamp(s, UTC).strftime(...)
         let format = "%Y-%m-%d %H:%M:%S %a %A %b %B %j %-d %-m %I%p %y %%";
         let expected = [
-            (
-                0,
-                "1970-01-01 00:00:00 Thu Thursday Jan January 001 1 1 12AM 70 %",
-            ),
-            (
-                951_827_696,
-                "2000-02-29 12:34:56 Tue Tuesday Feb February 060 29 2 12PM 00 %",
-            ),
-            (
-                4_107_542_399,
-                "2100-02-28 23:59:59 Sun Sunday Feb February 059 28 2 11PM 00 %",
-            ),
-            (
-                1_735_689_599,
-                "2024-12-31 23:59:59 Tue Tuesday Dec December 366 31 12 11PM 24 %",
-            ),
+            (0, "1970-01-01 00:00:00 Thu Thursday Jan January 001 1 1 12AM 70 %"),
+            (951_827_696, "2000-02-29 12:34:56 Tue Tuesday Feb February 060 29 2 12PM 00 %"),
+            (4_107_542_399, "2100-02-28 23:59:59 Sun Sunday Feb February 059 28 2 11PM 00 %"),
+            (1_735_689_599, "2024-12-31 23:59:59 Tue Tuesday Dec December 366 31 12 11PM 24 %"),
         ];
         for (seconds, text) in expected {
             assert_eq!(strftime(format, seconds), text);

@@ -50,20 +50,13 @@ impl Tokenizer {
                 ),
             });
         };
-        let corrupt = |what: String| Error::Corrupt {
-            path: path.clone(),
-            format: "tokenizer.json",
-            what,
-        };
+        let corrupt = |what: String| Error::Corrupt { path: path.clone(), format: "tokenizer.json", what };
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(corrupt)?;
         drop(bytes);
         if let ModelWrapper::BPE(bpe) = inner.get_model()
             && bpe.dropout.is_some_and(|p| p > 0.0)
         {
-            return Err(Error::Unsupported {
-                what: "a BPE dropout".into(),
-                known: None,
-            });
+            return Err(Error::Unsupported { what: "a BPE dropout".into(), known: None });
         }
         // Not for us: a prompt is never cut or filled up silently.
         guarded(|| inner.with_truncation(None).map(|_| ())).map_err(corrupt)?;
@@ -78,9 +71,7 @@ impl Tokenizer {
         let id_of = |text: &str| inner.token_to_id(text);
         let bos = settings.special("bos_token", id_of, pieces.text.len());
         let eos = settings.special("eos_token", id_of, pieces.text.len());
-        let declared = eos
-            .into_iter()
-            .chain(settings.generation_ends(pieces.text.len()));
+        let declared = eos.into_iter().chain(settings.generation_ends(pieces.text.len()));
         let eos_ids = end_of_generation(&pieces, declared);
 
         // What the post-processor puts around a text, found by asking; it is then taken out, since
@@ -126,11 +117,7 @@ impl Directory {
             }
             (Mode::Continuation, Some(bare)) => {
                 let bare = bare.get_or_init(|| {
-                    let mut copy = self
-                        .inner
-                        .read()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .clone();
+                    let mut copy = self.inner.read().unwrap_or_else(PoisonError::into_inner).clone();
                     if let Some((normalizer, pre_tokenizer)) = prefix(&copy) {
                         // Only tokens that are matched after normalising could make this fail, and
                         // they were normalised before: what fails is left as it was.
@@ -149,10 +136,7 @@ impl Directory {
         let encoding = encoding.map_err(|what| Error::Tokenizer {
             what: format!("`{}` cannot be encoded: {what}", shown(text)),
         })?;
-        let ranges = encoding
-            .get_offsets()
-            .iter()
-            .map(|&(start, end)| start..end);
+        let ranges = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
     }
 }
@@ -164,10 +148,7 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(format!(
-                "it contradicts itself ({})",
-                text.unwrap_or("no reason given")
-            ))
+            Err(format!("it contradicts itself ({})", text.unwrap_or("no reason given")))
         }
     }
 }
@@ -222,12 +203,7 @@ impl Settings {
     }
 
     /// A special token by its role: as the tokenizer's own files say, else `config.json`.
-    fn special(
-        &self,
-        role: &str,
-        id_of: impl Fn(&str) -> Option<u32>,
-        count: usize,
-    ) -> Option<u32> {
+    fn special(&self, role: &str, id_of: impl Fn(&str) -> Option<u32>, count: usize) -> Option<u32> {
         for file in [&self.tokenizer, &self.special] {
             match file.get(role) {
                 // Said to have none, whatever the model's configuration holds.
@@ -239,9 +215,7 @@ impl Settings {
         }
         let key = format!("{role}_id");
         let text = &self.config["text_config"];
-        ids(&self.config[&key], count)
-            .chain(ids(&text[&key], count))
-            .next()
+        ids(&self.config[&key], count).chain(ids(&text[&key], count)).next()
     }
 
     fn generation_ends(&self, count: usize) -> impl Iterator<Item = u32> {
@@ -252,18 +226,10 @@ impl Settings {
     /// Whether `add_bos_token` and `add_eos_token` overrule the post-processor: they do for the
     /// classes that rebuild it from them, others leave them unread.
     fn flags_rule(&self) -> bool {
-        let class = self.tokenizer["tokenizer_class"]
-            .as_str()
-            .unwrap_or_default();
+        let class = self.tokenizer["tokenizer_class"].as_str().unwrap_or_default();
         ["Llama", "Gemma", "CodeLlama", "Cohere"]
             .iter()
-            .any(|name| {
-                class
-                    .strip_suffix("Fast")
-                    .unwrap_or(class)
-                    .strip_suffix("Tokenizer")
-                    == Some(name)
-            })
+            .any(|name| class.strip_suffix("Fast").unwrap_or(class).strip_suffix("Tokenizer") == Some(name))
     }
 
     fn obey(&self, flag: &str, id: Option<u32>, around: &mut Vec<u32>) {
@@ -278,13 +244,8 @@ impl Settings {
 /// Ids given as a number or a list of numbers. A configuration may carry the defaults of its
 /// family; what the vocabulary does not have is left out.
 fn ids(value: &Value, count: usize) -> impl Iterator<Item = u32> {
-    let list = value
-        .as_array()
-        .map_or(std::slice::from_ref(value), Vec::as_slice);
-    let found = list
-        .iter()
-        .filter_map(Value::as_u64)
-        .filter(move |&id| id < count as u64);
+    let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let found = list.iter().filter_map(Value::as_u64).filter(move |&id| id < count as u64);
     found.filter_map(|id| u32::try_from(id).ok())
 }
 
@@ -294,18 +255,14 @@ fn template_of(value: &Value) -> Option<String> {
         return Some(text.to_owned());
     }
     let named = value.as_array()?;
-    let default = named
-        .iter()
-        .find(|entry| entry["name"] == "default")
-        .or(named.first())?;
+    let default = named.iter().find(|entry| entry["name"] == "default").or(named.first())?;
     default["template"].as_str().map(str::to_owned)
 }
 
 /// What stands before and behind `inner` in `outer`.
 fn around(outer: &[u32], inner: &[u32]) -> (Vec<u32>, Vec<u32>) {
-    let at = (0..=outer.len().saturating_sub(inner.len()))
-        .find(|&at| outer[at..].starts_with(inner))
-        .unwrap_or(0);
+    let at =
+        (0..=outer.len().saturating_sub(inner.len())).find(|&at| outer[at..].starts_with(inner)).unwrap_or(0);
     let behind = outer.get(at + inner.len()..).unwrap_or_default();
     (outer[..at].to_vec(), behind.to_vec())
 }
@@ -324,9 +281,7 @@ fn pieces(inner: &tokenizers::Tokenizer) -> Result<Pieces, Fault> {
         return Err(Fault::Corrupt("it has no tokens".into()));
     };
     if highest >= HIGHEST_ID {
-        return Err(Fault::Corrupt(format!(
-            "it names id {highest}, expected ids below {HIGHEST_ID}"
-        )));
+        return Err(Fault::Corrupt(format!("it names id {highest}, expected ids below {HIGHEST_ID}")));
     }
     let mut text = vec![String::new(); highest as usize + 1];
     let mut kind = vec![Kind::Unused; text.len()];
@@ -340,41 +295,24 @@ fn pieces(inner: &tokenizers::Tokenizer) -> Result<Pieces, Fault> {
                 shown(&piece)
             )));
         }
-        kind[id] = if bytes && byte_of(&piece).is_some() {
-            Kind::Byte
-        } else {
-            Kind::Normal
-        };
+        kind[id] = if bytes && byte_of(&piece).is_some() { Kind::Byte } else { Kind::Normal };
         text[id] = piece;
     }
     for (&id, token) in &added {
-        let marked = if token.special {
-            Kind::Control
-        } else {
-            Kind::UserDefined
-        };
+        let marked = if token.special { Kind::Control } else { Kind::UserDefined };
         text[id as usize].clone_from(&token.content);
         kind[id as usize] = marked;
     }
-    Ok(Pieces {
-        text,
-        kind,
-        alphabet,
-    })
+    Ok(Pieces { text, kind, alphabet })
 }
 
 /// How pieces are spelt, by the parts that undo the spelling.
 fn alphabet(inner: &tokenizers::Tokenizer) -> Result<Alphabet> {
     let decoder = to_json(inner.get_decoder());
     let decoders = kinds(&decoder, "decoders");
-    let others = [
-        to_json(inner.get_pre_tokenizer()),
-        to_json(inner.get_normalizer()),
-    ];
+    let others = [to_json(inner.get_pre_tokenizer()), to_json(inner.get_normalizer())];
     let byte_level = others.iter().any(|part| {
-        kinds(part, "pretokenizers")
-            .chain(kinds(part, "normalizers"))
-            .any(|kind| kind == "ByteLevel")
+        kinds(part, "pretokenizers").chain(kinds(part, "normalizers")).any(|kind| kind == "ByteLevel")
     });
     let decoders: Vec<&str> = decoders.collect();
     if decoders.contains(&"ByteLevel") || (decoders.is_empty() && byte_level) {
@@ -390,15 +328,11 @@ fn alphabet(inner: &tokenizers::Tokenizer) -> Result<Alphabet> {
     } else {
         format!("a tokenizer that decodes by {}", decoders.join(", "))
     };
-    Err(Error::Unsupported {
-        what,
-        known: Some("ByteLevel, Replace and ByteFallback, Metaspace".into()),
-    })
+    Err(Error::Unsupported { what, known: Some("ByteLevel, Replace and ByteFallback, Metaspace".into()) })
 }
 
 fn to_json<T: serde::Serialize>(part: Option<&T>) -> Value {
-    part.and_then(|part| serde_json::to_value(part).ok())
-        .unwrap_or(Value::Null)
+    part.and_then(|part| serde_json::to_value(part).ok()).unwrap_or(Value::Null)
 }
 
 /// The parts of a component: itself, or those of a `Sequence`.
@@ -411,9 +345,7 @@ fn parts<'a>(component: &'a Value, list: &str) -> &'a [Value] {
 }
 
 fn kinds<'a>(component: &'a Value, list: &str) -> impl Iterator<Item = &'a str> {
-    parts(component, list)
-        .iter()
-        .filter_map(|part| part["type"].as_str())
+    parts(component, list).iter().filter_map(|part| part["type"].as_str())
 }
 
 fn decoder_strips(inner: &tokenizers::Tokenizer) -> bool {

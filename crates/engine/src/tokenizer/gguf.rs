@@ -68,27 +68,16 @@ impl Tokenizer {
                 });
             }
         };
-        let alphabet = if sentencepiece {
-            Alphabet::SentencePiece
-        } else {
-            Alphabet::ByteLevel
-        };
+        let alphabet = if sentencepiece { Alphabet::SentencePiece } else { Alphabet::ByteLevel };
         let count = parts.tokens.len();
         if count == 0 || u32::try_from(count).is_err() {
             return Err(fault(format!("a vocabulary of {count} tokens")));
         }
         let kind = match &parts.token_types {
             Some(types) if types.len() != count => {
-                return Err(fault(format!(
-                    "{} token types for {count} tokens",
-                    types.len()
-                )));
+                return Err(fault(format!("{} token types for {count} tokens", types.len())));
             }
-            Some(types) => types
-                .iter()
-                .enumerate()
-                .map(kind_of)
-                .collect::<Result<_>>()?,
+            Some(types) => types.iter().enumerate().map(kind_of).collect::<Result<_>>()?,
             None => parts
                 .tokens
                 .iter()
@@ -98,11 +87,7 @@ impl Tokenizer {
                 })
                 .collect(),
         };
-        let mut pieces = Pieces {
-            text: parts.tokens,
-            kind,
-            alphabet,
-        };
+        let mut pieces = Pieces { text: parts.tokens, kind, alphabet };
 
         // Some files call their ends of turns plain or user-defined; plain text must not become
         // one all the same.
@@ -122,28 +107,19 @@ impl Tokenizer {
         ];
         for (name, id) in declared {
             if let Some(id) = id.filter(|&id| id as usize >= count) {
-                return Err(fault(format!(
-                    "`{name}` is {id}, but there are {count} tokens"
-                )));
+                return Err(fault(format!("`{name}` is {id}, but there are {count} tokens")));
             }
         }
         // What SentencePiece calls them unless told otherwise.
         let usual = |text: &str| {
-            let at = pieces
-                .text
-                .iter()
-                .take(16)
-                .position(|have| sentencepiece && have == text)?;
+            let at = pieces.text.iter().take(16).position(|have| sentencepiece && have == text)?;
             u32::try_from(at).ok()
         };
         let bos = parts.bos.or_else(|| usual("<s>"));
         let eos = parts.eos.or_else(|| usual("</s>"));
         let unk = parts.unk.or_else(|| usual("<unk>"));
         if parts.token_types.is_none() {
-            for id in [bos, eos, parts.eot, parts.eom, parts.pad]
-                .into_iter()
-                .flatten()
-            {
+            for id in [bos, eos, parts.eot, parts.eom, parts.pad].into_iter().flatten() {
                 pieces.kind[id as usize] = Kind::Control;
             }
             if let Some(id) = unk {
@@ -153,26 +129,17 @@ impl Tokenizer {
 
         let (model, bos_by_rule) = if sentencepiece {
             let scores = parts.scores.ok_or_else(|| missing("scores", "llama"))?;
-            (
-                NativeModel::SentencePiece(SentencePiece::new(&pieces, &scores, unk)?),
-                true,
-            )
+            (NativeModel::SentencePiece(SentencePiece::new(&pieces, &scores, unk)?), true)
         } else {
             let rule = Rule::named(parts.pre.as_deref())?;
             let merges = parts.merges.ok_or_else(|| missing("merges", "gpt2"))?;
-            (
-                NativeModel::ByteBpe(ByteBpe::new(rule, &pieces, &merges)?),
-                rule.add_bos,
-            )
+            (NativeModel::ByteBpe(ByteBpe::new(rule, &pieces, &merges)?), rule.add_bos)
         };
         let ends = |name, wanted: Option<bool>, default: bool, id: Option<u32>| match (wanted, id) {
-            (Some(true), None) => Err(fault(format!(
-                "`{name}` is set, but the vocabulary names no such token"
-            ))),
-            (wanted, id) => Ok(id
-                .filter(|_| wanted.unwrap_or(default))
-                .into_iter()
-                .collect()),
+            (Some(true), None) => {
+                Err(fault(format!("`{name}` is set, but the vocabulary names no such token")))
+            }
+            (wanted, id) => Ok(id.filter(|_| wanted.unwrap_or(default)).into_iter().collect()),
         };
         let before = ends("add_bos_token", parts.add_bos, bos_by_rule, bos)?;
         let after = ends("add_eos_token", parts.add_eos, false, eos)?;
@@ -180,9 +147,7 @@ impl Tokenizer {
         let eos = end_of_generation(&pieces, [eos, parts.eot, parts.eom].into_iter().flatten());
         let native = Native {
             model,
-            literals: Literals::new(&pieces, |text, kind| {
-                kind == Kind::UserDefined && text != SPELT_OUT
-            }),
+            literals: Literals::new(&pieces, |text, kind| kind == Kind::UserDefined && text != SPELT_OUT),
             specials: Literals::new(&pieces, |_, kind| {
                 matches!(kind, Kind::UserDefined | Kind::Control | Kind::Unknown)
             }),
@@ -206,9 +171,7 @@ fn fault(what: String) -> Error {
 }
 
 fn missing(key: &str, model: &str) -> Error {
-    fault(format!(
-        "`tokenizer.ggml.{key}` is missing, which a `{model}` vocabulary needs"
-    ))
+    fault(format!("`tokenizer.ggml.{key}` is missing, which a `{model}` vocabulary needs"))
 }
 
 fn kind_of((id, code): (usize, &i32)) -> Result<Kind> {
@@ -221,9 +184,7 @@ fn kind_of((id, code): (usize, &i32)) -> Result<Kind> {
         5 => Kind::Unused,
         6 => Kind::Byte,
         _ => {
-            return Err(fault(format!(
-                "token {id} has type {code}, expected 1 to 6"
-            )));
+            return Err(fault(format!("token {id} has type {code}, expected 1 to 6")));
         }
     })
 }

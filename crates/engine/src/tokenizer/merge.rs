@@ -61,13 +61,7 @@ impl Merger {
             last.next = at;
         }
         let prev = at.checked_sub(1).unwrap_or(NONE);
-        self.symbols.push(Symbol {
-            start,
-            end,
-            id,
-            prev,
-            next: NONE,
-        });
+        self.symbols.push(Symbol { start, end, id, prev, next: NONE });
     }
 
     /// Merges until no pair is left that `pair` knows. O(n log n) calls for n symbols.
@@ -83,12 +77,7 @@ impl Merger {
                 continue;
             }
             let next = right.next;
-            self.symbols[best.left] = Symbol {
-                end: right.end,
-                id: best.id,
-                next,
-                ..left
-            };
+            self.symbols[best.left] = Symbol { end: right.end, id: best.id, next, ..left };
             // Emptied, so that no candidate that names it fits any more.
             self.symbols[best.right].next = NONE;
             self.symbols[best.right].prev = NONE;
@@ -112,22 +101,11 @@ impl Merger {
         })
     }
 
-    fn offer(
-        &mut self,
-        left: usize,
-        right: usize,
-        pair: &impl Fn(&Symbol, &Symbol) -> Option<Pair>,
-    ) {
+    fn offer(&mut self, left: usize, right: usize, pair: &impl Fn(&Symbol, &Symbol) -> Option<Pair>) {
         let (a, b) = (&self.symbols[left], &self.symbols[right]);
         if let Some(Pair { rank, id }) = pair(a, b) {
             let bytes = b.end - a.start;
-            self.queue.push(Reverse(Candidate {
-                rank,
-                left,
-                right,
-                bytes,
-                id,
-            }));
+            self.queue.push(Reverse(Candidate { rank, left, right, bytes, id }));
         }
     }
 }
@@ -154,15 +132,7 @@ mod tests {
 
     #[test]
     fn agrees_with_the_naive_loop() {
-        let ranks = [
-            ("ab", 3),
-            ("ba", 1),
-            ("bab", 2),
-            ("aa", 1),
-            ("aaa", 0),
-            ("abab", 4),
-            ("bb", 5),
-        ];
+        let ranks = [("ab", 3), ("ba", 1), ("bab", 2), ("aa", 1), ("aaa", 0), ("abab", 4), ("bb", 5)];
         let mut state = 7_u32;
         for length in 0..60 {
             for _ in 0..20 {
@@ -178,15 +148,9 @@ mod tests {
                 }
                 merger.run(|a, b| {
                     let joined = &text[a.start..b.end];
-                    ranks
-                        .iter()
-                        .find(|r| r.0 == joined)
-                        .map(|r| Pair { rank: r.1, id: 0 })
+                    ranks.iter().find(|r| r.0 == joined).map(|r| Pair { rank: r.1, id: 0 })
                 });
-                let found: Vec<String> = merger
-                    .symbols()
-                    .map(|s| text[s.start..s.end].to_owned())
-                    .collect();
+                let found: Vec<String> = merger.symbols().map(|s| text[s.start..s.end].to_owned()).collect();
                 assert_eq!(found, naive(&text, &ranks), "{text}");
             }
         }

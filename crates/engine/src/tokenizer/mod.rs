@@ -45,12 +45,8 @@ impl Encoding {
     ///
     /// Of a character spelt by several byte tokens it is the last: the one that has seen it whole.
     pub fn token_at_char(&self, char_index: usize) -> Option<usize> {
-        let after = self
-            .offsets
-            .partition_point(|range| range.start <= char_index);
-        self.offsets[..after]
-            .iter()
-            .rposition(|range| range.contains(&char_index))
+        let after = self.offsets.partition_point(|range| range.start <= char_index);
+        self.offsets[..after].iter().rposition(|range| range.contains(&char_index))
     }
 
     /// Assembles an encoding from tokens with the bytes that they cover, in order.
@@ -63,8 +59,7 @@ impl Encoding {
         // By byte, the index of the character that it belongs to.
         let characters: Option<Vec<usize>> = (!text.is_ascii()).then(|| {
             let each = text.chars().enumerate();
-            each.flat_map(|(i, c)| std::iter::repeat_n(i, c.len_utf8()))
-                .collect()
+            each.flat_map(|(i, c)| std::iter::repeat_n(i, c.len_utf8())).collect()
         });
         let index = |byte: usize| match &characters {
             Some(of) => of[byte],
@@ -73,11 +68,7 @@ impl Encoding {
         let total = text.len().checked_sub(1).map_or(0, |last| index(last) + 1);
         let mut floor = 0;
         for (id, range) in tokens {
-            let start = if range.start < text.len() {
-                index(range.start)
-            } else {
-                total
-            };
+            let start = if range.start < text.len() { index(range.start) } else { total };
             let end = match range.end.min(text.len()).checked_sub(1) {
                 Some(last) if range.end > range.start => index(last) + 1,
                 _ => start,
@@ -186,10 +177,7 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], specials: Specials) -> String {
         let mut bytes = self.decode_bytes(ids, specials);
         // Special tokens before the text do not hide its first space.
-        let first = ids
-            .iter()
-            .position(|&id| !self.pieces.is_special(id))
-            .unwrap_or(ids.len());
+        let first = ids.iter().position(|&id| !self.pieces.is_special(id)).unwrap_or(ids.len());
         let lead = self.decode_bytes(&ids[..first], specials).len();
         if self.strips_space && bytes.get(lead) == Some(&b' ') {
             bytes.remove(lead);
@@ -246,11 +234,7 @@ impl Tokenizer {
 
     /// The id of a token by its text as the vocabulary writes it.
     pub fn id_of(&self, text: &str) -> Option<u32> {
-        let at = self
-            .pieces
-            .text
-            .iter()
-            .position(|have| !have.is_empty() && have == text)?;
+        let at = self.pieces.text.iter().position(|have| !have.is_empty() && have == text)?;
         u32::try_from(at).ok()
     }
 
@@ -283,12 +267,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::ChatTemplate`] if there is none, or it is not valid.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        let source = self
-            .chat_template
-            .as_deref()
-            .ok_or_else(|| Error::ChatTemplate {
-                what: "the model has none: it was not trained to chat".into(),
-            })?;
+        let source = self.chat_template.as_deref().ok_or_else(|| Error::ChatTemplate {
+            what: "the model has none: it was not trained to chat".into(),
+        })?;
         let text = |id: Option<u32>| self.pieces.text.get(id? as usize).cloned();
         ChatTemplate::new(source, text(self.bos), text(self.eos.first().copied()))
     }
@@ -330,11 +311,7 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Native {
     fn tokens(&self, pieces: &Pieces, text: &str, mode: Mode) -> Vec<(u32, Range<usize>)> {
-        let literals = if mode == Mode::Marked {
-            &self.specials
-        } else {
-            &self.literals
-        };
+        let literals = if mode == Mode::Marked { &self.specials } else { &self.literals };
         let mut out = Vec::new();
         // A space is put first at the start of a text and behind each token found whole.
         let mut prefixed = self.space_prefix && mode != Mode::Continuation;
@@ -391,6 +368,5 @@ fn end_of_generation(pieces: &Pieces, declared: impl Iterator<Item = u32>) -> Ve
 }
 
 fn lossy(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

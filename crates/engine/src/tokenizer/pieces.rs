@@ -88,10 +88,7 @@ impl Pieces {
 
     /// Whether a token is a mark rather than text.
     pub(super) fn is_special(&self, id: u32) -> bool {
-        matches!(
-            self.kind.get(id as usize),
-            Some(Kind::Control | Kind::Unknown)
-        )
+        matches!(self.kind.get(id as usize), Some(Kind::Control | Kind::Unknown))
     }
 }
 
@@ -193,10 +190,7 @@ impl Index {
     /// If two ids have the same text.
     pub(super) fn new(texts: &[String]) -> Result<Self> {
         let capacity = (texts.len() * 2).next_power_of_two().max(16);
-        let mut index = Self {
-            slots: vec![(0, u32::MAX); capacity],
-            seed: Seeded::default(),
-        };
+        let mut index = Self { slots: vec![(0, u32::MAX); capacity], seed: Seeded::default() };
         for (id, text) in texts.iter().enumerate() {
             if text.is_empty() {
                 continue;
@@ -282,17 +276,8 @@ impl Literals {
         for &first in &self.first_bytes {
             starts[usize::from(first)] = true;
         }
-        let candidates: Vec<usize> = (0..bytes.len())
-            .filter(|&at| starts[usize::from(bytes[at])])
-            .collect();
-        let mut taken = vec![
-            false;
-            if candidates.is_empty() {
-                0
-            } else {
-                bytes.len()
-            }
-        ];
+        let candidates: Vec<usize> = (0..bytes.len()).filter(|&at| starts[usize::from(bytes[at])]).collect();
+        let mut taken = vec![false; if candidates.is_empty() { 0 } else { bytes.len() }];
         let mut found = Vec::new();
         for (length, ids) in &self.lengths {
             for &at in &candidates {
@@ -312,22 +297,13 @@ impl Literals {
         let mut done = 0;
         for (at, end, id) in found {
             if at > done {
-                fragments.push(Fragment {
-                    range: done..at,
-                    token: None,
-                });
+                fragments.push(Fragment { range: done..at, token: None });
             }
-            fragments.push(Fragment {
-                range: at..end,
-                token: Some(id),
-            });
+            fragments.push(Fragment { range: at..end, token: Some(id) });
             done = end;
         }
         if done < bytes.len() {
-            fragments.push(Fragment {
-                range: done..bytes.len(),
-                token: None,
-            });
+            fragments.push(Fragment { range: done..bytes.len(), token: None });
         }
         fragments
     }
@@ -351,10 +327,7 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for byte in 0..=255_u8 {
             let c = char_of_byte(byte);
-            assert!(
-                seen.insert(c) && !c.is_control() && !c.is_whitespace(),
-                "{byte}: {c:?}"
-            );
+            assert!(seen.insert(c) && !c.is_control() && !c.is_whitespace(), "{byte}: {c:?}");
             assert_eq!(byte_of_char(c), Some(byte));
         }
         // As published with GPT-2.
@@ -365,24 +338,10 @@ mod tests {
     #[test]
     fn the_longest_literal_wins_over_the_leftmost() {
         let text = ["ab", "bcd", "x"].map(String::from).to_vec();
-        let pieces = Pieces {
-            text,
-            kind: vec![Kind::UserDefined; 3],
-            alphabet: Alphabet::ByteLevel,
-        };
+        let pieces = Pieces { text, kind: vec![Kind::UserDefined; 3], alphabet: Alphabet::ByteLevel };
         let literals = Literals::new(&pieces, |_, kind| kind == Kind::UserDefined);
-        let cut: Vec<_> = literals
-            .cut("abcdéxab")
-            .into_iter()
-            .map(|f| (f.range, f.token))
-            .collect();
-        let expected = [
-            (0..1, None),
-            (1..4, Some(1)),
-            (4..6, None),
-            (6..7, Some(2)),
-            (7..9, Some(0)),
-        ];
+        let cut: Vec<_> = literals.cut("abcdéxab").into_iter().map(|f| (f.range, f.token)).collect();
+        let expected = [(0..1, None), (1..4, Some(1)), (4..6, None), (6..7, Some(2)), (7..9, Some(0))];
         assert_eq!(cut, expected);
         assert_eq!(literals.cut(""), []);
     }

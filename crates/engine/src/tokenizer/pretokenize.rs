@@ -53,34 +53,18 @@ impl Rule {
     /// [`Error::Unsupported`] names an unknown rule and lists the known ones.
     pub(super) fn named(pre: Option<&str>) -> Result<Self> {
         use Stage::*;
-        let plain = |stages| Self {
-            stages,
-            whole_words: false,
-            add_bos: false,
-        };
-        let marked = |stages| Self {
-            stages,
-            whole_words: true,
-            add_bos: true,
-        };
+        let plain = |stages| Self { stages, whole_words: false, add_bos: false };
+        let marked = |stages| Self { stages, whole_words: true, add_bos: true };
         Ok(match pre.unwrap_or("default") {
             "gpt-2" | "gpt2" | "phi-2" | "olmo" | "mpt" | "jais" => plain(&[Gpt2]),
             "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => {
                 plain(&[EachNumber, Gpt2])
             }
-            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" => {
-                marked(&[Llama3 { digits: 3 }])
-            }
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" => marked(&[Llama3 { digits: 3 }]),
             "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => plain(&[Llama3 { digits: 3 }]),
             "qwen2" | "stablelm2" | "deepseek-r1-qwen" => plain(&[Llama3 { digits: 1 }]),
-            "tekken" => marked(&[Cased {
-                digits: 1,
-                contractions: false,
-            }]),
-            "gpt-4o" | "llama4" => plain(&[Cased {
-                digits: 3,
-                contractions: true,
-            }]),
+            "tekken" => marked(&[Cased { digits: 1, contractions: false }]),
+            "gpt-4o" | "llama4" => plain(&[Cased { digits: 3, contractions: true }]),
             "default" => plain(&[Punctuation, Gpt2, Numbers, AsciiTriples]),
             other => {
                 return Err(Error::Unsupported {
@@ -156,10 +140,7 @@ impl Stage {
                     (word > 0).then(|| text.len() - body.len() + word)
                 })
                 .unwrap_or_else(|| common(text, digits, is_newline)),
-            Self::Cased {
-                digits,
-                contractions,
-            } => text
+            Self::Cased { digits, contractions } => text
                 .strip_prefix(may_lead)
                 .and_then(|body| Some(text.len() - body.len() + lower_tail(body)?))
                 .or_else(|| lower_tail(text))
@@ -178,9 +159,9 @@ impl Stage {
                 _ => run(text, |c| class(c) != Class::Number),
             },
             Self::Numbers => alike(text, |c| class(c) == Class::Number),
-            Self::Punctuation => alike(text, |c| {
-                Category::of(c) == Category::Punctuation || "$+<=>^~|".contains(c)
-            }),
+            Self::Punctuation => {
+                alike(text, |c| Category::of(c) == Category::Punctuation || "$+<=>^~|".contains(c))
+            }
             Self::AsciiTriples => {
                 let triple = |w: &[u8]| w.iter().all(u8::is_ascii_digit);
                 match text.as_bytes().windows(3).position(triple) {
@@ -209,37 +190,23 @@ fn contraction(text: &str, any_case: bool) -> Option<usize> {
     let tail = text.strip_prefix('\'')?.as_bytes();
     let is = |want: &str| {
         tail.get(..want.len()).is_some_and(|have| {
-            if any_case {
-                have.eq_ignore_ascii_case(want.as_bytes())
-            } else {
-                have == want.as_bytes()
-            }
+            if any_case { have.eq_ignore_ascii_case(want.as_bytes()) } else { have == want.as_bytes() }
         })
     };
-    ["s", "t", "re", "ve", "m", "ll", "d"]
-        .into_iter()
-        .find(|w| is(w))
-        .map(|w| 1 + w.len())
+    ["s", "t", "re", "ve", "m", "ll", "d"].into_iter().find(|w| is(w)).map(|w| 1 + w.len())
 }
 
 /// `\s+(?!\S)|\s+`: white space leaves its last character to the word behind it.
 fn spaces(text: &str) -> usize {
     let length = run(text, char::is_whitespace);
     let last = text[..length].chars().next_back().map_or(0, char::len_utf8);
-    if length < text.len() && length > last {
-        length - last
-    } else {
-        length
-    }
+    if length < text.len() && length > last { length - last } else { length }
 }
 
 /// `\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[TAIL]*|\s*[\r\n]+|\s+(?!\S)|\s+`, for a text that does not
 /// start with a letter.
 fn common(text: &str, digits: usize, tail: impl Fn(char) -> bool) -> usize {
-    let numbers = text
-        .chars()
-        .take(digits)
-        .take_while(|&c| class(c) == Class::Number);
+    let numbers = text.chars().take(digits).take_while(|&c| class(c) == Class::Number);
     let numbers: usize = numbers.map(char::len_utf8).sum();
     if numbers > 0 {
         return numbers;
@@ -258,18 +225,12 @@ fn common(text: &str, digits: usize, tail: impl Fn(char) -> bool) -> usize {
 
 /// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`
 fn is_upper(c: char) -> bool {
-    matches!(
-        Category::of(c),
-        Category::Upper | Category::Letter | Category::Mark
-    )
+    matches!(Category::of(c), Category::Upper | Category::Letter | Category::Mark)
 }
 
 /// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
 fn is_lower(c: char) -> bool {
-    matches!(
-        Category::of(c),
-        Category::Lower | Category::Letter | Category::Mark
-    )
+    matches!(Category::of(c), Category::Lower | Category::Letter | Category::Mark)
 }
 
 /// `U*L+`
@@ -280,10 +241,7 @@ fn lower_tail(text: &str) -> Option<usize> {
         return Some(head + tail);
     }
     // The first part gives back up to the last character that the second can have.
-    text[..head]
-        .char_indices()
-        .rfind(|&(_, c)| is_lower(c))
-        .map(|(at, c)| at + c.len_utf8())
+    text[..head].char_indices().rfind(|&(_, c)| is_lower(c)).map(|(at, c)| at + c.len_utf8())
 }
 
 /// `U+L*`
@@ -299,8 +257,7 @@ mod tests {
     use tokenizers::tokenizer::pattern::Pattern;
     use tokenizers::utils::SysRegex;
 
-    const GPT2: &str =
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+    const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
     const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -327,21 +284,15 @@ mod tests {
         let patterns: Vec<_> = patterns.iter().map(|p| SysRegex::new(p).unwrap()).collect();
         // Every kind of character that a pattern tells apart, some of them twice.
         let alphabet: Vec<char> =
-            "aZbé\u{301}ǅʰ漢ن59½٣ \t\n\r\u{a0}\u{3000}'sTrEllvdm.,!$+/<=|^~€😀\u{200d}\0"
-                .chars()
-                .collect();
+            "aZbé\u{301}ǅʰ漢ن59½٣ \t\n\r\u{a0}\u{3000}'sTrEllvdm.,!$+/<=|^~€😀\u{200d}\0".chars().collect();
         let mut state = 11_u64;
         let mut next = || {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize
         };
         for _ in 0..6000 {
             let length = next() % 14;
-            let text: String = (0..length)
-                .map(|_| alphabet[next() % alphabet.len()])
-                .collect();
+            let text: String = (0..length).map(|_| alphabet[next() % alphabet.len()]).collect();
             let mut words = Vec::new();
             rule.words(&text, 0..text.len(), &mut words);
             let words: Vec<_> = words.into_iter().map(|w| text[w].to_owned()).collect();
@@ -357,10 +308,7 @@ mod tests {
         check("qwen2", &[QWEN2]);
         check("tekken", &[TEKKEN]);
         check("gpt-4o", &[GPT4O]);
-        check(
-            "default",
-            &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
-        );
+        check("default", &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]);
     }
 
     #[test]
@@ -369,9 +317,6 @@ mod tests {
             assert!(Rule::named(Some(name)).is_ok(), "{name}");
         }
         let error = Rule::named(Some("bogus-bpe")).unwrap_err().to_string();
-        assert!(
-            error.contains("`bogus-bpe`") && error.contains("smollm, starcoder"),
-            "{error}"
-        );
+        assert!(error.contains("`bogus-bpe`") && error.contains("smollm, starcoder"), "{error}");
     }
 }

@@ -30,9 +30,7 @@ impl SentencePiece {
             });
         }
         if let Some(id) = scores.iter().position(|score| score.is_nan()) {
-            return Err(Error::Tokenizer {
-                what: format!("the score of token {id} is NaN"),
-            });
+            return Err(Error::Tokenizer { what: format!("the score of token {id} is NaN") });
         }
         let index = Index::new(texts)?;
         let mut bytes = [unknown.unwrap_or(NO_ID); 256];
@@ -45,12 +43,7 @@ impl SentencePiece {
         }
         let longest = texts.iter().map(String::len).max().unwrap_or(0);
         let ranks = scores.iter().map(|&score| descending(score)).collect();
-        Ok(Self {
-            index,
-            ranks,
-            bytes,
-            longest,
-        })
+        Ok(Self { index, ranks, bytes, longest })
     }
 
     /// Appends the tokens of `text[range]` with the bytes of `text` that each covers. With
@@ -67,17 +60,12 @@ impl SentencePiece {
         let mut merger = Merger::default();
         for (at, c) in spelt.char_indices() {
             let end = at + c.len_utf8();
-            let id = self
-                .find(pieces, &spelt.as_bytes()[at..end])
-                .unwrap_or(NO_ID);
+            let id = self.find(pieces, &spelt.as_bytes()[at..end]).unwrap_or(NO_ID);
             merger.push(at, end, id);
         }
         merger.run(|a, b| {
             let id = self.find(pieces, &spelt.as_bytes()[a.start..b.end])?;
-            Some(Pair {
-                rank: self.ranks[id as usize],
-                id,
-            })
+            Some(Pair { rank: self.ranks[id as usize], id })
         });
         // Where the next token starts in `text`: symbols are whole characters, in order.
         let mut source = range.start;
@@ -86,10 +74,7 @@ impl SentencePiece {
             let made_up = usize::from(prefixed && symbol.start == 0);
             let characters = piece.chars().count() - made_up;
             let rest = &text[source..range.end];
-            let length = rest
-                .char_indices()
-                .nth(characters)
-                .map_or(rest.len(), |(at, _)| at);
+            let length = rest.char_indices().nth(characters).map_or(rest.len(), |(at, _)| at);
             let covered = source..source + length;
             source = covered.end;
             if symbol.id != NO_ID {
@@ -97,11 +82,7 @@ impl SentencePiece {
                 continue;
             }
             let bytes = piece.bytes().map(|byte| self.bytes[usize::from(byte)]);
-            out.extend(
-                bytes
-                    .filter(|&id| id != NO_ID)
-                    .map(|id| (id, covered.clone())),
-            );
+            out.extend(bytes.filter(|&id| id != NO_ID).map(|id| (id, covered.clone())));
         }
     }
 
@@ -129,11 +110,7 @@ fn spell(text: &str, prefixed: bool) -> String {
 fn descending(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
     // Sign and magnitude to two's complement order, then reversed.
-    let ascending = if bits >> 31 == 0 {
-        bits | 1 << 31
-    } else {
-        !bits
-    };
+    let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
     !ascending
 }
 
@@ -143,21 +120,8 @@ mod tests {
 
     #[test]
     fn ranks_reverse_the_order_of_scores() {
-        let scores = [
-            f32::INFINITY,
-            3.5,
-            1e-40,
-            0.0,
-            -1e-40,
-            -1.0,
-            -1000.0,
-            f32::NEG_INFINITY,
-        ];
-        assert!(
-            scores
-                .windows(2)
-                .all(|w| descending(w[0]) < descending(w[1]))
-        );
+        let scores = [f32::INFINITY, 3.5, 1e-40, 0.0, -1e-40, -1.0, -1000.0, f32::NEG_INFINITY];
+        assert!(scores.windows(2).all(|w| descending(w[0]) < descending(w[1])));
         assert_eq!(descending(0.0), descending(-0.0));
     }
 }

@@ -16,11 +16,7 @@ pub struct StreamDecoder<'a> {
 
 impl<'a> StreamDecoder<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, specials: Specials) -> Self {
-        Self {
-            tokenizer,
-            specials,
-            pending: Vec::new(),
-        }
+        Self { tokenizer, specials, pending: Vec::new() }
     }
 
     /// Takes the next id, and returns the text that is now certain; often nothing between the

@@ -6,9 +6,7 @@ use serde_json::{Map, Value, json};
 
 /// Distinct values, exact in every plain format: `salt` tells tensors apart.
 pub(crate) fn values(n: usize, salt: usize) -> Vec<f32> {
-    (0..n)
-        .map(|i| ((i * 37 + salt * 101) % 251) as f32 / 64.0 - 1.5)
-        .collect()
+    (0..n).map(|i| ((i * 37 + salt * 101) % 251) as f32 / 64.0 - 1.5).collect()
 }
 
 pub(crate) fn le(values: &[f32]) -> Vec<u8> {
@@ -16,10 +14,7 @@ pub(crate) fn le(values: &[f32]) -> Vec<u8> {
 }
 
 pub(crate) fn bf16(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
-        .collect()
+    values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
 }
 
 pub(crate) fn string(s: &str) -> Vec<u8> {
@@ -84,13 +79,7 @@ impl GgufBuilder {
     pub(crate) fn tensor(self, name: &str, shape: &[usize], values: &[f32]) -> Self {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
         let dims = shape.iter().rev().map(|&d| d as u64).collect();
-        self.with(Tensor {
-            name: name.into(),
-            dims,
-            kind: 0,
-            bytes: le(values),
-            offset: None,
-        })
+        self.with(Tensor { name: name.into(), dims, kind: 0, bytes: le(values), offset: None })
     }
 
     pub(crate) fn with(mut self, tensor: Tensor) -> Self {
@@ -101,16 +90,8 @@ impl GgufBuilder {
     pub(crate) fn build(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(self.version.to_le_bytes());
-        out.extend(
-            self.tensor_count
-                .unwrap_or(self.tensors.len() as u64)
-                .to_le_bytes(),
-        );
-        out.extend(
-            self.metadata_count
-                .unwrap_or(self.metadata.len() as u64)
-                .to_le_bytes(),
-        );
+        out.extend(self.tensor_count.unwrap_or(self.tensors.len() as u64).to_le_bytes());
+        out.extend(self.metadata_count.unwrap_or(self.metadata.len() as u64).to_le_bytes());
         for entry in &self.metadata {
             out.extend(entry);
         }

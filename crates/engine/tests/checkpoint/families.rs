@@ -12,12 +12,7 @@ use crate::builder::{GgufBuilder, bf16, le, safetensors, values, write_model};
 type Stored = (String, &'static str, Vec<usize>, Vec<u8>);
 
 fn f32_tensor(name: &str, shape: &[usize], salt: usize) -> Stored {
-    (
-        name.into(),
-        "F32",
-        shape.to_vec(),
-        le(&values(shape.iter().product(), salt)),
-    )
+    (name.into(), "F32", shape.to_vec(), le(&values(shape.iter().product(), salt)))
 }
 
 fn open(config: &Value, tensors: &[Stored]) -> Result<(Checkpoint, tempfile::TempDir), Error> {
@@ -63,10 +58,7 @@ fn gpt2_matrices_are_transposed_and_split_by_declaration() {
     for prefix in ["", "transformer."] {
         let (c, _guard) = open(&gpt2_config(), &gpt2_tensors(prefix)).unwrap();
         let fused = values(48, 5);
-        for (third, role) in [Role::Query, Role::Key, Role::Value]
-            .into_iter()
-            .enumerate()
-        {
+        for (third, role) in [Role::Query, Role::Key, Role::Value].into_iter().enumerate() {
             let expected: Vec<f32> = (0..4)
                 .flat_map(|o| (0..4).map(move |i| i * 12 + third * 4 + o))
                 .map(|at| fused[at])
@@ -81,10 +73,7 @@ fn gpt2_matrices_are_transposed_and_split_by_declaration() {
         assert_eq!(rows(&c, Role::AttentionOut), expected);
         assert_eq!(rows(&c, Role::Head), rows(&c, Role::Embedding));
         assert_eq!(c.unused(), Vec::<String>::new());
-        assert_eq!(
-            c.tensor_name(Role::Key, Part::Bias, 0).unwrap(),
-            format!("{prefix}h.0.attn.c_attn.bias")
-        );
+        assert_eq!(c.tensor_name(Role::Key, Part::Bias, 0).unwrap(), format!("{prefix}h.0.attn.c_attn.bias"));
     }
 }
 
@@ -123,18 +112,13 @@ fn tensors_that_lack_exceed_or_misfit_are_named() {
     );
     let format = fails(&|t| t[0] = ("wte.weight".into(), "F64", vec![5, 4], vec![0; 160]));
     assert!(
-        format.starts_with(
-            "tensor `wte.weight`: number format `F64` is not supported (supported: F32"
-        ),
+        format.starts_with("tensor `wte.weight`: number format `F64` is not supported (supported: F32"),
         "{format}"
     );
 
     let mut surplus = gpt2_tensors("");
     surplus.push(f32_tensor("adapter.weight", &[2], 1));
-    assert_eq!(
-        open(&gpt2_config(), &surplus).unwrap().0.unused(),
-        ["adapter.weight"]
-    );
+    assert_eq!(open(&gpt2_config(), &surplus).unwrap().0.unused(), ["adapter.weight"]);
 }
 
 #[test]
@@ -143,26 +127,12 @@ fn a_weight_that_is_not_finite_is_named() {
     tensors[2].3[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
     tensors[13].3[20..24].copy_from_slice(&f32::INFINITY.to_le_bytes());
     let (c, _guard) = open(&gpt2_config(), &tensors).unwrap();
-    let vector = c
-        .vector(Role::AttentionNorm, Part::Weight, 0)
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        vector,
-        "tensor `h.0.ln_1.weight` holds a value that is not finite, at element 1"
-    );
+    let vector = c.vector(Role::AttentionNorm, Part::Weight, 0).unwrap_err().to_string();
+    assert_eq!(vector, "tensor `h.0.ln_1.weight` holds a value that is not finite, at element 1");
     assert_eq!(c.check_finite().unwrap_err().to_string(), vector);
-    let matrix = c
-        .matrix(Role::MlpOut, 0)
-        .unwrap()
-        .unwrap()
-        .check_finite("down")
-        .unwrap_err();
+    let matrix = c.matrix(Role::MlpOut, 0).unwrap().unwrap().check_finite("down").unwrap_err();
     // Element 5 of the stored [16, 4] is row 1, column 1 of [4, 16].
-    assert_eq!(
-        matrix.to_string(),
-        "tensor `down` holds a value that is not finite, at element 17"
-    );
+    assert_eq!(matrix.to_string(), "tensor `down` holds a value that is not finite, at element 17");
 }
 
 fn gemma3_text() -> Value {
@@ -186,27 +156,18 @@ fn gemma3_tensors(prefix: &str) -> Vec<Stored> {
         ("layers.0.mlp.up_proj", &[8, 6]),
         ("layers.0.mlp.down_proj", &[6, 8]),
     ];
-    let last: [(&str, &[usize]); 2] = [
-        ("layers.0.post_feedforward_layernorm", &[6]),
-        ("norm", &[6]),
-    ];
+    let last: [(&str, &[usize]); 2] = [("layers.0.post_feedforward_layernorm", &[6]), ("norm", &[6])];
     let all = shapes.iter().chain(&last).enumerate();
     all.map(|(i, (name, shape))| {
         let bytes = bf16(&values(shape.iter().product(), i));
-        (
-            format!("{prefix}{name}.weight"),
-            "BF16",
-            shape.to_vec(),
-            bytes,
-        )
+        (format!("{prefix}{name}.weight"), "BF16", shape.to_vec(), bytes)
     })
     .collect()
 }
 
 #[test]
 fn gemma3_is_found_under_every_prefix_and_its_norms_are_offset() {
-    let multimodal =
-        json!({"model_type": "gemma3", "text_config": gemma3_text(), "vision_config": {}});
+    let multimodal = json!({"model_type": "gemma3", "text_config": gemma3_text(), "vision_config": {}});
     for (prefix, config) in [
         ("model.", gemma3_text()),
         ("", gemma3_text()),
@@ -214,23 +175,11 @@ fn gemma3_is_found_under_every_prefix_and_its_norms_are_offset() {
         ("model.language_model.", multimodal),
     ] {
         let mut tensors = gemma3_tensors(prefix);
-        tensors.push((
-            "vision_tower.patch.weight".into(),
-            "I64",
-            vec![1],
-            vec![0; 8],
-        ));
+        tensors.push(("vision_tower.patch.weight".into(), "I64", vec![1], vec![0; 8]));
         let (c, _guard) = open(&config, &tensors).unwrap();
         let norm = c.vector(Role::FinalNorm, Part::Weight, 0).unwrap().unwrap();
-        assert_eq!(
-            norm,
-            values(6, 14).iter().map(|w| w + 1.0).collect::<Vec<_>>(),
-            "{prefix}"
-        );
-        assert_eq!(
-            c.matrix(Role::MlpUp, 0).unwrap().unwrap().dtype,
-            Dtype::Bf16
-        );
+        assert_eq!(norm, values(6, 14).iter().map(|w| w + 1.0).collect::<Vec<_>>(), "{prefix}");
+        assert_eq!(c.matrix(Role::MlpUp, 0).unwrap().unwrap().dtype, Dtype::Bf16);
         // √6 = 2.4495, in bf16 2.453125: as transformers computes with bf16 weights.
         assert_eq!(c.architecture().embedding_scale, 2.453_125);
         assert_eq!(c.unused(), Vec::<String>::new());
@@ -242,30 +191,16 @@ fn gemma3_is_found_under_every_prefix_and_its_norms_are_offset() {
 fn gemma3_configs_old_and_new_agree() {
     let with = |more: Value| {
         let mut config = gemma3_text();
-        config
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        open(&config, &gemma3_tensors("model."))
-            .unwrap()
-            .0
-            .architecture()
-            .clone()
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        open(&config, &gemma3_tensors("model.")).unwrap().0.architecture().clone()
     };
-    let old = with(
-        json!({"rope_theta": 2e6, "rope_local_base_freq": 5e3, "sliding_window": 7,
-        "sliding_window_pattern": 2, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
-    );
-    let new = with(
-        json!({"sliding_window": 7, "layer_types": ["sliding_attention"], "rope_parameters": {
+    let old = with(json!({"rope_theta": 2e6, "rope_local_base_freq": 5e3, "sliding_window": 7,
+        "sliding_window_pattern": 2, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}));
+    let new = with(json!({"sliding_window": 7, "layer_types": ["sliding_attention"], "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}}),
-    );
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}}));
     assert_eq!(old, new);
-    assert_eq!(
-        old.rotary.unwrap().scaling,
-        RotaryScaling::Linear { factor: 8.0 }
-    );
+    assert_eq!(old.rotary.unwrap().scaling, RotaryScaling::Linear { factor: 8.0 });
     assert_eq!(old.local_rotary.unwrap().scaling, RotaryScaling::None);
     assert_eq!(old.windows, [Some(7)]);
 }
@@ -305,10 +240,7 @@ fn llama_ggufs_are_unpermuted_with_their_biases() {
     // Of every head of four rows, 0 2 1 3.
     let order = [0, 2, 1, 3, 4, 6, 5, 7];
     let stored = values(64, 3);
-    let expected: Vec<f32> = order
-        .iter()
-        .flat_map(|&r| stored[r * 8..][..8].to_vec())
-        .collect();
+    let expected: Vec<f32> = order.iter().flat_map(|&r| stored[r * 8..][..8].to_vec()).collect();
     assert_eq!(rows(&c, Role::Query), expected);
     let bias = c.vector(Role::Query, Part::Bias, 0).unwrap().unwrap();
     assert_eq!(bias, order.map(|r| values(8, 4)[r]));
@@ -323,12 +255,8 @@ fn a_split_gguf_is_opened_from_any_piece() {
     let directory = tempfile::tempdir().unwrap();
     let piece = |i: u16, mut file: GgufBuilder| {
         let count = 2u16.to_le_bytes();
-        file = file
-            .raw("split.no", 2, &i.to_le_bytes())
-            .raw("split.count", 2, &count);
-        let path = directory
-            .path()
-            .join(format!("m-{:05}-of-00002.gguf", i + 1));
+        file = file.raw("split.no", 2, &i.to_le_bytes()).raw("split.count", 2, &count);
+        let path = directory.path().join(format!("m-{:05}-of-00002.gguf", i + 1));
         std::fs::write(&path, file.build()).unwrap();
         path
     };
@@ -337,10 +265,7 @@ fn a_split_gguf_is_opened_from_any_piece() {
     second.tensors = first.tensors.split_off(6);
     let first = piece(0, first);
     let absent = Checkpoint::open(&first).unwrap_err().to_string();
-    assert!(
-        absent.ends_with("m-00002-of-00002.gguf`, piece 2 of 2, is missing"),
-        "{absent}"
-    );
+    assert!(absent.ends_with("m-00002-of-00002.gguf`, piece 2 of 2, is missing"), "{absent}");
     let second = piece(1, second);
     for path in [&first, &second, &directory.path().to_owned()] {
         let c = Checkpoint::open(path).unwrap();
@@ -357,34 +282,24 @@ fn fixtures_agree_between_containers() {
     for entry in std::fs::read_dir(&fixtures).unwrap() {
         let directory = entry.unwrap().path();
         if directory.extension().is_some_and(|e| e == "gguf") {
-            let c = Checkpoint::open(&directory)
-                .unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
+            let c = Checkpoint::open(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
             c.check_finite().unwrap();
             assert_eq!(c.unused(), Vec::<String>::new(), "{}", directory.display());
         }
         if !directory.join("config.json").exists() {
             continue;
         }
-        let a =
-            Checkpoint::open(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
+        let a = Checkpoint::open(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
         a.check_finite().unwrap();
         assert_eq!(a.unused(), Vec::<String>::new(), "{}", directory.display());
         // The same in the keys of older versions of transformers.
         if let Ok(old) = std::fs::read(directory.join("config.old.json")) {
             let copy = tempfile::tempdir().unwrap();
-            std::fs::copy(
-                directory.join("model.safetensors"),
-                copy.path().join("model.safetensors"),
-            )
-            .unwrap();
+            std::fs::copy(directory.join("model.safetensors"), copy.path().join("model.safetensors"))
+                .unwrap();
             std::fs::write(copy.path().join("config.json"), old).unwrap();
             let b = Checkpoint::open(copy.path()).unwrap();
-            assert_eq!(
-                a.architecture(),
-                b.architecture(),
-                "{}",
-                directory.display()
-            );
+            assert_eq!(a.architecture(), b.architecture(), "{}", directory.display());
             assert_eq!(a.fingerprint(), b.fingerprint());
         }
         let gguf = directory.with_extension("gguf");
@@ -437,41 +352,18 @@ fn compare(what: &Path, a: &Checkpoint, b: &Checkpoint) {
     let (x, y) = (a.architecture(), b.architecture());
     let sizes = |a: &mutandis_engine::Architecture| {
         let rotary = a.rotary.as_ref().map(|r| (r.width, r.pairs, r.base));
-        (
-            a.family,
-            a.layers,
-            a.vocabulary,
-            a.context,
-            a.norm,
-            a.mlp,
-            rotary,
-            a.residual,
-            a.tied,
-        )
+        (a.family, a.layers, a.vocabulary, a.context, a.norm, a.mlp, rotary, a.residual, a.tied)
     };
     assert_eq!(sizes(x), sizes(y), "{}", what.display());
-    assert_eq!(
-        (x.attention_scale, &x.windows),
-        (y.attention_scale, &y.windows),
-        "{}",
-        what.display()
-    );
+    assert_eq!((x.attention_scale, &x.windows), (y.attention_scale, &y.windows), "{}", what.display());
     assert_eq!(x.local_rotary, y.local_rotary, "{}", what.display());
     for layer in 0..x.layers {
         for role in ROLES {
             let matrix = |c: &Checkpoint| c.matrix(role, layer).unwrap().map(|m| m.to_f32());
-            close(
-                &format!("{} {role:?}", what.display()),
-                matrix(a),
-                matrix(b),
-            );
+            close(&format!("{} {role:?}", what.display()), matrix(a), matrix(b));
             for part in [Part::Weight, Part::Bias] {
                 let vector = |c: &Checkpoint| c.vector(role, part, layer).unwrap();
-                close(
-                    &format!("{} {role:?} {part:?}", what.display()),
-                    vector(a),
-                    vector(b),
-                );
+                close(&format!("{} {role:?} {part:?}", what.display()), vector(a), vector(b));
             }
         }
     }
@@ -481,10 +373,7 @@ fn compare(what: &Path, a: &Checkpoint, b: &Checkpoint) {
 fn close(what: &str, a: Option<Vec<f32>>, b: Option<Vec<f32>>) {
     assert_eq!(a.as_ref().map(Vec::len), b.as_ref().map(Vec::len), "{what}");
     for (i, (x, y)) in a.iter().flatten().zip(b.iter().flatten()).enumerate() {
-        assert!(
-            (x - y).abs() <= 2e-7 * x.abs().max(1.0),
-            "{what} element {i}: {x} and {y}"
-        );
+        assert!((x - y).abs() <= 2e-7 * x.abs().max(1.0), "{what} element {i}: {x} and {y}");
     }
 }
 
@@ -492,32 +381,18 @@ fn close(what: &str, a: Option<Vec<f32>>, b: Option<Vec<f32>>) {
 fn a_sequential_neox_is_told_by_its_config() {
     let config = json!({"model_type": "gpt_neox", "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 5,
         "num_hidden_layers": 1, "intermediate_size": 4, "rotary_pct": 0.5, "use_parallel_residual": false});
-    let mut tensors = vec![
-        f32_tensor("gpt_neox.embed_in.weight", &[5, 8], 1),
-        f32_tensor("embed_out.weight", &[5, 8], 2),
-    ];
+    let mut tensors =
+        vec![f32_tensor("gpt_neox.embed_in.weight", &[5, 8], 1), f32_tensor("embed_out.weight", &[5, 8], 2)];
     for (name, out, inn) in [
         ("attention.query_key_value", 24, 8),
         ("attention.dense", 8, 8),
         ("mlp.dense_h_to_4h", 4, 8),
         ("mlp.dense_4h_to_h", 8, 4),
     ] {
-        tensors.push(f32_tensor(
-            &format!("gpt_neox.layers.0.{name}.weight"),
-            &[out, inn],
-            out,
-        ));
-        tensors.push(f32_tensor(
-            &format!("gpt_neox.layers.0.{name}.bias"),
-            &[out],
-            inn,
-        ));
+        tensors.push(f32_tensor(&format!("gpt_neox.layers.0.{name}.weight"), &[out, inn], out));
+        tensors.push(f32_tensor(&format!("gpt_neox.layers.0.{name}.bias"), &[out], inn));
     }
-    for name in [
-        "layers.0.input_layernorm",
-        "layers.0.post_attention_layernorm",
-        "final_layer_norm",
-    ] {
+    for name in ["layers.0.input_layernorm", "layers.0.post_attention_layernorm", "final_layer_norm"] {
         tensors.push(f32_tensor(&format!("gpt_neox.{name}.weight"), &[8], 3));
         tensors.push(f32_tensor(&format!("gpt_neox.{name}.bias"), &[8], 4));
     }
@@ -526,9 +401,6 @@ fn a_sequential_neox_is_told_by_its_config() {
     assert_eq!(c.architecture().rotary.as_ref().unwrap().width, 2);
     // Heads of four rows: q of head 0, k of head 0, v of head 0, q of head 1…
     let (stored, expected) = (values(192, 24), [4, 5, 6, 7, 16, 17, 18, 19]);
-    let expected: Vec<f32> = expected
-        .iter()
-        .flat_map(|&r: &usize| stored[r * 8..][..8].to_vec())
-        .collect();
+    let expected: Vec<f32> = expected.iter().flat_map(|&r: &usize| stored[r * 8..][..8].to_vec()).collect();
     assert_eq!(rows(&c, Role::Key), expected);
 }

@@ -28,9 +28,7 @@ fn model(name: &str) -> Option<Checkpoint> {
 }
 
 fn golden(name: &str) -> Option<Vec<u8>> {
-    let path = folder("MUTANDIS_SHARED", "shared")
-        .join("golden")
-        .join(name);
+    let path = folder("MUTANDIS_SHARED", "shared").join("golden").join(name);
     let bytes = std::fs::read(&path);
     if bytes.is_err() {
         eprintln!("skipped: no `{}`", path.display());
@@ -42,8 +40,7 @@ fn golden(name: &str) -> Option<Vec<u8>> {
 fn checksum(values: &[f32]) -> u64 {
     values.iter().enumerate().fold(0u64, |sum, (i, v)| {
         sum.wrapping_add(
-            u64::from(v.to_bits())
-                .wrapping_mul((i as u64).wrapping_mul(2_654_435_761).wrapping_add(1)),
+            u64::from(v.to_bits()).wrapping_mul((i as u64).wrapping_mul(2_654_435_761).wrapping_add(1)),
         )
     })
 }
@@ -68,32 +65,19 @@ fn smollm2_is_read_as_gguf_py_reads_it() {
     let a = c.architecture();
     assert_eq!((c.container(), a.family), (Container::Gguf, Family::Llama));
     assert_eq!(
-        (
-            a.layers,
-            a.width,
-            a.mlp_width,
-            a.heads,
-            a.kv_heads,
-            a.head_width
-        ),
+        (a.layers, a.width, a.mlp_width, a.heads, a.kv_heads, a.head_width),
         (30, 576, 1536, 9, 3, 64)
     );
     assert_eq!((a.vocabulary, a.context, a.tied), (49_152, 8192, true));
     assert_eq!(a.norm, Norm::Rms { epsilon: 1e-5 });
-    assert_eq!(
-        (a.mlp, a.residual),
-        (Mlp::Gated(Activation::Silu), ResidualForm::Sequential)
-    );
+    assert_eq!((a.mlp, a.residual), (Mlp::Gated(Activation::Silu), ResidualForm::Sequential));
     let r = a.rotary.as_ref().unwrap();
     assert_eq!(
         (r.width, r.pairs, r.base, &r.scaling),
         (64, RotaryPairs::Halves, 100_000.0, &RotaryScaling::None)
     );
     assert_eq!((a.attention_scale, a.embedding_scale), (0.125, 1.0));
-    assert_eq!(
-        (a.windows.as_slice(), a.qk_norm),
-        ([None; 30].as_slice(), false)
-    );
+    assert_eq!((a.windows.as_slice(), a.qk_norm), ([None; 30].as_slice(), false));
 
     assert_eq!(c.tensor_names().count(), 272);
     assert_eq!(c.unused(), Vec::<String>::new());
@@ -114,36 +98,15 @@ fn smollm2_is_read_as_gguf_py_reads_it() {
     assert_eq!(beyond.to_string(), "the model has no layer 30");
 
     let gguf = c.gguf().unwrap();
-    assert_eq!(
-        (gguf.version(), gguf.alignment(), gguf.data_offset()),
-        (3, 32, 1_785_664)
-    );
+    assert_eq!((gguf.version(), gguf.alignment(), gguf.data_offset()), (3, 32, 1_785_664));
     assert_eq!(gguf.str("tokenizer.ggml.pre").unwrap(), Some("smollm"));
-    assert_eq!(
-        gguf.strings("tokenizer.ggml.merges")
-            .unwrap()
-            .unwrap()
-            .len(),
-        48_900
-    );
-    assert_eq!(
-        gguf.i32s("tokenizer.ggml.token_type")
-            .unwrap()
-            .unwrap()
-            .len(),
-        49_152
-    );
+    assert_eq!(gguf.strings("tokenizer.ggml.merges").unwrap().unwrap().len(), 48_900);
+    assert_eq!(gguf.i32s("tokenizer.ggml.token_type").unwrap().unwrap().len(), 49_152);
     assert_eq!(gguf.u32("no.such.key").unwrap(), None);
     let wrong = gguf.u32("general.name").unwrap_err().to_string();
-    assert!(
-        wrong.contains("metadata `general.name` is a string, expected an integer below 2^32"),
-        "{wrong}"
-    );
+    assert!(wrong.contains("metadata `general.name` is a string, expected an integer below 2^32"), "{wrong}");
 
-    assert_eq!(
-        c.fingerprint(),
-        "f1fbd8337ee90fd2f51226d3481a413fe3647bcdae72d33fd190b82dca1bb7c4"
-    );
+    assert_eq!(c.fingerprint(), "f1fbd8337ee90fd2f51226d3481a413fe3647bcdae72d33fd190b82dca1bb7c4");
 }
 
 #[test]
@@ -152,34 +115,18 @@ fn gemma3_is_read_as_gguf_py_reads_it() {
     let a = c.architecture();
     assert_eq!((c.container(), a.family), (Container::Gguf, Family::Gemma3));
     assert_eq!(
-        (
-            a.layers,
-            a.width,
-            a.mlp_width,
-            a.heads,
-            a.kv_heads,
-            a.head_width
-        ),
+        (a.layers, a.width, a.mlp_width, a.heads, a.kv_heads, a.head_width),
         (18, 640, 2048, 4, 1, 256)
     );
     assert_eq!((a.vocabulary, a.context, a.tied), (262_144, 32_768, true));
     assert_eq!(a.norm, Norm::Rms { epsilon: 1e-6 });
-    assert_eq!(
-        (a.mlp, a.qk_norm, a.sandwich_norm),
-        (Mlp::Gated(Activation::GeluTanh), true, true)
-    );
+    assert_eq!((a.mlp, a.qk_norm, a.sandwich_norm), (Mlp::Gated(Activation::GeluTanh), true, true));
     let (global, local) = (a.rotary.as_ref().unwrap(), a.local_rotary.as_ref().unwrap());
-    assert_eq!(
-        (global.width, global.base, local.width, local.base),
-        (256, 1e6, 256, 1e4)
-    );
+    assert_eq!((global.width, global.base, local.width, local.base), (256, 1e6, 256, 1e4));
     let whole: Vec<usize> = (0..18).filter(|&l| a.windows[l].is_none()).collect();
     assert_eq!(whole, [5, 11, 17]);
     assert!(a.windows.iter().flatten().all(|&w| w == 512));
-    assert_eq!(
-        (a.attention_scale, a.embedding_scale),
-        (0.0625, 640f32.sqrt())
-    );
+    assert_eq!((a.attention_scale, a.embedding_scale), (0.0625, 640f32.sqrt()));
 
     assert_eq!(c.tensor_names().count(), 236);
     assert_eq!(c.unused(), Vec::<String>::new());
@@ -192,15 +139,9 @@ fn gemma3_is_read_as_gguf_py_reads_it() {
             (Role::MlpOut, 0, (640, 2048), 0xf64e_775f_f0b2_a772),
         ],
     );
-    let norm = c
-        .vector(Role::MlpPostNorm, Part::Weight, 17)
-        .unwrap()
-        .unwrap();
+    let norm = c.vector(Role::MlpPostNorm, Part::Weight, 17).unwrap().unwrap();
     assert_eq!(checksum(&norm), 0x5f4b_b127_40c7_6000);
-    assert_eq!(
-        c.fingerprint(),
-        "3622ce1e6ea8e0e35e2f3f18a686201e94d22257b9144da384772212e6eca3d8"
-    );
+    assert_eq!(c.fingerprint(), "3622ce1e6ea8e0e35e2f3f18a686201e94d22257b9144da384772212e6eca3d8");
 }
 
 /// The rows of the embedding that transformers looked up for prompt 0.
@@ -218,24 +159,10 @@ fn embeddings_equal_the_golden_ones() {
             safetensors::SafeTensors::deserialize(&activations).unwrap(),
             safetensors::SafeTensors::deserialize(&logits).unwrap(),
         );
-        let (embed, ids) = (
-            activations.tensor("embed").unwrap(),
-            logits.tensor("ids.0").unwrap(),
-        );
-        let ids: Vec<i64> = ids
-            .data()
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|b| i64::from_le_bytes(*b))
-            .collect();
-        let embed: Vec<f32> = embed
-            .data()
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
-            .collect();
+        let (embed, ids) = (activations.tensor("embed").unwrap(), logits.tensor("ids.0").unwrap());
+        let ids: Vec<i64> = ids.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+        let embed: Vec<f32> =
+            embed.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let m = weight(&c, Role::Embedding, 0);
         let mut row = vec![0.0; m.inn];
         for (t, &id) in ids.iter().enumerate() {
@@ -270,9 +197,7 @@ fn opening_and_checking_is_quick() {
     let embedding = weight(&c, Role::Embedding, 0);
     let q8_0 = times(Box::new(|| assert!(!embedding.to_f32().is_empty())));
     let down: Vec<_> = (0..30).map(|l| weight(&c, Role::MlpOut, l)).collect();
-    let q4_1 = times(Box::new(|| {
-        assert!(down.iter().all(|m| !m.to_f32().is_empty()))
-    }));
+    let q4_1 = times(Box::new(|| assert!(down.iter().all(|m| !m.to_f32().is_empty()))));
     eprintln!(
         "open {open:?}, check {finite:?}, fingerprint {print:?}, Q8_0 {q8_0:?} of 28.3 M, Q4_1 {q4_1:?} of 26.5 M"
     );

@@ -7,9 +7,7 @@ use mutandis_engine::tokenizer::{ChatTemplate, Message};
 use super::support::{gemma3, smollm2};
 
 fn turns(list: &[(&str, &str)]) -> Vec<Message> {
-    list.iter()
-        .map(|(role, content)| Message::new(*role, *content))
-        .collect()
+    list.iter().map(|(role, content)| Message::new(*role, *content)).collect()
 }
 
 fn template(source: &str) -> ChatTemplate {
@@ -31,12 +29,8 @@ fn smollm2_renders_as_in_jinja2() {
     let ids = tokenizer.encode_with_specials(&text).unwrap().ids;
     assert_eq!(ids.iter().filter(|&&id| id == 1).count(), 3);
     assert_eq!(ids.iter().filter(|&&id| id == 2).count(), 2);
-    let talk = turns(&[
-        ("system", "Be brief."),
-        ("user", "Hi <b>&\n"),
-        ("assistant", "  Hello\t"),
-        ("user", "Où?"),
-    ]);
+    let talk =
+        turns(&[("system", "Be brief."), ("user", "Hi <b>&\n"), ("assistant", "  Hello\t"), ("user", "Où?")]);
     assert_eq!(
         template.render(&talk, false).unwrap(),
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi <b>&\n<|im_end|>\n\
@@ -79,26 +73,15 @@ const TURNS: &str = r#"{{ bos_token }}
 
 #[test]
 fn turns_alternate_as_in_jinja2() {
-    let talk = turns(&[
-        ("system", " Be brief. "),
-        ("user", " Hi\n"),
-        ("assistant", "Hello"),
-        ("user", "<b>?"),
-    ]);
+    let talk =
+        turns(&[("system", " Be brief. "), ("user", " Hi\n"), ("assistant", "Hello"), ("user", "<b>?")]);
     assert_eq!(
         template(TURNS).render(&talk, true).unwrap(),
         "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n\
          Hello<end_of_turn>\n<start_of_turn>user\n<b>?<end_of_turn>\n<start_of_turn>model\n"
     );
-    let error = template(TURNS)
-        .render(&turns(&[("user", "a"), ("user", "b")]), true)
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("roles must alternate, found user twice"),
-        "{error}"
-    );
+    let error = template(TURNS).render(&turns(&[("user", "a"), ("user", "b")]), true).unwrap_err();
+    assert!(error.to_string().contains("roles must alternate, found user twice"), "{error}");
 }
 
 const HELPERS: &str = r#"{% for m in messages %}
@@ -139,25 +122,12 @@ fn helpers_work_as_in_jinja2() {
 
 #[test]
 fn broken_templates_are_errors() {
-    let error = ChatTemplate::new("a\n{% if %}", None, None)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("not valid") && error.contains("line 2"),
-        "{error}"
-    );
-    for source in [
-        "{{ messages[7].content.split() }}",
-        "{{ nothing.at.all }}",
-        "{{ messages.nope() }}",
-    ] {
-        let error = template(source)
-            .render(&turns(&[("user", "a")]), true)
-            .unwrap_err();
+    let error = ChatTemplate::new("a\n{% if %}", None, None).unwrap_err().to_string();
+    assert!(error.contains("not valid") && error.contains("line 2"), "{error}");
+    for source in ["{{ messages[7].content.split() }}", "{{ nothing.at.all }}", "{{ messages.nope() }}"] {
+        let error = template(source).render(&turns(&[("user", "a")]), true).unwrap_err();
         assert!(error.to_string().contains("refuses"), "{source}: {error}");
     }
-    let now = template("{{ strftime_now('%Y') }}")
-        .render(&[], false)
-        .unwrap();
+    let now = template("{{ strftime_now('%Y') }}").render(&[], false).unwrap();
     assert!((2024..2200).contains(&now.parse::<u32>().unwrap()));
 }

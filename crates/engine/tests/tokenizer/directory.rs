@@ -13,19 +13,12 @@ fn write(dir: &Path, name: &str, value: &Value) {
 }
 
 fn ids_by_text(parts: &GgufVocabulary) -> serde_json::Map<String, Value> {
-    parts
-        .tokens
-        .iter()
-        .enumerate()
-        .map(|(id, text)| (text.clone(), json!(id)))
-        .collect()
+    parts.tokens.iter().enumerate().map(|(id, text)| (text.clone(), json!(id))).collect()
 }
 
 fn added(parts: &GgufVocabulary) -> Vec<Value> {
     let types = parts.token_types.as_ref().unwrap().iter();
-    let marked = types
-        .enumerate()
-        .filter(|(_, kind)| [2, 3, 4].contains(*kind));
+    let marked = types.enumerate().filter(|(_, kind)| [2, 3, 4].contains(*kind));
     let token = |(id, kind): (usize, &i32)| {
         json!({
             "id": id, "content": parts.tokens[id], "special": *kind != 4, "single_word": false,
@@ -66,11 +59,8 @@ fn gemma3(parts: &GgufVocabulary) -> Value {
         let piece = &parts.tokens[id];
         for (at, _) in piece.char_indices().skip(1) {
             let (left, right) = piece.split_at(at);
-            let plain = |half: &str| {
-                vocabulary
-                    .get(half)
-                    .is_some_and(|id| types[id.as_u64().unwrap() as usize] == 1)
-            };
+            let plain =
+                |half: &str| vocabulary.get(half).is_some_and(|id| types[id.as_u64().unwrap() as usize] == 1);
             if plain(left) && plain(right) {
                 merges.push(json!([left, right]));
             }
@@ -101,10 +91,7 @@ fn check(file: &str, model: &str, build: fn(&GgufVocabulary) -> Value, config: &
     write(dir.path(), "tokenizer_config.json", config);
     let start = std::time::Instant::now();
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
-    eprintln!(
-        "{model}: read in {:.0} ms",
-        start.elapsed().as_secs_f64() * 1e3
-    );
+    eprintln!("{model}: read in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
     let native = Tokenizer::from_gguf(parts).unwrap();
     assert_eq!(tokenizer.bos(), native.bos());
     assert_eq!(tokenizer.eos_ids(), native.eos_ids());
@@ -118,18 +105,10 @@ fn check(file: &str, model: &str, build: fn(&GgufVocabulary) -> Value, config: &
         let encoding = tokenizer.encode(&text).unwrap();
         assert_eq!(encoding.ids, ids, "{text:?}");
         check_offsets(&text, &encoding, true);
-        assert_eq!(
-            encoding.offsets,
-            native.encode(&text).unwrap().offsets,
-            "{text:?}"
-        );
+        assert_eq!(encoding.offsets, native.encode(&text).unwrap().offsets, "{text:?}");
         assert_eq!(tokenizer.decode(&ids, Specials::Skip), text);
         let marked = tokenizer.encode_with_specials(&text).unwrap();
-        assert_eq!(
-            marked,
-            native.encode_with_specials(&text).unwrap(),
-            "{text:?}"
-        );
+        assert_eq!(marked, native.encode_with_specials(&text).unwrap(), "{text:?}");
         let rest = tokenizer.encode_continuation(&text).unwrap();
         assert_eq!(rest, native.encode_continuation(&text).unwrap(), "{text:?}");
     }
@@ -184,16 +163,8 @@ fn a_space_put_first_is_left_out_of_continuations() {
         "tokenizer_class": "LlamaTokenizer", "chat_template": [
             {"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ eos_token }}"}]});
     write(dir.path(), "tokenizer_config.json", &config);
-    write(
-        dir.path(),
-        "generation_config.json",
-        &json!({"eos_token_id": [2, 5, 99]}),
-    );
-    write(
-        dir.path(),
-        "config.json",
-        &json!({"eos_token_id": 2, "bos_token_id": 50256}),
-    );
+    write(dir.path(), "generation_config.json", &json!({"eos_token_id": [2, 5, 99]}));
+    write(dir.path(), "config.json", &json!({"eos_token_id": 2, "bos_token_id": 50256}));
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(tokenizer.eos_ids(), [2, 5]);
     let encoding = tokenizer.encode("ab abé").unwrap();
@@ -202,19 +173,9 @@ fn a_space_put_first_is_left_out_of_continuations() {
     assert_eq!(tokenizer.decode(&encoding.ids, Specials::Skip), "ab abé");
     assert_eq!(tokenizer.encode_continuation("ab").unwrap().ids, [6]);
     assert_eq!(tokenizer.encode_continuation(" ab").unwrap().ids, [7]);
-    assert_eq!(
-        tokenizer
-            .chat_template()
-            .unwrap()
-            .render(&[], false)
-            .unwrap(),
-        "</s>"
-    );
+    assert_eq!(tokenizer.chat_template().unwrap().render(&[], false).unwrap(), "</s>");
     std::fs::write(dir.path().join("chat_template.jinja"), "{{ bos_token }}!").unwrap();
-    let template = Tokenizer::from_dir(dir.path())
-        .unwrap()
-        .chat_template()
-        .unwrap();
+    let template = Tokenizer::from_dir(dir.path()).unwrap().chat_template().unwrap();
     assert_eq!(template.render(&[], false).unwrap(), "<s>!");
 }
 
@@ -223,29 +184,20 @@ fn hostile_directories_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
     assert!(error.contains("does not exist"), "{error}");
-    let mut cases: Vec<(Value, &str)> =
-        vec![(json!([]), "not a valid"), (json!({}), "not a valid")];
+    let mut cases: Vec<(Value, &str)> = vec![(json!([]), "not a valid"), (json!({}), "not a valid")];
     let mut change = |pointer: &str, value: Value, wanted: &'static str| {
         let mut file = small();
         *file.pointer_mut(pointer).unwrap() = value;
         cases.push((file, wanted));
     };
-    change(
-        "/model/vocab/a",
-        json!(2_147_483_648_u32),
-        "names id 2147483648",
-    );
+    change("/model/vocab/a", json!(2_147_483_648_u32), "names id 2147483648");
     change("/model/vocab/a", json!(5), "id 5 is both");
     change("/model/vocab/a", json!(-1), "not a valid");
     change("/model/vocab", json!({}), "not a valid");
     change("/model/merges", json!([["a", "q"]]), "not a valid");
     change("/model/merges", json!(["a"]), "not a valid");
     change("/model/type", json!("Quantum"), "not a valid");
-    change(
-        "/model/dropout",
-        json!(0.5),
-        "a BPE dropout is not supported",
-    );
+    change("/model/dropout", json!(0.5), "a BPE dropout is not supported");
     change(
         "/decoder",
         json!({"type": "CTC", "pad_token": "", "word_delimiter_token": "|",
@@ -270,9 +222,7 @@ fn hostile_directories_are_errors() {
         std::fs::write(&path, &bytes).unwrap();
         if let Ok(tokenizer) = Tokenizer::from_dir(dir.path()) {
             works += 1;
-            let _ = tokenizer
-                .encode("ab é</s>")
-                .map(|e| tokenizer.decode(&e.ids, Specials::Keep));
+            let _ = tokenizer.encode("ab é</s>").map(|e| tokenizer.decode(&e.ids, Specials::Keep));
             let _ = tokenizer.encode_with_specials("ab é</s>");
         }
     }
@@ -280,8 +230,5 @@ fn hostile_directories_are_errors() {
     write(dir.path(), "tokenizer.json", &small());
     std::fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();
     let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
-    assert!(
-        error.contains("tokenizer_config.json` is not a valid JSON"),
-        "{error}"
-    );
+    assert!(error.contains("tokenizer_config.json` is not a valid JSON"), "{error}");
 }

@@ -24,12 +24,8 @@ fn bytes() -> GgufVocabulary {
 fn scored() -> GgufVocabulary {
     GgufVocabulary {
         model: "llama".into(),
-        tokens: strings(&[
-            "<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "▁", "a", "b", "▁a", "ab", "▁ab",
-        ]),
-        scores: Some(vec![
-            0.0, 0.0, 0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -2.0, -1.0, -3.0,
-        ]),
+        tokens: strings(&["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "▁", "a", "b", "▁a", "ab", "▁ab"]),
+        scores: Some(vec![0.0, 0.0, 0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -2.0, -1.0, -3.0]),
         token_types: Some(vec![2, 3, 3, 6, 6, 1, 1, 1, 1, 1, 1]),
         bos: Some(1),
         eos: Some(2),
@@ -44,10 +40,7 @@ fn the_sound_ones_are_accepted() {
     assert_eq!(tokenizer.encode("ab ab").unwrap().ids, [4, 5]);
     // "c" is in no piece: no token, and the offsets of the others stay right.
     let encoding = tokenizer.encode("acb").unwrap();
-    assert_eq!(
-        (encoding.ids, encoding.offsets),
-        (vec![1, 2], vec![0..1, 2..3])
-    );
+    assert_eq!((encoding.ids, encoding.offsets), (vec![1, 2], vec![0..1, 2..3]));
 
     let tokenizer = Tokenizer::from_gguf(scored()).unwrap();
     let encoding = tokenizer.encode("ab abé").unwrap();
@@ -62,10 +55,7 @@ fn the_sound_ones_are_accepted() {
     assert_eq!(tokenizer.eos_ids(), [2]);
     // The space stands first behind a special token, too, and covers nothing by itself.
     let marked = tokenizer.encode_with_specials("<s>b").unwrap();
-    assert_eq!(
-        (marked.ids, marked.offsets),
-        (vec![1, 5, 7], vec![0..3, 3..3, 3..4])
-    );
+    assert_eq!((marked.ids, marked.offsets), (vec![1, 5, 7], vec![0..3, 3..3, 3..4]));
 }
 
 #[test]
@@ -79,88 +69,24 @@ fn each_fault_is_named() {
     };
     for parts in [bytes, scored] {
         check(parts(), |p| p.tokens.clear(), "0 tokens");
-        check(
-            parts(),
-            |p| p.tokens[1] = p.tokens[3].clone(),
-            "tokens 1 and 3 are both",
-        );
-        check(
-            parts(),
-            |p| p.token_types = Some(vec![1; 3]),
-            "3 token types for",
-        );
-        check(
-            parts(),
-            |p| p.token_types.as_mut().unwrap()[2] = 9,
-            "token 2 has type 9",
-        );
-        check(
-            parts(),
-            |p| p.eos = Some(1 << 31),
-            "`eos_token_id` is 2147483648",
-        );
-        check(
-            parts(),
-            |p| p.eot = Some(u32::MAX),
-            "`eot_token_id` is 4294967295",
-        );
+        check(parts(), |p| p.tokens[1] = p.tokens[3].clone(), "tokens 1 and 3 are both");
+        check(parts(), |p| p.token_types = Some(vec![1; 3]), "3 token types for");
+        check(parts(), |p| p.token_types.as_mut().unwrap()[2] = 9, "token 2 has type 9");
+        check(parts(), |p| p.eos = Some(1 << 31), "`eos_token_id` is 2147483648");
+        check(parts(), |p| p.eot = Some(u32::MAX), "`eot_token_id` is 4294967295");
         check(parts(), |p| p.pad = Some(11), "`padding_token_id` is 11");
-        check(
-            parts(),
-            |p| p.model = "t5".into(),
-            "`t5` is not supported (supported: gpt2, llama)",
-        );
+        check(parts(), |p| p.model = "t5".into(), "`t5` is not supported (supported: gpt2, llama)");
     }
-    check(
-        bytes(),
-        |p| p.merges = None,
-        "`tokenizer.ggml.merges` is missing",
-    );
-    check(
-        bytes(),
-        |p| p.merges = Some(strings(&["a q"])),
-        "names the piece `q`",
-    );
-    check(
-        bytes(),
-        |p| p.merges = Some(strings(&["b a"])),
-        "names the piece `ba`",
-    );
-    check(
-        bytes(),
-        |p| p.merges = Some(strings(&["ab"])),
-        "is not two pieces",
-    );
-    check(
-        bytes(),
-        |p| p.merges = Some(strings(&[""])),
-        "is not two pieces",
-    );
-    check(
-        bytes(),
-        |p| p.pre = Some("x".into()),
-        "the pre-tokenizer `x` is not supported",
-    );
-    check(
-        bytes(),
-        |p| (p.bos, p.add_bos) = (None, Some(true)),
-        "`add_bos_token` is set",
-    );
-    check(
-        scored(),
-        |p| p.scores = None,
-        "`tokenizer.ggml.scores` is missing",
-    );
-    check(
-        scored(),
-        |p| p.scores = Some(vec![0.0]),
-        "1 scores for 11 tokens",
-    );
-    check(
-        scored(),
-        |p| p.scores.as_mut().unwrap()[4] = f32::NAN,
-        "score of token 4 is NaN",
-    );
+    check(bytes(), |p| p.merges = None, "`tokenizer.ggml.merges` is missing");
+    check(bytes(), |p| p.merges = Some(strings(&["a q"])), "names the piece `q`");
+    check(bytes(), |p| p.merges = Some(strings(&["b a"])), "names the piece `ba`");
+    check(bytes(), |p| p.merges = Some(strings(&["ab"])), "is not two pieces");
+    check(bytes(), |p| p.merges = Some(strings(&[""])), "is not two pieces");
+    check(bytes(), |p| p.pre = Some("x".into()), "the pre-tokenizer `x` is not supported");
+    check(bytes(), |p| (p.bos, p.add_bos) = (None, Some(true)), "`add_bos_token` is set");
+    check(scored(), |p| p.scores = None, "`tokenizer.ggml.scores` is missing");
+    check(scored(), |p| p.scores = Some(vec![0.0]), "1 scores for 11 tokens");
+    check(scored(), |p| p.scores.as_mut().unwrap()[4] = f32::NAN, "score of token 4 is NaN");
 }
 
 #[test]
@@ -180,11 +106,7 @@ fn any_vocabulary_is_refused_or_works() {
         prop::collection::vec(prop::option::of(0..14_u32), 4),
         prop::collection::vec(prop::option::of(any::<bool>()), 3),
     );
-    let config = ProptestConfig {
-        cases: 3000,
-        failure_persistence: None,
-        ..Default::default()
-    };
+    let config = ProptestConfig { cases: 3000, failure_persistence: None, ..Default::default() };
     let built = std::cell::Cell::new(0);
     proptest!(config, |(
         ((sentencepiece, mut tokens), scores, types, merges, ids, flags) in parts,
@@ -220,9 +142,5 @@ fn any_vocabulary_is_refused_or_works() {
             }
         }
     });
-    assert!(
-        built.get() > 100,
-        "only {} of 3000 could be built",
-        built.get()
-    );
+    assert!(built.get() > 100, "only {} of 3000 could be built", built.get());
 }

@@ -7,14 +7,8 @@ use mutandis_engine::tokenizer::{GgufVocabulary, Tokenizer};
 
 /// A file below the folder that `variable` names, or below `name` beside the repository.
 pub(crate) fn data(variable: &str, name: &str, file: &str) -> Option<PathBuf> {
-    let default = || {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../../..")
-            .join(name)
-    };
-    let path = std::env::var_os(variable)
-        .map_or_else(default, PathBuf::from)
-        .join(file);
+    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../..").join(name);
+    let path = std::env::var_os(variable).map_or_else(default, PathBuf::from).join(file);
     if path.exists() {
         return Some(path);
     }
@@ -28,10 +22,7 @@ pub(crate) fn vocabulary(file: &str) -> Option<GgufVocabulary> {
     let mut head = Vec::new();
     let file = std::fs::File::open(path).unwrap();
     std::io::Read::read_to_end(&mut std::io::Read::take(file, 64 << 20), &mut head).unwrap();
-    let mut reader = Reader {
-        bytes: &head,
-        at: 16,
-    };
+    let mut reader = Reader { bytes: &head, at: 16 };
     let count = reader.u64();
     let mut meta: HashMap<String, Value> = (0..count)
         .map(|_| {
@@ -79,19 +70,11 @@ enum Value {
 
 impl Value {
     fn text(self) -> String {
-        if let Self::Text(text) = self {
-            text
-        } else {
-            panic!("no text")
-        }
+        if let Self::Text(text) = self { text } else { panic!("no text") }
     }
 
     fn number(self) -> u64 {
-        if let Self::Number(number) = self {
-            number
-        } else {
-            panic!("no number")
-        }
+        if let Self::Number(number) = self { number } else { panic!("no number") }
     }
 
     fn id(self) -> u32 {
@@ -99,11 +82,7 @@ impl Value {
     }
 
     fn list<T>(self, each: impl Fn(Value) -> T) -> Vec<T> {
-        if let Self::List(list) = self {
-            list.into_iter().map(each).collect()
-        } else {
-            panic!("no list")
-        }
+        if let Self::List(list) = self { list.into_iter().map(each).collect() } else { panic!("no list") }
     }
 }
 

@@ -73,13 +73,8 @@ struct Got<'a> {
 
 fn get(session: &Session<'_>, name: Option<&str>, verify: bool) -> anyhow::Result<ExitCode> {
     let located = session.models().get(name, verify)?;
-    let document = Got {
-        located: &located,
-        bytes: models::size(&located.path)?,
-    };
-    session
-        .output
-        .print(&document, || located.path.display().to_string())?;
+    let document = Got { located: &located, bytes: models::size(&located.path)? };
+    session.output.print(&document, || located.path.display().to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -113,11 +108,7 @@ fn show(session: &Session<'_>, name: Option<&str>) -> anyhow::Result<ExitCode> {
             format!("source   {}", source(&located.source)),
             format!("size     {}", BinaryBytes(document.bytes)),
         ];
-        lines.extend(
-            document
-                .licence
-                .map(|licence| format!("licence  {licence}")),
-        );
+        lines.extend(document.licence.map(|licence| format!("licence  {licence}")));
         for file in &document.files {
             lines.push(format!("sha256   {}  {}", file.sha256, file.name));
         }
@@ -141,47 +132,24 @@ struct HubModel {
 
 fn list(session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let models = session.models();
-    let sized = |located: Located| {
-        Ok(HubModel {
-            bytes: models::size(&located.path)?,
-            located,
-        })
-    };
-    let hub = models
-        .hub_models()?
-        .into_iter()
-        .map(sized)
-        .collect::<mutandis::Result<_>>()?;
-    let document = List {
-        short_names: models.short_names()?,
-        hub,
-    };
+    let sized = |located: Located| Ok(HubModel { bytes: models::size(&located.path)?, located });
+    let hub = models.hub_models()?.into_iter().map(sized).collect::<mutandis::Result<_>>()?;
+    let document = List { short_names: models.short_names()?, hub };
     session.output.print(&document, || {
         let widths = document.short_names.iter().map(|model| model.name.len());
-        let width = widths
-            .chain(document.hub.iter().map(|model| model.located.name.len()))
-            .max()
-            .unwrap_or(0);
+        let width =
+            widths.chain(document.hub.iter().map(|model| model.located.name.len())).max().unwrap_or(0);
         let line = |name: &str, bytes: u64, state: &str, about: &str| {
-            format!(
-                "{name:<width$}  {:>10}  {state:<10}  {about}",
-                BinaryBytes(bytes).to_string()
-            )
-            .trim_end()
-            .to_owned()
+            format!("{name:<width$}  {:>10}  {state:<10}  {about}", BinaryBytes(bytes).to_string())
+                .trim_end()
+                .to_owned()
         };
         let short = document.short_names.iter().map(|model| {
-            let state = if model.path.is_some() {
-                "cached"
-            } else {
-                "not cached"
-            };
+            let state = if model.path.is_some() { "cached" } else { "not cached" };
             line(model.name, model.bytes, state, model.description)
         });
-        let hub = document
-            .hub
-            .iter()
-            .map(|model| line(&model.located.name, model.bytes, "cached", "from the hub"));
+        let hub =
+            document.hub.iter().map(|model| line(&model.located.name, model.bytes, "cached", "from the hub"));
         short.chain(hub).collect::<Vec<_>>().join("\n")
     })?;
     Ok(ExitCode::SUCCESS)

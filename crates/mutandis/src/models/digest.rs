@@ -24,9 +24,5 @@ pub(super) fn sha256(path: &Path, bar: &Bar, interrupt: &Interrupt) -> Result<St
 
 /// A finished hash in lower-case hexadecimal.
 pub(super) fn hex(hasher: Sha256) -> String {
-    hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

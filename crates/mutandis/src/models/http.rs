@@ -66,12 +66,7 @@ impl<'a> Client<'a> {
             // Sizes and ranges count the bytes of the file, not of a compressed stream.
             .accept_encoding("identity")
             .build();
-        Self {
-            agent: config.into(),
-            endpoint: endpoint.to_owned(),
-            token,
-            interrupt,
-        }
+        Self { agent: config.into(), endpoint: endpoint.to_owned(), token, interrupt }
     }
 
     /// The JSON document at `url`.
@@ -98,13 +93,7 @@ impl<'a> Client<'a> {
     ///
     /// # Errors
     /// [`Error::Checksum`], after which `partial` is gone; any other error leaves it to be resumed.
-    pub(super) fn download(
-        &self,
-        url: &str,
-        partial: &Path,
-        wanted: Wanted<'_>,
-        bar: &Bar,
-    ) -> Result<()> {
+    pub(super) fn download(&self, url: &str, partial: &Path, wanted: Wanted<'_>, bar: &Bar) -> Result<()> {
         let base = bar.position();
         loop {
             let resumed = partial.metadata().is_ok_and(|meta| meta.len() > 0);
@@ -119,11 +108,7 @@ impl<'a> Client<'a> {
             }
             std::fs::remove_file(partial).map_err(Error::io("remove", partial))?;
             if !resumed {
-                return Err(Error::Checksum {
-                    path: shown(url),
-                    expected: expected.into(),
-                    found,
-                });
+                return Err(Error::Checksum { path: shown(url), expected: expected.into(), found });
             }
             bar.set(base);
         }
@@ -131,18 +116,9 @@ impl<'a> Client<'a> {
 
     /// Brings `partial` to its full size.
     fn complete(&self, url: &str, partial: &Path, expected: u64, bar: &Bar) -> Result<()> {
-        let mut file = File::options()
-            .create(true)
-            .append(true)
-            .open(partial)
-            .map_err(Error::io("create", partial))?;
-        let mut sink = Sink {
-            partial,
-            base: bar.position(),
-            have: 0,
-            expected,
-            bar,
-        };
+        let mut file =
+            File::options().create(true).append(true).open(partial).map_err(Error::io("create", partial))?;
+        let mut sink = Sink { partial, base: bar.position(), have: 0, expected, bar };
         sink.have = file.metadata().map_err(Error::io("read", partial))?.len();
         if sink.have > expected {
             sink.restart(&file)?;
@@ -157,9 +133,7 @@ impl<'a> Client<'a> {
                     let what = format!("it ended after {} of {} bytes", sink.have, expected);
                     bad_answer(url, what)
                 }
-                Err(error @ (Error::Unreachable { .. } | Error::Status { status: 500.., .. })) => {
-                    error
-                }
+                Err(error @ (Error::Unreachable { .. } | Error::Status { status: 500.., .. })) => error,
                 Err(error) => return Err(error),
             };
             futile = if sink.have > before { 0 } else { futile + 1 };
@@ -184,8 +158,9 @@ impl<'a> Client<'a> {
             other => other?,
         };
         let starts_at = match response.status().as_u16() {
-            206 => range_start(&response)
-                .ok_or_else(|| bad_answer(url, "a range without its start".into()))?,
+            206 => {
+                range_start(&response).ok_or_else(|| bad_answer(url, "a range without its start".into()))?
+            }
             _ => 0,
         };
         if starts_at != sink.have {
@@ -199,9 +174,7 @@ impl<'a> Client<'a> {
         let mut buffer = vec![0; 1 << 17];
         loop {
             self.interrupt.check()?;
-            let count = body
-                .read(&mut buffer)
-                .map_err(|error| unreachable(url, error.into()))?;
+            let count = body.read(&mut buffer).map_err(|error| unreachable(url, error.into()))?;
             if count == 0 {
                 return Ok(());
             }
@@ -213,10 +186,7 @@ impl<'a> Client<'a> {
     /// headers of the redirect, not in those of the storage behind it.
     fn send(&self, request: Request, url: &str) -> Result<(Response<Body>, Remote)> {
         let mut url = url.to_owned();
-        let mut remote = Remote {
-            bytes: None,
-            etag: None,
-        };
+        let mut remote = Remote { bytes: None, etag: None };
         for _ in 0..=MAX_REDIRECTS {
             self.interrupt.check()?;
             let mut builder = match request {
@@ -238,8 +208,7 @@ impl<'a> Client<'a> {
             let etag = linked_etag.or_else(|| header(&response, "etag").filter(|_| !is_redirect));
             remote.etag = remote.etag.or_else(|| etag.map(plain_etag));
             let linked_bytes = header(&response, "x-linked-size");
-            let bytes = linked_bytes
-                .or_else(|| header(&response, "content-length").filter(|_| !is_redirect));
+            let bytes = linked_bytes.or_else(|| header(&response, "content-length").filter(|_| !is_redirect));
             remote.bytes = remote.bytes.or_else(|| bytes?.parse().ok());
             match status {
                 200 | 206 => return Ok((response, remote)),
@@ -249,22 +218,15 @@ impl<'a> Client<'a> {
                     url = follow(&url, location)?;
                 }
                 _ => {
-                    return Err(Error::Status {
-                        url: shown(&url),
-                        status,
-                    });
+                    return Err(Error::Status { url: shown(&url), status });
                 }
             }
         }
-        Err(bad_answer(
-            &url,
-            format!("more than {MAX_REDIRECTS} redirects"),
-        ))
+        Err(bad_answer(&url, format!("more than {MAX_REDIRECTS} redirects")))
     }
 
     fn is_ours(&self, url: &str) -> bool {
-        url.strip_prefix(&self.endpoint)
-            .is_some_and(|rest| rest.starts_with('/'))
+        url.strip_prefix(&self.endpoint).is_some_and(|rest| rest.starts_with('/'))
     }
 }
 
@@ -290,13 +252,9 @@ impl Sink<'_> {
         if after > self.expected {
             let expected = self.expected;
             self.restart(file)?;
-            return Err(bad_answer(
-                url,
-                format!("it holds more than the {expected} bytes announced"),
-            ));
+            return Err(bad_answer(url, format!("it holds more than the {expected} bytes announced")));
         }
-        file.write_all(bytes)
-            .map_err(Error::io("write", self.partial))?;
+        file.write_all(bytes).map_err(Error::io("write", self.partial))?;
         self.have = after;
         self.bar.set(self.base + self.have);
         Ok(())
@@ -332,8 +290,7 @@ fn follow(url: &str, location: &str) -> Result<String> {
         let host = rest.split('/').next().unwrap_or_default();
         return Ok(format!("{scheme}://{host}{location}"));
     }
-    let is_safe =
-        location.starts_with("https://") || scheme == "http" && location.starts_with("http://");
+    let is_safe = location.starts_with("https://") || scheme == "http" && location.starts_with("http://");
     if is_safe {
         Ok(location.to_owned())
     } else {
@@ -349,17 +306,11 @@ fn shown(url: &str) -> String {
 /// Which file of a server that cannot be reached is of no interest.
 fn unreachable(url: &str, source: ureq::Error) -> Error {
     let origin = url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
-    Error::Unreachable {
-        url: origin,
-        source: Box::new(source),
-    }
+    Error::Unreachable { url: origin, source: Box::new(source) }
 }
 
 fn bad_answer(url: &str, what: String) -> Error {
-    Error::BadAnswer {
-        url: shown(url),
-        what,
-    }
+    Error::BadAnswer { url: shown(url), what }
 }
 
 #[cfg(test)]
@@ -371,16 +322,8 @@ mod tests {
     fn redirects_stay_on_http_s_and_never_step_down() {
         let from = "https://hub.example/a/b?x";
         assert_eq!(follow(from, "/c").unwrap(), "https://hub.example/c");
-        assert_eq!(
-            follow(from, "https://cdn.example/d").unwrap(),
-            "https://cdn.example/d"
-        );
-        for hostile in [
-            "http://cdn.example/d",
-            "file:///etc/passwd",
-            "//cdn.example",
-            "d",
-        ] {
+        assert_eq!(follow(from, "https://cdn.example/d").unwrap(), "https://cdn.example/d");
+        for hostile in ["http://cdn.example/d", "file:///etc/passwd", "//cdn.example", "d"] {
             assert!(follow(from, hostile).is_err(), "{hostile}");
         }
     }
@@ -390,11 +333,7 @@ mod tests {
         let interrupt = Interrupt::new();
         let client = Client::new("https://hub.example", Some("secret".into()), &interrupt);
         assert!(client.is_ours("https://hub.example/api"));
-        for other in [
-            "https://hub.example.evil/api",
-            "http://hub.example/api",
-            "https://cdn.example/",
-        ] {
+        for other in ["https://hub.example.evil/api", "http://hub.example/api", "https://cdn.example/"] {
             assert!(!client.is_ours(other), "{other}");
         }
     }

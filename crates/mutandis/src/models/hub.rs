@@ -43,14 +43,7 @@ pub(super) fn cached(models: &Models<'_>, id: &HubId) -> Result<Option<Located>>
         return Ok(None);
     }
     match open(&snapshot, id) {
-        Ok(path) => Ok(Some(located(
-            id,
-            path,
-            Source::HubCache {
-                repo: id.repo.clone(),
-                commit,
-            },
-        ))),
+        Ok(path) => Ok(Some(located(id, path, Source::HubCache { repo: id.repo.clone(), commit }))),
         // A snapshot of which something is absent: fetching makes it whole.
         Err(Error::NotAModel { .. }) => Ok(None),
         Err(error) => Err(error),
@@ -65,20 +58,11 @@ pub(super) fn fetch(models: &Models<'_>, id: &HubId) -> Result<Located> {
     let client = models.hub_client();
     let endpoint = models.env.hub_endpoint();
     let (repo, revision) = (&id.repo, &id.revision);
-    let info_url = format!(
-        "{endpoint}/api/models/{repo}/revision/{}",
-        revision.replace('/', "%2F")
-    );
+    let info_url = format!("{endpoint}/api/models/{repo}/revision/{}", revision.replace('/', "%2F"));
     let info: Info = client.json(&info_url)?;
-    let bad_answer = |what: String| Error::BadAnswer {
-        url: info_url.clone(),
-        what,
-    };
+    let bad_answer = |what: String| Error::BadAnswer { url: info_url.clone(), what };
     if !is_commit(&info.sha) {
-        return Err(bad_answer(format!(
-            "the commit {:?}, expected 40 hexadecimal digits",
-            info.sha
-        )));
+        return Err(bad_answer(format!("the commit {:?}, expected 40 hexadecimal digits", info.sha)));
     }
     let snapshot = folder.join("snapshots").join(&info.sha);
     let fetcher = Fetcher {
@@ -103,33 +87,18 @@ pub(super) fn fetch(models: &Models<'_>, id: &HubId) -> Result<Located> {
         atomic::write(&reference, |writer| writer.write_all(info.sha.as_bytes()))?;
     }
     let path = open(&snapshot, id)?;
-    Ok(located(
-        id,
-        path,
-        Source::Hub {
-            repo: repo.clone(),
-            commit: info.sha,
-        },
-    ))
+    Ok(located(id, path, Source::Hub { repo: repo.clone(), commit: info.sha }))
 }
 
 /// The file of a short name, where the hub cache has it under its checksum.
 pub(super) fn cached_file(models: &Models<'_>, model: &ShortName) -> Option<PathBuf> {
-    let folder = models
-        .env
-        .hub_cache()
-        .ok()?
-        .join(format!("models--{}", model.hub.repo.replace('/', "--")));
-    std::fs::read_dir(folder.join("snapshots"))
-        .ok()?
-        .flatten()
-        .find_map(|snapshot| {
-            let file = snapshot.path().join(model.hub.file);
-            let blob = std::fs::canonicalize(&file).ok()?;
-            let is_it =
-                blob.file_name()? == model.sha256 && blob.metadata().ok()?.len() == model.bytes;
-            is_it.then_some(file)
-        })
+    let folder = models.env.hub_cache().ok()?.join(format!("models--{}", model.hub.repo.replace('/', "--")));
+    std::fs::read_dir(folder.join("snapshots")).ok()?.flatten().find_map(|snapshot| {
+        let file = snapshot.path().join(model.hub.file);
+        let blob = std::fs::canonicalize(&file).ok()?;
+        let is_it = blob.file_name()? == model.sha256 && blob.metadata().ok()?.len() == model.bytes;
+        is_it.then_some(file)
+    })
 }
 
 /// Reads the cached files of a repository whole, as far as their names tell their checksums, and
@@ -147,32 +116,20 @@ pub(super) fn verify(models: &Models<'_>, id: &HubId) -> Result<()> {
         let Ok(blob) = std::fs::canonicalize(&path) else {
             continue;
         };
-        let name = blob
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (Some(expected), true) = (as_sha256(&name), blob.is_file()) else {
             continue;
         };
         let bytes = blob.metadata().map_or(0, |meta| meta.len());
-        let bar = models
-            .progress
-            .bytes(format!("checking {}", id.repo), bytes);
+        let bar = models.progress.bytes(format!("checking {}", id.repo), bytes);
         let found = digest::sha256(&blob, &bar, models.interrupt)?;
         if found != expected {
             let path = path.display().to_string();
-            let error = Error::Checksum {
-                path,
-                expected: expected.into(),
-                found,
-            };
+            let error = Error::Checksum { path, expected: expected.into(), found };
             if models.offline.is_some() {
                 return Err(error);
             }
-            models
-                .progress
-                .note(&format!("note: {error}; fetching it again"));
+            models.progress.note(&format!("note: {error}; fetching it again"));
             std::fs::remove_file(&blob).map_err(Error::io("remove", &blob))?;
         }
     }
@@ -187,17 +144,10 @@ pub(super) fn list(models: &Models<'_>) -> Result<Vec<Located>> {
     let mut found = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((org, name)) = name
-            .strip_prefix("models--")
-            .and_then(|name| name.split_once("--"))
-        else {
+        let Some((org, name)) = name.strip_prefix("models--").and_then(|name| name.split_once("--")) else {
             continue;
         };
-        let id = HubId {
-            repo: format!("{org}/{name}"),
-            revision: "main".into(),
-            file: None,
-        };
+        let id = HubId { repo: format!("{org}/{name}"), revision: "main".into(), file: None };
         // What cannot be opened is another tool's business.
         if let Ok(Some(located)) = cached(models, &id) {
             found.push(located);
@@ -244,10 +194,7 @@ impl Fetcher<'_> {
             if names.contains(file.as_str()) {
                 return Ok(vec![file.clone()]);
             }
-            return Err(Error::Status {
-                url: self.url(file),
-                status: 404,
-            });
+            return Err(Error::Status { url: self.url(file), status: 404 });
         }
         let at_root = |end: &'static str| {
             names
@@ -260,52 +207,29 @@ impl Fetcher<'_> {
             self.fetch_all(&[local::INDEX.to_owned()])?;
             let index = self.snapshot.join(local::INDEX);
             let text = std::fs::read(&index).map_err(Error::io("read", &index))?;
-            let shards =
-                local::shards(&text).map_err(|what| Error::NotAModel { path: index, what })?;
-            shards
-                .into_iter()
-                .chain([local::INDEX.to_owned()])
-                .collect()
+            let shards = local::shards(&text).map_err(|what| Error::NotAModel { path: index, what })?;
+            shards.into_iter().chain([local::INDEX.to_owned()]).collect()
         } else if names.contains("model.safetensors") {
             vec!["model.safetensors".to_owned()]
         } else {
             at_root(".safetensors").collect()
         };
         if chosen.is_empty() {
-            let ggufs: Vec<String> = names
-                .iter()
-                .filter(|n| n.ends_with(".gguf"))
-                .map(|n| n.to_string())
-                .collect();
+            let ggufs: Vec<String> =
+                names.iter().filter(|n| n.ends_with(".gguf")).map(|n| n.to_string()).collect();
             return match ggufs.as_slice() {
                 [] => {
                     let what = "it holds neither a GGUF file nor safetensors".into();
-                    Err(Error::NotAModel {
-                        path: PathBuf::from(&self.id.repo),
-                        what,
-                    })
+                    Err(Error::NotAModel { path: PathBuf::from(&self.id.repo), what })
                 }
                 [_] => Ok(ggufs),
                 [first, ..] => {
-                    let example = HubId {
-                        file: Some(first.clone()),
-                        ..self.id.clone()
-                    }
-                    .to_string();
-                    Err(Error::Ambiguous {
-                        place: self.id.to_string(),
-                        choices: ggufs,
-                        example,
-                    })
+                    let example = HubId { file: Some(first.clone()), ..self.id.clone() }.to_string();
+                    Err(Error::Ambiguous { place: self.id.to_string(), choices: ggufs, example })
                 }
             };
         }
-        chosen.extend(
-            SIDE_FILES
-                .iter()
-                .filter(|name| names.contains(*name))
-                .map(|name| name.to_string()),
-        );
+        chosen.extend(SIDE_FILES.iter().filter(|name| names.contains(*name)).map(|name| name.to_string()));
         chosen.extend(at_root(".json").filter(|name| name.starts_with("tokenizer")));
         Ok(chosen)
     }
@@ -315,13 +239,8 @@ impl Fetcher<'_> {
         for name in names {
             let url = self.url(name);
             let remote = self.client.head(&url)?;
-            let bad_answer = |what: &str| Error::BadAnswer {
-                url: url.clone(),
-                what: what.into(),
-            };
-            let etag = remote
-                .etag
-                .filter(|etag| is_safe_path(etag) && !etag.contains('/'));
+            let bad_answer = |what: &str| Error::BadAnswer { url: url.clone(), what: what.into() };
+            let etag = remote.etag.filter(|etag| is_safe_path(etag) && !etag.contains('/'));
             let etag = etag.ok_or_else(|| bad_answer("no ETag that can name a file"))?;
             let bytes = remote.bytes.ok_or_else(|| bad_answer("no size"))?;
             pieces.push(Piece { name, etag, bytes });
@@ -334,12 +253,7 @@ impl Fetcher<'_> {
             create_parent(&blob)?;
             bar.set(done);
             self.fetch_blob(piece, &blob, &bar).map_err(keep)?;
-            link(
-                &blob,
-                &self.snapshot.join(piece.name),
-                piece.name,
-                &piece.etag,
-            )?;
+            link(&blob, &self.snapshot.join(piece.name), piece.name, &piece.etag)?;
             done += piece.bytes;
         }
         Ok(())
@@ -351,34 +265,19 @@ impl Fetcher<'_> {
             return Ok(());
         }
         let lock_file = format!("{}.lock", piece.etag);
-        let _lock = lock::lock(
-            self.models,
-            &self
-                .cache
-                .join(".locks")
-                .join(self.id.folder())
-                .join(lock_file),
-        )?;
+        let _lock =
+            lock::lock(self.models, &self.cache.join(".locks").join(self.id.folder()).join(lock_file))?;
         if is_whole() {
             return Ok(());
         }
         let partial = blob.with_file_name(format!("{}.incomplete", piece.etag));
-        let wanted = Wanted {
-            bytes: piece.bytes,
-            sha256: as_sha256(&piece.etag),
-        };
-        self.client
-            .download(&self.url(piece.name), &partial, wanted, bar)?;
+        let wanted = Wanted { bytes: piece.bytes, sha256: as_sha256(&piece.etag) };
+        self.client.download(&self.url(piece.name), &partial, wanted, bar)?;
         atomic::promote(&partial, blob)
     }
 
     fn url(&self, name: &str) -> String {
-        format!(
-            "{}/{}/resolve/{}/{name}",
-            self.models.env.hub_endpoint(),
-            self.id.repo,
-            self.commit
-        )
+        format!("{}/{}/resolve/{}/{name}", self.models.env.hub_endpoint(), self.id.repo, self.commit)
     }
 }
 
@@ -386,9 +285,7 @@ impl Fetcher<'_> {
 pub(super) fn keep(error: Error) -> Error {
     match error {
         Error::Interrupted { .. } => Error::Interrupted {
-            kept: Some(
-                "what was fetched is kept: run the same command again to go on from there".into(),
-            ),
+            kept: Some("what was fetched is kept: run the same command again to go on from there".into()),
         },
         other => other,
     }
@@ -402,20 +299,11 @@ fn open(snapshot: &Path, id: &HubId) -> Result<PathBuf> {
             if path.is_file() {
                 Ok(path)
             } else {
-                Err(Error::NotAModel {
-                    path: snapshot.into(),
-                    what: what(),
-                })
+                Err(Error::NotAModel { path: snapshot.into(), what: what() })
             }
         }
         None => {
-            let example = |file: &str| {
-                HubId {
-                    file: Some(file.to_owned()),
-                    ..id.clone()
-                }
-                .to_string()
-            };
+            let example = |file: &str| HubId { file: Some(file.to_owned()), ..id.clone() }.to_string();
             match local::open_folder(snapshot, &id.to_string(), example) {
                 // A repository may keep its only GGUF file in a folder.
                 Err(Error::NotAModel { path, what }) => {
@@ -428,10 +316,7 @@ fn open(snapshot: &Path, id: &HubId) -> Result<PathBuf> {
 }
 
 fn only_gguf_below(snapshot: &Path) -> Option<PathBuf> {
-    let folders = std::fs::read_dir(snapshot)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path());
+    let folders = std::fs::read_dir(snapshot).ok()?.flatten().map(|entry| entry.path());
     let mut ggufs = folders
         .filter(|path| path.is_dir())
         .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten())
@@ -442,11 +327,7 @@ fn only_gguf_below(snapshot: &Path) -> Option<PathBuf> {
 }
 
 fn located(id: &HubId, path: PathBuf, source: Source) -> Located {
-    Located {
-        path,
-        name: id.to_string(),
-        source,
-    }
+    Located { path, name: id.to_string(), source }
 }
 
 /// The commit that the cache has for a revision.
@@ -478,10 +359,7 @@ fn create_parent(path: &Path) -> Result<()> {
 /// Puts a file of a snapshot in its place: a relative link to the blob, as the layout has it.
 fn link(blob: &Path, file: &Path, name: &str, etag: &str) -> Result<()> {
     create_parent(file)?;
-    let target = format!(
-        "{}../blobs/{etag}",
-        "../".repeat(1 + name.matches('/').count())
-    );
+    let target = format!("{}../blobs/{etag}", "../".repeat(1 + name.matches('/').count()));
     if std::fs::read_link(file).is_ok_and(|present| present == Path::new(&target)) {
         return Ok(());
     }

@@ -25,15 +25,8 @@ pub(super) fn open_path(path: &Path) -> Result<PathBuf> {
 }
 
 /// The same for a folder; `place` and `example` say how the user names it and one of its files.
-pub(super) fn open_folder(
-    folder: &Path,
-    place: &str,
-    example: impl Fn(&str) -> String,
-) -> Result<PathBuf> {
-    let not_a_model = |what: String| Error::NotAModel {
-        path: folder.to_owned(),
-        what,
-    };
+pub(super) fn open_folder(folder: &Path, place: &str, example: impl Fn(&str) -> String) -> Result<PathBuf> {
+    let not_a_model = |what: String| Error::NotAModel { path: folder.to_owned(), what };
     let mut ggufs = Vec::new();
     let mut has_safetensors = false;
     for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))? {
@@ -52,10 +45,7 @@ pub(super) fn open_folder(
     if folder.join("config.json").is_file() && (has_safetensors || index.is_file()) {
         if index.is_file() {
             let text = std::fs::read(&index).map_err(Error::io("read", &index))?;
-            let shards = shards(&text).map_err(|what| Error::NotAModel {
-                path: index.clone(),
-                what,
-            })?;
+            let shards = shards(&text).map_err(|what| Error::NotAModel { path: index.clone(), what })?;
             if let Some(missing) = shards.iter().find(|shard| !folder.join(shard).is_file()) {
                 return Err(not_a_model(format!("`{missing}` of its index is absent")));
             }
@@ -65,9 +55,7 @@ pub(super) fn open_folder(
     ggufs.sort();
     match ggufs.as_slice() {
         [] if has_safetensors => Err(not_a_model("`config.json` is absent".into())),
-        [] => Err(not_a_model(
-            "it holds neither a GGUF file nor safetensors".into(),
-        )),
+        [] => Err(not_a_model("it holds neither a GGUF file nor safetensors".into())),
         [only] => Ok(only.clone()),
         several => {
             let choices: Vec<String> = several
@@ -75,11 +63,7 @@ pub(super) fn open_folder(
                 .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
                 .collect();
             let example = example(&choices[0]);
-            Err(Error::Ambiguous {
-                place: place.to_owned(),
-                choices,
-                example,
-            })
+            Err(Error::Ambiguous { place: place.to_owned(), choices, example })
         }
     }
 }
@@ -96,10 +80,7 @@ pub(super) fn shards(index: &[u8]) -> Result<BTreeSet<String>, String> {
     let index: Index =
         serde_json::from_slice(index).map_err(|error| format!("not a valid index: {error}"))?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
-    match shards
-        .iter()
-        .find(|shard| !is_safe_path(shard) || shard.contains('/'))
-    {
+    match shards.iter().find(|shard| !is_safe_path(shard) || shard.contains('/')) {
         Some(hostile) => Err(format!("its shard {hostile:?} is not the name of a file")),
         None if shards.is_empty() => Err("it lists no shard".into()),
         None => Ok(shards),
@@ -107,10 +88,7 @@ pub(super) fn shards(index: &[u8]) -> Result<BTreeSet<String>, String> {
 }
 
 fn extension(path: &Path) -> String {
-    path.extension()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .to_ascii_lowercase()
+    path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -132,12 +110,7 @@ mod tests {
         assert_eq!(open_path(one.path()).unwrap(), one.path().join("a.gguf"));
         let two = folder(&[("b.Q8_0.gguf", ""), ("a.Q4_0.gguf", "")]);
         let error = open_path(two.path()).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .ends_with("holds 2 GGUF files: a.Q4_0.gguf, b.Q8_0.gguf"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("holds 2 GGUF files: a.Q4_0.gguf, b.Q8_0.gguf"), "{error}");
         assert!(error.hint().unwrap().contains("a.Q4_0.gguf`"));
     }
 
@@ -145,8 +118,7 @@ mod tests {
     fn safetensors_need_their_config_and_every_shard() {
         let index = r#"{"weight_map": {"x": "m-1.safetensors", "y": "m-2.safetensors"}}"#;
         let mut files = vec![("m-1.safetensors", "")];
-        let what =
-            |files: &[(&str, &str)]| open_path(folder(files).path()).unwrap_err().to_string();
+        let what = |files: &[(&str, &str)]| open_path(folder(files).path()).unwrap_err().to_string();
         assert!(what(&files).contains("`config.json` is absent"));
         files.extend([("config.json", "{}"), (INDEX, index)]);
         assert!(what(&files).contains("`m-2.safetensors` of its index is absent"));
@@ -157,12 +129,7 @@ mod tests {
 
     #[test]
     fn an_index_cannot_point_outside() {
-        for index in [
-            r#"{"weight_map": {"x": "../../secret"}}"#,
-            r#"{"weight_map": {}}"#,
-            "[",
-            "{}",
-        ] {
+        for index in [r#"{"weight_map": {"x": "../../secret"}}"#, r#"{"weight_map": {}}"#, "[", "{}"] {
             assert!(shards(index.as_bytes()).is_err(), "{index}");
         }
     }
@@ -173,10 +140,7 @@ mod tests {
         let error = open_path(&folder.path().join("pytorch_model.bin")).unwrap_err();
         assert!(error.hint().unwrap().contains("pickles are not read"));
         assert!(
-            open_path(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("neither a GGUF file nor safetensors")
+            open_path(folder.path()).unwrap_err().to_string().contains("neither a GGUF file nor safetensors")
         );
     }
 }

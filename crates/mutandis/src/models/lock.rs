@@ -27,9 +27,7 @@ pub(super) fn lock(models: &Models<'_>, path: &Path) -> Result<File> {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => {
                 if !std::mem::replace(&mut told, true) {
-                    models
-                        .progress
-                        .note("another process is fetching the same file: waiting for it");
+                    models.progress.note("another process is fetching the same file: waiting for it");
                 }
                 models.interrupt.check()?;
                 std::thread::sleep(Duration::from_millis(100));

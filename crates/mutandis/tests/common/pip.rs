@@ -65,11 +65,7 @@ impl Pip {
     /// Pretends that the disk is full, or has space again.
     pub fn fill_disk(&self, is_full: bool) {
         let mark = self.folder.path().join("full");
-        if is_full {
-            std::fs::write(mark, "").unwrap()
-        } else {
-            std::fs::remove_file(mark).unwrap()
-        }
+        if is_full { std::fs::write(mark, "").unwrap() } else { std::fs::remove_file(mark).unwrap() }
     }
 
     /// The requirements that were asked for, in order.
@@ -81,8 +77,8 @@ impl Pip {
 
 fn write_zip(path: &Path, member: &str, content: &[u8]) {
     let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
-    let options = zip::write::SimpleFileOptions::default()
-        .compression_method(zip::CompressionMethod::Deflated);
+    let options =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
     zip.start_file("package/__init__.py", options).unwrap();
     zip.write_all(b"raise SystemExit('never run')\n").unwrap();
     zip.start_file(member, options).unwrap();

@@ -1,0 +1,55 @@
+//! What surrounds an edit: where statistics are kept, who is told of progress, who may stop it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Hears how far long work is.
+pub trait Progress: Sync {
+    /// A stage begins: what it does, and of how many steps (0: unknown).
+    fn begin(&self, stage: &str, steps: usize);
+    /// Steps done so far in this stage.
+    fn step(&self, done: usize);
+    /// The stage is over.
+    fn end(&self);
+}
+
+/// Tells nobody.
+struct Silent;
+
+impl Progress for Silent {
+    fn begin(&self, _: &str, _: usize) {}
+    fn step(&self, _: usize) {}
+    fn end(&self) {}
+}
+
+/// Everything an edit may use besides model, facts and settings. None of it changes the result.
+pub struct Context<'a> {
+    /// Folder for statistics of models (moments, contexts), by content hash; computed anew each
+    /// time where `None`.
+    pub cache: Option<PathBuf>,
+    /// Text for moments; the model writes its own where `None`.
+    pub corpus: Option<PathBuf>,
+    /// Progress.
+    pub progress: &'a dyn Progress,
+    /// Raised when the work should stop.
+    pub interrupt: Arc<AtomicBool>,
+}
+
+impl Default for Context<'_> {
+    fn default() -> Self {
+        Self { cache: None, corpus: None, progress: &Silent, interrupt: Arc::default() }
+    }
+}
+
+impl Context<'_> {
+    /// Ends the work where the user wants it ended.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn check(&self) -> Result<()> {
+        if self.interrupt.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}

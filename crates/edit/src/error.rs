@@ -1,0 +1,81 @@
+//! One error type for the crate.
+
+use std::path::PathBuf;
+
+/// What editing can fail with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The engine's.
+    #[error(transparent)]
+    Engine(#[from] mutandis_engine::Error),
+    /// A file could not be read or written.
+    #[error("cannot {action} `{path}`: {source}")]
+    Io {
+        /// What was tried: "read", "write".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what it says it is.
+    #[error("`{path}` is not a valid {what}: {why}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// "patch", "moments file"…
+        what: &'static str,
+        /// What is wrong, with expected and found values.
+        why: String,
+    },
+    /// A fact, setting or file does not fit; nothing was done.
+    #[error("{what}")]
+    Input {
+        /// What was wrong with it: the thing, expected, found.
+        what: String,
+        /// What to do instead.
+        hint: Option<String>,
+    },
+    /// The computation broke down.
+    #[error("{what}")]
+    Numerical {
+        /// What happened, with the numbers.
+        what: String,
+    },
+    /// Stopped by the user.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An input error without a hint.
+    pub fn input(what: impl Into<String>) -> Self {
+        Self::Input { what: what.into(), hint: None }
+    }
+
+    /// An input error with a way out.
+    pub fn input_hint(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Input { what: what.into(), hint: Some(hint.into()) }
+    }
+
+    /// A closure for `map_err` on I/O results: attaches the path and the attempt.
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Engine(e) => e.hint(),
+            Self::Input { hint, .. } => hint.clone(),
+            Self::Corrupt { .. } => Some("the file is damaged or was changed by hand: make it again".into()),
+            Self::Numerical { .. } => Some("try a smaller learning rate, or another layer".into()),
+            Self::Io { .. } | Self::Interrupted => None,
+        }
+    }
+}

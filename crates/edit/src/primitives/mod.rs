@@ -1,0 +1,1 @@
+//! What methods are made of: each primitive once, tested, for all of them.

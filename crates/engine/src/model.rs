@@ -1,0 +1,369 @@
+//! A model in memory: frozen weights, packed, with the threads and kernels that run them.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use crate::architecture::{Architecture, Mlp, Norm, Part, Role};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::kernels::Isa;
+use crate::kernels::norm::NormWeights;
+use crate::kernels::pack::{Packed, Storage};
+use crate::tokenizer::{GgufVocabulary, Tokenizer};
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// How frozen weights are kept.
+    pub storage: Storage,
+    /// Kernels to use; the fastest available where `None`.
+    pub isa: Option<Isa>,
+    /// Threads; all processors where `None`.
+    pub threads: Option<usize>,
+}
+
+/// A frozen linear map `y = x · Wᵀ + b`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub(crate) role: Role,
+    pub(crate) layer: usize,
+    pub(crate) forward: Packed,
+    pub(crate) bias: Option<Vec<f32>>,
+    /// For backward passes; packed when the first one comes.
+    backward: OnceLock<Packed>,
+}
+
+/// One block of the transformer.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) attention_norm: NormWeights,
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) attention_out: Linear,
+    pub(crate) query_norm: Option<NormWeights>,
+    pub(crate) key_norm: Option<NormWeights>,
+    pub(crate) attention_post_norm: Option<NormWeights>,
+    /// Absent where one norm serves attention and MLP (GPT-J).
+    pub(crate) mlp_norm: Option<NormWeights>,
+    pub(crate) gate: Option<Linear>,
+    pub(crate) up: Linear,
+    pub(crate) mlp_out: Linear,
+    pub(crate) mlp_post_norm: Option<NormWeights>,
+}
+
+/// A frozen model. Nothing in it changes after loading: changes are overlays of a pass.
+pub struct Model {
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    tokenizer: Option<Tokenizer>,
+    storage: Storage,
+    isa: Isa,
+    pool: rayon::ThreadPool,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) final_norm: NormWeights,
+    pub(crate) head: Linear,
+    pub(crate) positions: Option<Vec<f32>>,
+    fingerprint: OnceLock<String>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("architecture", &self.architecture).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Loads a checkpoint: a GGUF file, a safetensors file, or a directory.
+    ///
+    /// # Errors
+    /// Where the file is damaged, a tensor is missing, misshapen or not finite, the family is not
+    /// known, the tokenizer does not fit, or the threads cannot be started.
+    pub fn load(path: &Path, options: Options) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let tokenizer = load_tokenizer(&checkpoint)?;
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        if !isa.available() {
+            return Err(Error::Unsupported {
+                what: format!("the instruction set {isa:?} on this processor"),
+                known: Some(format!("{:?}", Isa::detect())),
+            });
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads.unwrap_or(0))
+            .build()
+            .map_err(|e| Error::input(format!("cannot start threads: {e}")))?;
+        let architecture = checkpoint.architecture().clone();
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.validate(architecture.vocabulary)?;
+        }
+        let loader =
+            Loader { checkpoint: &checkpoint, architecture: &architecture, storage: options.storage };
+        let (layers, final_norm, head, positions) = pool.install(|| -> Result<_> {
+            let layers: Result<Vec<Layer>> =
+                (0..architecture.layers).into_par_iter().map(|l| loader.layer(l)).collect();
+            let final_norm = loader.norm(Role::FinalNorm, 0, architecture.width)?;
+            let head = loader.head()?;
+            let positions = match architecture.rotary {
+                Some(_) => None,
+                None => Some(loader.matrix(Role::Positions, 0)?.to_f32()),
+            };
+            Ok((layers?, final_norm, head, positions))
+        })?;
+        Ok(Self {
+            architecture,
+            tokenizer,
+            storage: options.storage,
+            isa,
+            pool,
+            layers,
+            final_norm,
+            head,
+            positions,
+            fingerprint: OnceLock::new(),
+            checkpoint,
+        })
+    }
+
+    /// What the checkpoint declares.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The checkpoint behind the model.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// Where the checkpoint has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| Error::Tokenizer { what: "the checkpoint has none".into() })
+    }
+
+    /// Hash of the weights, hexadecimal; computed when first asked for.
+    ///
+    /// # Errors
+    /// Where a file can no longer be read.
+    pub fn fingerprint(&self) -> Result<&str> {
+        if let Some(known) = self.fingerprint.get() {
+            return Ok(known);
+        }
+        let computed = self.install(|| self.checkpoint.fingerprint());
+        Ok(self.fingerprint.get_or_init(|| computed))
+    }
+
+    /// Kernels in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// How frozen weights are kept.
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs a computation on the model's threads. A long chain of passes wakes them only once
+    /// when it runs inside.
+    pub fn install<R: Send>(&self, body: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(body)
+    }
+
+    /// A weight as `[out, in]` f32, from the checkpoint.
+    ///
+    /// # Errors
+    /// Where the model has no such weight.
+    pub fn weight(&self, role: Role, layer: usize) -> Result<Vec<f32>> {
+        let loader =
+            Loader { checkpoint: &self.checkpoint, architecture: &self.architecture, storage: self.storage };
+        self.install(|| Ok(loader.matrix(role, layer)?.to_f32()))
+    }
+
+    /// The frozen linear map of a role, where the family has one.
+    pub(crate) fn linear(&self, role: Role, layer: usize) -> Option<&Linear> {
+        if role == Role::Head {
+            return Some(&self.head);
+        }
+        let l = self.layers.get(layer)?;
+        match role {
+            Role::Query => Some(&l.query),
+            Role::Key => Some(&l.key),
+            Role::Value => Some(&l.value),
+            Role::AttentionOut => Some(&l.attention_out),
+            Role::MlpGate => l.gate.as_ref(),
+            Role::MlpUp => Some(&l.up),
+            Role::MlpOut => Some(&l.mlp_out),
+            _ => None,
+        }
+    }
+
+    /// `[out, in]` of a linear map.
+    ///
+    /// # Errors
+    /// Where the layer or the role does not exist in this model.
+    pub fn linear_shape(&self, role: Role, layer: usize) -> Result<[usize; 2]> {
+        let linear = self.linear(role, layer).ok_or_else(|| {
+            Error::input_hint(
+                format!("the model has no linear map {role:?} at layer {layer}"),
+                format!("layers are 0 to {}", self.architecture.layers.saturating_sub(1)),
+            )
+        })?;
+        Ok([linear.forward.n, linear.forward.depth])
+    }
+
+    /// The map packed for backward passes.
+    pub(crate) fn backward_of<'a>(&'a self, linear: &'a Linear) -> Result<&'a Packed> {
+        if let Some(packed) = linear.backward.get() {
+            return Ok(packed);
+        }
+        let loader =
+            Loader { checkpoint: &self.checkpoint, architecture: &self.architecture, storage: self.storage };
+        let matrix = loader.matrix(loader.stored_role(linear.role), linear.layer)?;
+        Ok(linear.backward.get_or_init(|| Packed::transposed(&matrix, self.storage)))
+    }
+
+    /// Embedding rows of tokens, scaled, `[t, d]`.
+    pub(crate) fn embed(&self, tokens: impl Iterator<Item = u32>) -> Result<Vec<f32>> {
+        let d = self.architecture.width;
+        let loader =
+            Loader { checkpoint: &self.checkpoint, architecture: &self.architecture, storage: self.storage };
+        let matrix = loader.matrix(Role::Embedding, 0)?;
+        let mut out = Vec::new();
+        for token in tokens {
+            if token as usize >= self.architecture.vocabulary {
+                return Err(Error::input(format!(
+                    "token id {token} is beyond the vocabulary of {}",
+                    self.architecture.vocabulary
+                )));
+            }
+            let at = out.len();
+            out.resize(at + d, 0.0);
+            matrix.decode_rows(token as usize, &mut out[at..]);
+        }
+        if self.architecture.embedding_scale != 1.0 {
+            for x in &mut out {
+                *x *= self.architecture.embedding_scale;
+            }
+        }
+        Ok(out)
+    }
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    architecture: &'a Architecture,
+    storage: Storage,
+}
+
+impl Loader<'_> {
+    fn stored_role(&self, role: Role) -> Role {
+        if role == Role::Head && self.architecture.tied { Role::Embedding } else { role }
+    }
+
+    fn matrix(&self, role: Role, layer: usize) -> Result<crate::checkpoint::Matrix<'_>> {
+        self.checkpoint
+            .matrix(role, layer)?
+            .ok_or_else(|| Error::MissingTensor { name: format!("{role:?} of layer {layer}") })
+    }
+
+    fn linear(&self, role: Role, layer: usize) -> Result<Linear> {
+        let matrix = self.matrix(self.stored_role(role), layer)?;
+        matrix.check_finite(&format!("{role:?} of layer {layer}"))?;
+        Ok(Linear {
+            role,
+            layer,
+            forward: Packed::new(&matrix, self.storage),
+            bias: self.checkpoint.vector(role, Part::Bias, layer)?,
+            backward: OnceLock::new(),
+        })
+    }
+
+    fn norm(&self, role: Role, layer: usize, width: usize) -> Result<NormWeights> {
+        let scale = self
+            .checkpoint
+            .vector(role, Part::Weight, layer)?
+            .ok_or_else(|| Error::MissingTensor { name: format!("{role:?} of layer {layer}") })?;
+        if scale.len() != width {
+            return Err(Error::Shape {
+                name: format!("{role:?} of layer {layer}"),
+                expected: vec![width],
+                found: vec![scale.len()],
+            });
+        }
+        let shift = match self.architecture.norm {
+            Norm::Layer { .. } => self.checkpoint.vector(role, Part::Bias, layer)?,
+            Norm::Rms { .. } => None,
+        };
+        Ok(NormWeights { kind: self.architecture.norm, scale, shift })
+    }
+
+    fn head(&self) -> Result<Linear> {
+        self.linear(Role::Head, 0)
+    }
+
+    fn layer(&self, l: usize) -> Result<Layer> {
+        use crate::architecture::ResidualForm;
+        let a = self.architecture;
+        let when = |wanted: bool, role, width| wanted.then(|| self.norm(role, l, width)).transpose();
+        Ok(Layer {
+            attention_norm: self.norm(Role::AttentionNorm, l, a.width)?,
+            query: self.linear(Role::Query, l)?,
+            key: self.linear(Role::Key, l)?,
+            value: self.linear(Role::Value, l)?,
+            attention_out: self.linear(Role::AttentionOut, l)?,
+            query_norm: when(a.qk_norm, Role::QueryNorm, a.head_width)?,
+            key_norm: when(a.qk_norm, Role::KeyNorm, a.head_width)?,
+            attention_post_norm: when(a.sandwich_norm, Role::AttentionPostNorm, a.width)?,
+            mlp_norm: when(a.residual != ResidualForm::ParallelSharedNorm, Role::MlpNorm, a.width)?,
+            gate: matches!(a.mlp, Mlp::Gated(_)).then(|| self.linear(Role::MlpGate, l)).transpose()?,
+            up: self.linear(Role::MlpUp, l)?,
+            mlp_out: self.linear(Role::MlpOut, l)?,
+            mlp_post_norm: when(a.sandwich_norm, Role::MlpPostNorm, a.width)?,
+        })
+    }
+}
+
+/// The tokenizer that comes with a checkpoint: the GGUF's own vocabulary, or the directory's
+/// `tokenizer.json`. Absent files are no error: ids can still be given.
+fn load_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
+    let Some(gguf) = checkpoint.gguf() else {
+        let path = checkpoint.path();
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+        return if folder.join("tokenizer.json").exists() {
+            Tokenizer::from_dir(folder).map(Some)
+        } else {
+            Ok(None)
+        };
+    };
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let Some(model) = gguf.str(&key("model"))? else { return Ok(None) };
+    let owned = |text: Option<&str>| text.map(str::to_owned);
+    Tokenizer::from_gguf(GgufVocabulary {
+        model: model.to_owned(),
+        pre: owned(gguf.str(&key("pre"))?),
+        tokens: gguf.strings(&key("tokens"))?.unwrap_or_default().to_vec(),
+        scores: gguf.f32s(&key("scores"))?.map(|x| x.into_owned()),
+        token_types: gguf.i32s(&key("token_type"))?.map(|x| x.into_owned()),
+        merges: gguf.strings(&key("merges"))?.map(<[String]>::to_vec),
+        bos: gguf.u32(&key("bos_token_id"))?,
+        eos: gguf.u32(&key("eos_token_id"))?,
+        eot: gguf.u32(&key("eot_token_id"))?,
+        eom: gguf.u32(&key("eom_token_id"))?,
+        unk: gguf.u32(&key("unknown_token_id"))?,
+        pad: gguf.u32(&key("padding_token_id"))?,
+        add_bos: gguf.bool(&key("add_bos_token"))?,
+        add_eos: gguf.bool(&key("add_eos_token"))?,
+        add_space_prefix: gguf.bool(&key("add_space_prefix"))?,
+        chat_template: owned(gguf.str("tokenizer.chat_template")?),
+    })
+    .map(Some)
+}
