@@ -14,6 +14,7 @@ pub mod forward;
 pub mod kernels;
 pub mod model;
 pub mod overlay;
+pub mod sampling;
 pub mod site;
 #[cfg(test)]
 mod testing;
@@ -28,4 +29,5 @@ pub use kernels::Isa;
 pub use kernels::pack::Storage;
 pub use model::{Model, Options};
 pub use overlay::{Delta, Overlay, WeightId};
+pub use sampling::Sampling;
 pub use site::{Action, Intervention, Read, Site, SiteKind};
