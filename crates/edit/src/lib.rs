@@ -6,7 +6,15 @@
 
 mod context;
 mod error;
+pub mod fact;
+pub mod method;
+pub mod methods;
+pub mod patch;
 pub mod primitives;
 
 pub use context::{Context, Progress};
 pub use error::{Error, Result};
+pub use fact::{Change, Fact, Probe};
+pub use method::{Entry, Family, Job, Method, find};
+pub use methods::METHODS;
+pub use patch::Patch;

@@ -1,0 +1,400 @@
+//! Facts: what should be true, and where the prompt says of whom.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// How a fact relates to what the model says now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// The model knows nothing of it yet.
+    Insert,
+    /// It takes the place of another answer.
+    #[default]
+    Modify,
+    /// The old answer is to be forgotten; the target is what is said in its place.
+    Erase,
+}
+
+/// A prompt with the answers that are right for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Probe {
+    /// What is probed: the data set's own name, such as `Relation_Specificity`.
+    pub kind: String,
+    /// The prompt.
+    pub prompt: String,
+    /// Answers that count as right; may be empty.
+    pub answers: Vec<String>,
+}
+
+/// One fact.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Fact {
+    /// Text that the target continues, such as `The capital of France is`.
+    pub prompt: String,
+    /// Of whom or what it speaks, as the prompt writes it; empty where no method needs it.
+    #[serde(default)]
+    pub subject: String,
+    /// What should come next, without a leading blank.
+    pub target: String,
+    /// What the model says, or should have said, before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ground_truth: Option<String>,
+    /// Kind of change.
+    #[serde(default)]
+    pub change: Change,
+    /// Other wordings of the prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rephrases: Vec<String>,
+    /// What must stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locality: Vec<Probe>,
+    /// What must follow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub portability: Vec<Probe>,
+}
+
+impl Fact {
+    /// A fact to be modified.
+    ///
+    /// # Errors
+    /// Where the prompt or the target is empty.
+    pub fn new(prompt: impl Into<String>, subject: impl Into<String>, target: impl Into<String>) -> Result<Self> {
+        let fact = Self {
+            prompt: prompt.into(),
+            subject: subject.into().trim().to_owned(),
+            target: target.into().trim().to_owned(),
+            ..Self::default()
+        };
+        fact.check()?;
+        Ok(fact)
+    }
+
+    /// Checks what every method relies on.
+    ///
+    /// # Errors
+    /// Where the prompt or the target is empty.
+    pub fn check(&self) -> Result<()> {
+        if self.prompt.trim().is_empty() {
+            return Err(Error::input_hint(
+                "the prompt is empty",
+                "give the text that the target should continue, such as `The capital of France is`",
+            ));
+        }
+        if self.target.trim().is_empty() {
+            return Err(Error::input_hint(
+                format!("the target of `{}` is empty", self.prompt),
+                "give the new answer, such as `--to Rome`; to erase one, give what should be said in its place",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The target as it follows the prompt: with a blank before it, where its script has blanks
+    /// between words.
+    pub fn continuation(&self) -> String {
+        continuation(&self.target)
+    }
+
+    /// Where the prompt names the subject, in characters.
+    ///
+    /// An exact match of whole words wins, then any exact match, then one that overlooks case,
+    /// the kind of quotes and dashes, and runs of blanks. Of several the last is taken: it has
+    /// seen most of the prompt.
+    ///
+    /// # Errors
+    /// Where the subject is empty or not in the prompt, with what might have been meant.
+    pub fn subject_range(&self) -> Result<std::ops::Range<usize>> {
+        find_subject(&self.prompt, &self.subject).ok_or_else(|| {
+            if self.subject.is_empty() {
+                return Error::input_hint(
+                    format!("the fact `{}` names no subject", self.prompt),
+                    "say of whom the prompt speaks: `--subject France`",
+                );
+            }
+            Error::input_hint(
+                format!("the subject `{}` is not in the prompt `{}`", self.subject, self.prompt),
+                match nearest_words(&self.prompt, &self.subject) {
+                    Some(near) => format!("write the subject as the prompt does; did you mean `{near}`?"),
+                    None => "write the subject as the prompt does, or reword the prompt".to_owned(),
+                },
+            )
+        })
+    }
+
+    /// Reads facts from JSON lines, or from one JSON array, with EasyEdit's field names
+    /// (`prompt`, `subject`, `target_new`, `ground_truth`, `rephrase_prompt`, `locality`,
+    /// `portability`) or our own.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or a record lacks a field or has it in another type: the
+    /// line and the field are named.
+    pub fn read(path: &Path) -> Result<Vec<Self>> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = text.trim_start_matches('\u{feff}');
+        let bad = |line: usize, why: String| Error::Corrupt {
+            path: path.to_owned(),
+            what: "file of facts",
+            why: format!("line {line}: {why}"),
+        };
+        let mut facts = vec![];
+        if text.trim_start().starts_with('[') {
+            let records: Vec<Value> = serde_json::from_str(text).map_err(|e| bad(e.line(), e.to_string()))?;
+            for (i, record) in records.iter().enumerate() {
+                facts.push(Self::from_json(record).map_err(|why| bad(1, format!("record {i}: {why}")))?);
+            }
+        } else {
+            for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+                let record = serde_json::from_str(line).map_err(|e| bad(i + 1, e.to_string()))?;
+                facts.push(Self::from_json(&record).map_err(|why| bad(i + 1, why))?);
+            }
+        }
+        if facts.is_empty() {
+            return Err(bad(1, "it holds no facts".into()));
+        }
+        Ok(facts)
+    }
+
+    /// One record; the error says what is wrong with it.
+    fn from_json(record: &Value) -> Result<Self, String> {
+        let object = record.as_object().ok_or_else(|| format!("expected an object, found {}", kind(record)))?;
+        let text = |names: &[&str]| -> Result<Option<String>, String> {
+            match names.iter().find_map(|n| object.get(*n).map(|v| (n, v))) {
+                None | Some((_, Value::Null)) => Ok(None),
+                Some((n, v)) => {
+                    first_text(v).map(Some).ok_or_else(|| format!("`{n}` should be text, found {}", kind(v)))
+                }
+            }
+        };
+        let need = |names: &[&str]| text(names)?.ok_or_else(|| format!("`{}` is missing", names[0]));
+        let change = match text(&["change"])?.as_deref() {
+            None | Some("modify") => Change::Modify,
+            Some("insert") => Change::Insert,
+            Some("erase") => Change::Erase,
+            Some(other) => return Err(format!("`change` is `{other}`, expected insert, modify or erase")),
+        };
+        let rephrases = ["rephrase_prompt", "rephrase", "rephrases"].iter().find_map(|n| object.get(*n));
+        let fact = Self {
+            prompt: need(&["prompt"])?,
+            subject: text(&["subject"])?.unwrap_or_default().trim().to_owned(),
+            target: need(&["target_new", "target"])?.trim().to_owned(),
+            ground_truth: text(&["ground_truth"])?,
+            change,
+            rephrases: rephrases.map(texts).unwrap_or_default(),
+            locality: object.get("locality").map(probes).unwrap_or_default(),
+            portability: object.get("portability").map(probes).unwrap_or_default(),
+        };
+        fact.check().map_err(|e| e.to_string())?;
+        Ok(fact)
+    }
+}
+
+/// A target as it follows a prompt.
+pub fn continuation(target: &str) -> String {
+    let target = target.trim_start();
+    // Chinese, Japanese and Thai write no blanks; punctuation follows at once.
+    let joined = |c: char| matches!(c, '\u{0e00}'..='\u{0eff}' | '\u{3000}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | ',' | '.' | ';' | ':' | '!' | '?');
+    match target.chars().next() {
+        Some(c) if joined(c) => target.to_owned(),
+        _ => format!(" {target}"),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn first_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(s) => Some(s.clone()),
+        Value::Number(n) => Some(n.to_string()),
+        Value::Array(items) => items.iter().find_map(first_text),
+        _ => None,
+    }
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(texts).collect(),
+        other => first_text(other).filter(|s| !s.trim().is_empty()).into_iter().collect(),
+    }
+}
+
+/// `{kind: {prompt, ground_truth}}`, `{kind: [{…}]}`, or lists inside either; empty ones drop out.
+fn probes(value: &Value) -> Vec<Probe> {
+    fn gather(kind: &str, value: &Value, out: &mut Vec<Probe>) {
+        match value {
+            Value::Array(items) => items.iter().for_each(|v| gather(kind, v, out)),
+            Value::Object(o) => match o.get("prompt") {
+                Some(Value::Array(prompts)) => {
+                    let answers = o.get("ground_truth").and_then(Value::as_array);
+                    for (i, p) in prompts.iter().filter_map(Value::as_str).enumerate() {
+                        let answers = answers.and_then(|a| a.get(i)).map(texts).unwrap_or_default();
+                        out.push(Probe { kind: kind.to_owned(), prompt: p.to_owned(), answers });
+                    }
+                }
+                Some(p) => {
+                    if let Some(p) = first_text(p) {
+                        let answers = o.get("ground_truth").map(texts).unwrap_or_default();
+                        out.push(Probe { kind: kind.to_owned(), prompt: p, answers });
+                    }
+                }
+                None => o.iter().for_each(|(k, v)| gather(k, v, out)),
+            },
+            _ => {}
+        }
+    }
+    let mut out = vec![];
+    gather("", value, &mut out);
+    out
+}
+
+fn find_subject(prompt: &str, subject: &str) -> Option<std::ops::Range<usize>> {
+    let chars: Vec<char> = prompt.chars().collect();
+    let exact: Vec<char> = subject.chars().collect();
+    if exact.is_empty() {
+        return None;
+    }
+    let starts: Vec<usize> = (0..chars.len().saturating_sub(exact.len() - 1))
+        .filter(|&i| chars[i..i + exact.len()] == exact[..])
+        .collect();
+    let word = |i: &&usize| {
+        let edge = |c: Option<&char>| !c.is_some_and(|c| c.is_alphanumeric());
+        edge(i.checked_sub(1).and_then(|j| chars.get(j))) && edge(chars.get(**i + exact.len()))
+    };
+    if let Some(&i) = starts.iter().rev().find(word).or(starts.last()) {
+        return Some(i..i + exact.len());
+    }
+    // Tolerant: compare folded characters, remembering where each came from.
+    let (folded, origins) = fold(&chars);
+    let (wanted, _) = fold(&exact);
+    if wanted.is_empty() {
+        return None;
+    }
+    let at = (0..folded.len().saturating_sub(wanted.len() - 1))
+        .rev()
+        .find(|&i| folded[i..i + wanted.len()] == wanted[..])?;
+    Some(origins[at]..origins[at + wanted.len() - 1] + 1)
+}
+
+/// Lower case, plain quotes and dashes, single blanks; with the index of each origin.
+fn fold(chars: &[char]) -> (Vec<char>, Vec<usize>) {
+    let (mut out, mut origins) = (vec![], vec![]);
+    for (i, c) in chars.iter().enumerate() {
+        let plain = match c {
+            '‘' | '’' | '`' | '´' => '\'',
+            '“' | '”' | '„' => '"',
+            '‐' | '‑' | '–' | '—' | '_' => '-',
+            c if c.is_whitespace() => ' ',
+            c => *c,
+        };
+        if plain == ' ' && (out.is_empty() || out.last() == Some(&' ')) {
+            continue;
+        }
+        for lower in plain.to_lowercase() {
+            out.push(lower);
+            origins.push(i);
+        }
+    }
+    while out.last() == Some(&' ') {
+        out.pop();
+        origins.pop();
+    }
+    (out, origins)
+}
+
+/// The run of as many words of the prompt that is most like the subject.
+fn nearest_words<'a>(prompt: &'a str, subject: &str) -> Option<&'a str> {
+    let count = subject.split_whitespace().count().max(1);
+    let words: Vec<&str> = prompt.split_whitespace().collect();
+    let likeness = |s: &str| strsim::jaro_winkler(&s.to_lowercase(), &subject.to_lowercase());
+    let best = words
+        .windows(count.min(words.len().max(1)))
+        .map(|w| {
+            let start = w[0].as_ptr() as usize - prompt.as_ptr() as usize;
+            let last = w[w.len() - 1];
+            let end = last.as_ptr() as usize - prompt.as_ptr() as usize + last.len();
+            &prompt[start..end]
+        })
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    // Above this it is a misspelling, below it another word.
+    (likeness(best) >= 0.8).then_some(best)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn check_subject(prompt: &str, subject: &str, expected: &str) {
+        let range = Fact::new(prompt, subject, "x").unwrap().subject_range().unwrap();
+        let found: String = prompt.chars().skip(range.start).take(range.len()).collect();
+        assert_eq!(found, expected, "`{subject}` in `{prompt}`");
+    }
+
+    #[test]
+    fn subjects_are_found_exactly_or_tolerantly() {
+        check_subject("The capital of France is", "France", "France");
+        check_subject("Bart likes art and Bartók", "art", "art");
+        check_subject("Zoë’s  mother is", "zoë's mother", "Zoë’s  mother");
+        check_subject("東京の市長は", "東京", "東京");
+        check_subject("The Jean–Luc story", " jean-luc ", "Jean–Luc");
+    }
+
+    #[test]
+    fn an_absent_subject_is_named_with_what_may_be_meant() {
+        let error = Fact::new("The capital of France is", "Frnace", "Rome").unwrap().subject_range().unwrap_err();
+        assert_eq!(error.to_string(), "the subject `Frnace` is not in the prompt `The capital of France is`");
+        assert!(error.hint().unwrap().contains("did you mean `France`?"), "{:?}", error.hint());
+        let error = Fact::new("The capital of France is", "", "Rome").unwrap().subject_range().unwrap_err();
+        assert!(error.hint().unwrap().contains("--subject"));
+    }
+
+    #[test]
+    fn easyedit_records_are_read_in_all_their_shapes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            concat!(
+                r#"{"prompt":"A is","subject":" A ","target_new":" B","ground_truth":["C","D"],"rephrase_prompt":["A, you know, is"]}"#,
+                "\n\n",
+                r#"{"prompt":"E is","subject":"E","target_new":"F","portability":{},"locality":{"Forgetfulness":[{"prompt":"G","ground_truth":[["H","I"],[]]}],"n":{"prompt":["J","K"],"ground_truth":["L","M"]}}}"#,
+            ),
+        )
+        .unwrap();
+        let facts = Fact::read(file.path()).unwrap();
+        assert_eq!((facts[0].subject.as_str(), facts[0].target.as_str()), ("A", "B"));
+        assert_eq!(facts[0].ground_truth.as_deref(), Some("C"));
+        assert_eq!(facts[0].rephrases, ["A, you know, is"]);
+        let kept: Vec<_> = facts[1].locality.iter().map(|p| (p.kind.as_str(), p.prompt.as_str(), p.answers.len())).collect();
+        assert_eq!(kept, [("Forgetfulness", "G", 2), ("n", "J", 1), ("n", "K", 1)]);
+    }
+
+    #[test]
+    fn broken_records_are_named_by_line_and_field() {
+        for (text, expected) in [
+            ("{\"prompt\":\"A\"}", "line 1: `target_new` is missing"),
+            ("\n{\"prompt\":{},\"target_new\":\"x\"}", "line 2: `prompt` should be text, found an object"),
+            ("{\"prompt\":\"A\",\"target_new\":\" \"}", "line 1: the target of `A` is empty"),
+            ("7", "line 1: expected an object, found a number"),
+            ("", "line 1: it holds no facts"),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let error = Fact::read(file.path()).unwrap_err().to_string();
+            assert!(error.ends_with(expected), "{error}");
+        }
+    }
+}

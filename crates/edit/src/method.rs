@@ -1,0 +1,169 @@
+//! What a method is, and the list of all of them.
+
+use mutandis_engine::{Model, Overlay};
+use schemars::{JsonSchema, Schema, schema_for};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::fact::Fact;
+use crate::methods::METHODS;
+use crate::patch::Patch;
+
+/// The three families of the KnowEdit paper (arXiv 2401.01286, §3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// External knowledge: the model is shown the fact.
+    Recognition,
+    /// Merged parameters: a learned representation joins the model's own.
+    Association,
+    /// Intrinsic weights are changed.
+    Mastery,
+}
+
+/// What an edit starts from.
+pub struct Job<'a> {
+    /// The frozen base.
+    pub model: &'a Model,
+    /// Patches already in force, oldest first: the edit is computed on top of them.
+    pub stack: &'a [&'a Overlay],
+    /// Facts to be made true; never empty.
+    pub facts: &'a [Fact],
+    /// Seed of everything that is drawn.
+    pub seed: u64,
+}
+
+impl Job<'_> {
+    /// An empty patch of a method with its settings.
+    ///
+    /// # Errors
+    /// Where the base cannot be hashed.
+    pub fn patch<M: Method>(&self, config: &M::Config) -> Result<Patch> {
+        let config = serde_json::to_value(config)
+            .map_err(|e| Error::input(format!("settings of `{}` cannot be written: {e}", M::ID)))?;
+        Patch::new(self.model, M::ID, M::FAMILY, config, self.facts, self.seed)
+    }
+}
+
+/// An editing method: a pure function from a model and facts to a patch.
+///
+/// The implementing type's doc comment is what `mutandis methods show` prints.
+pub trait Method: Sized + 'static {
+    /// Short name in kebab-case.
+    const ID: &'static str;
+    /// Family.
+    const FAMILY: Family;
+    /// arXiv id of the paper.
+    const PAPER: &'static str;
+    /// One line: what it does.
+    const SUMMARY: &'static str;
+    /// What it does, when to use it and when not, cost, differences from the paper.
+    const DOC: &'static str;
+    /// Settings; `Default` holds the paper's values.
+    type Config: Default + Serialize + DeserializeOwned + JsonSchema;
+
+    /// Makes the patch.
+    ///
+    /// # Errors
+    /// Where a fact or a setting does not fit the model, or the computation breaks down.
+    fn edit(config: &Self::Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch>;
+}
+
+/// A method with its types erased.
+pub struct Entry {
+    /// Short name.
+    pub id: &'static str,
+    /// Family.
+    pub family: Family,
+    /// arXiv id.
+    pub paper: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// Documentation.
+    pub doc: &'static str,
+    schema: fn() -> Schema,
+    defaults: fn() -> Value,
+    edit: fn(&Value, &Job<'_>, &Context<'_>) -> Result<Patch>,
+}
+
+impl Entry {
+    /// The entry of a method.
+    pub const fn of<M: Method>() -> Self {
+        Self {
+            id: M::ID,
+            family: M::FAMILY,
+            paper: M::PAPER,
+            summary: M::SUMMARY,
+            doc: M::DOC,
+            schema: || schema_for!(M::Config),
+            defaults: || {
+                serde_json::to_value(M::Config::default()).expect("settings are plain numbers, texts and lists")
+            },
+            edit: |config, job, cx| {
+                let config = serde_json::from_value(config.clone()).map_err(|e| {
+                    Error::input_hint(
+                        format!("settings of `{}`: {e}", M::ID),
+                        format!("`mutandis methods show {}` lists them", M::ID),
+                    )
+                })?;
+                M::edit(&config, job, cx)
+            },
+        }
+    }
+
+    /// JSON schema of the settings.
+    pub fn schema(&self) -> Schema {
+        (self.schema)()
+    }
+
+    /// The settings that the paper published.
+    pub fn defaults(&self) -> Value {
+        (self.defaults)()
+    }
+
+    /// Default settings with some replaced; nested objects are merged key by key.
+    pub fn settings(&self, changes: &Value) -> Value {
+        let mut all = self.defaults();
+        merge(&mut all, changes);
+        all
+    }
+
+    /// Makes a patch with the given settings (absent ones as published).
+    ///
+    /// # Errors
+    /// Where there is no fact, a fact or a setting does not fit, or the computation breaks down.
+    pub fn edit(&self, settings: &Value, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+        if job.facts.is_empty() {
+            return Err(Error::input_hint("there is no fact to edit", "give a prompt and `--to`, or `--facts FILE`"));
+        }
+        for fact in job.facts {
+            fact.check()?;
+        }
+        (self.edit)(&self.settings(settings), job, cx)
+    }
+}
+
+/// The method of that name.
+///
+/// # Errors
+/// Where there is none, with the nearest and the list.
+pub fn find(id: &str) -> Result<&'static Entry> {
+    METHODS.iter().find(|m| m.id == id).ok_or_else(|| {
+        let known: Vec<&str> = METHODS.iter().map(|m| m.id).collect();
+        Error::input_hint(format!("there is no method `{id}`"), format!("methods: {}", known.join(", ")))
+    })
+}
+
+fn merge(into: &mut Value, changes: &Value) {
+    match (into, changes) {
+        (Value::Object(into), Value::Object(changes)) => {
+            for (key, value) in changes {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, changes) => *into = changes.clone(),
+    }
+}

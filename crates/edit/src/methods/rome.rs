@@ -1,0 +1,56 @@
+//! ROME: rank-one model editing.
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::method::{Family, Job, Method};
+use crate::patch::Patch;
+use crate::primitives::locate_then_edit::{self, Settings};
+
+/// Writes each fact as one rank-one change of one MLP's down projection.
+///
+/// What it does: finds the value that makes the model say the target (eq. 4), and changes the
+/// layer so that the subject's key is mapped to it, along C⁻¹k (eq. 2).
+///
+/// When to use: to compare with published results. When not: for edits that are to be kept;
+/// `r-rome` costs the same and does not collapse.
+///
+/// Cost: one search, about half a minute of PyTorch and a second or two here; the moments of the
+/// layer once for each model.
+///
+/// Known flaw, kept as published (arXiv 2403.07175): the direction comes from the mean key over
+/// contexts, but the constraint is about the key of the bare prompt. Where these two disagree the
+/// denominator k·u is small, the change huge, and the model breaks.
+///
+/// DIFFERENCE from EasyEdit: C is used (it ships C = I; `--set moments=false` does the same), the
+/// lookup token is found by characters, targets are joined as tokens, prefixes are seeded.
+pub(super) struct Rome;
+
+impl Method for Rome {
+    const ID: &'static str = "rome";
+    const FAMILY: Family = Family::Mastery;
+    const PAPER: &'static str = "2202.05262";
+    const SUMMARY: &'static str = "one rank-one change of one MLP; the published form, flaw included";
+    const DOC: &'static str = describe!(
+        "Writes each fact as one rank-one change of one MLP's down projection (eq. 2 and 4 of the paper).",
+        "When to use: to compare with published results.",
+        "When not: for edits that are to be kept; the corrected form costs the same and does not collapse.",
+        "Cost: one search, a second or two; the moments of the layer once for each model.",
+        "Known flaw, kept as published (arXiv 2403.07175): the direction comes from the mean key over contexts, \
+         the constraint from the bare prompt's key; where they disagree, the change is huge and the model breaks.",
+        "DIFFERENCE from EasyEdit: C is used (it ships C = I; `--set moments=false` does the same); the lookup \
+         token is found by characters; targets are joined as tokens; prefixes are seeded."
+    );
+    type Config = Settings;
+
+    fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+        let mut patch = job.patch::<Self>(config)?;
+        // The bare prompt's key and output, while the direction is the mean key's.
+        let bare = |found: &_, key: &[f32], _: &[f32]| bare_prompt(found, key.len());
+        locate_then_edit::edit(config, bare, job, cx, &mut patch)?;
+        Ok(patch)
+    }
+}
+
+fn bare_prompt(found: &crate::primitives::value_search::Found, f: usize) -> (Vec<f32>, Vec<f32>) {
+    (found.keys[..f].to_vec(), found.initial.clone())
+}

@@ -1,0 +1,390 @@
+//! The patch: an edit as a value and as a file.
+//!
+//! `NAME.patch.safetensors`: the tensors are the changes, `__metadata__.mutandis` is one JSON
+//! document with everything else, `__metadata__.digest` a hash of both. A patch knows the base it
+//! was made for and refuses every other.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+use mutandis_engine::{Delta, Model, Overlay, WeightId};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::fact::Fact;
+use crate::method::Family;
+
+/// Version of the file format that is written.
+pub const FORMAT: u32 = 1;
+
+/// Longest header that is read, in bytes: a million facts fit.
+const HEADER_LIMIT: u64 = 1 << 30;
+
+/// A change of a weight matrix `W [out, in]`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WeightChange {
+    /// `ΔW = left · rightᵀ`, `left [out, rank]`, `right [in, rank]`.
+    LowRank {
+        /// Rank.
+        rank: usize,
+        /// Row-major.
+        left: Vec<f32>,
+        /// Row-major.
+        right: Vec<f32>,
+    },
+    /// `ΔW [out, in]`, row-major.
+    Dense {
+        /// Rows.
+        out: usize,
+        /// Columns.
+        inn: usize,
+        /// Row-major.
+        delta: Vec<f32>,
+    },
+}
+
+/// What a linear system cost in exactness.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SolveInfo {
+    /// Added to the diagonal, relative to its mean.
+    pub jitter: f64,
+    /// ‖A x − b‖ / ‖b‖.
+    pub residual: f64,
+    /// Which form was solved: "identity", "cholesky".
+    pub form: String,
+}
+
+/// How much a weight moved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Norms {
+    /// Which weight.
+    pub weight: WeightId,
+    /// ‖ΔW‖, Frobenius.
+    pub delta: f64,
+    /// ‖W‖, Frobenius.
+    pub base: f64,
+}
+
+/// How the search for one fact's value went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SearchInfo {
+    /// Steps taken.
+    pub steps: usize,
+    /// Last loss, in nats.
+    pub loss: f32,
+    /// Last mean probability of the target.
+    pub probability: f32,
+}
+
+/// The base that a patch belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Hash of the weights, hexadecimal.
+    pub fingerprint: String,
+    /// Architecture family, for messages.
+    pub family: String,
+    /// Number of layers, for messages.
+    pub layers: usize,
+}
+
+/// An edit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Patch {
+    /// Version of the format.
+    pub format: u32,
+    /// The base it was made for.
+    pub base: Base,
+    /// Method.
+    pub method: String,
+    /// Family of the method.
+    pub family: Family,
+    /// All settings, as resolved.
+    pub config: Value,
+    /// The facts it makes true.
+    pub facts: Vec<Fact>,
+    /// Seed.
+    pub seed: u64,
+    /// Text put before every prompt, where the patch is one (ICE).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// How far weights moved.
+    pub norms: Vec<Norms>,
+    /// Numerical compromises.
+    pub solve: Vec<SolveInfo>,
+    /// How the searches went, one per fact.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<SearchInfo>,
+    /// When it was made, UTC, RFC 3339.
+    pub created: String,
+    /// What made it.
+    pub tool: String,
+    /// Changes of weights.
+    #[serde(skip)]
+    pub weights: Vec<(WeightId, WeightChange)>,
+}
+
+impl Patch {
+    /// A patch without changes yet.
+    ///
+    /// # Errors
+    /// Where the base cannot be hashed.
+    pub fn new(model: &Model, method: &str, family: Family, config: Value, facts: &[Fact], seed: u64) -> Result<Self> {
+        let a = model.architecture();
+        let name = serde_json::to_value(a.family).ok().and_then(|v| v.as_str().map(str::to_owned));
+        Ok(Self {
+            format: FORMAT,
+            base: Base {
+                fingerprint: model.fingerprint()?.to_owned(),
+                family: name.unwrap_or_default(),
+                layers: a.layers,
+            },
+            method: method.to_owned(),
+            family,
+            config,
+            facts: facts.to_vec(),
+            seed,
+            prefix: None,
+            norms: vec![],
+            solve: vec![],
+            search: vec![],
+            created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            tool: concat!("mutandis ", env!("CARGO_PKG_VERSION")).to_owned(),
+            weights: vec![],
+        })
+    }
+
+    /// Adds a change of a weight and notes how far it moves it.
+    ///
+    /// # Errors
+    /// Where the weight does not exist, has another shape, or the change is not finite.
+    pub fn push(&mut self, model: &Model, id: WeightId, change: WeightChange) -> Result<()> {
+        let shape = model.linear_shape(id.role, id.layer)?;
+        let delta = change.delta()?;
+        if delta.shape() != shape {
+            return Err(Error::input(format!("a change of {id:?} has shape {:?}, expected {shape:?}", delta.shape())));
+        }
+        let base = model.weight(id.role, id.layer)?;
+        let base = base.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        self.norms.push(Norms { weight: id, delta: change.norm(), base });
+        self.weights.push((id, change));
+        Ok(())
+    }
+
+    /// Checks that the patch belongs to this base.
+    ///
+    /// # Errors
+    /// Where it does not, with what to do.
+    pub fn check_base(&self, model: &Model) -> Result<()> {
+        let found = model.fingerprint()?;
+        if found == self.base.fingerprint {
+            return Ok(());
+        }
+        let short = |s: &str| s.chars().take(12).collect::<String>();
+        Err(Error::input_hint(
+            format!(
+                "the patch was made for another base: it expects {} ({}, {} layers), the model is {}",
+                short(&self.base.fingerprint),
+                self.base.family,
+                self.base.layers,
+                short(found)
+            ),
+            "give the model it was made for with `--model`, or make the edit again on this one",
+        ))
+    }
+
+    /// The changes of weights, ready to be laid over the model. Taking the overlay off again
+    /// restores the model bit for bit: the base is never written.
+    ///
+    /// # Errors
+    /// Where the patch belongs to another base.
+    pub fn overlay(&self, model: &Model) -> Result<Overlay> {
+        self.check_base(model)?;
+        let mut overlay = Overlay::default();
+        for (id, change) in &self.weights {
+            let delta = change.delta()?;
+            let shape = model.linear_shape(id.role, id.layer)?;
+            if delta.shape() != shape {
+                return Err(Error::input(format!(
+                    "the patch changes {id:?} with shape {:?}, the model has {shape:?}",
+                    delta.shape()
+                )));
+            }
+            overlay.push(*id, delta);
+        }
+        Ok(overlay)
+    }
+
+    /// Bytes of the file.
+    ///
+    /// # Errors
+    /// Where the document cannot be written as JSON (a number that is not finite).
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let document = serde_json::to_string(self)
+            .map_err(|e| Error::input(format!("the patch cannot be written: {e}")))?;
+        let mut tensors: Vec<(String, Vec<usize>, &[u8])> = vec![];
+        for (i, (id, change)) in self.weights.iter().enumerate() {
+            let name = |part: &str| format!("{i}.{}.{}.{part}", id.layer, role_name(*id));
+            match change {
+                WeightChange::LowRank { rank, left, right } => {
+                    tensors.push((name("left"), vec![left.len() / rank, *rank], bytemuck::cast_slice(left)));
+                    tensors.push((name("right"), vec![right.len() / rank, *rank], bytemuck::cast_slice(right)));
+                }
+                WeightChange::Dense { out, inn, delta } => {
+                    tensors.push((name("delta"), vec![*out, *inn], bytemuck::cast_slice(delta)));
+                }
+            }
+        }
+        tensors.sort();
+        let digest = digest(&document, tensors.iter().map(|(n, s, b)| (n.as_str(), s.as_slice(), *b)));
+        let views: Result<Vec<_>, _> =
+            tensors.iter().map(|(n, s, b)| Ok((n, TensorView::new(Dtype::F32, s.clone(), b)?))).collect();
+        let metadata = HashMap::from([("mutandis".to_owned(), document), ("digest".to_owned(), digest)]);
+        let bytes = views.and_then(|v: Vec<_>| safetensors::serialize(v, Some(metadata)));
+        bytes.map_err(|e| Error::input(format!("the patch cannot be written: {e:?}")))
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// Where the folder cannot be written to, or the disk is full.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let bytes = self.to_bytes()?;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new()
+            .prefix(".mutandis-")
+            .tempfile_in(folder)
+            .map_err(Error::io("write", path))?;
+        file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
+        file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
+        Ok(())
+    }
+
+    /// Reads and verifies a file, whole.
+    ///
+    /// # Errors
+    /// Where it cannot be read, is damaged, was changed, or is of a newer format.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        Self::from_bytes(&bytes).map_err(|why| Error::Corrupt { path: path.to_owned(), what: "patch", why })
+    }
+
+    /// Reads and verifies the bytes of a file; the error says what is wrong.
+    ///
+    /// # Errors
+    /// Where they are damaged, were changed, or are of a newer format.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let header_len = bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)).unwrap_or(u64::MAX);
+        if header_len > HEADER_LIMIT || header_len > bytes.len() as u64 {
+            return Err(format!("it has {} bytes, too few for its header", bytes.len()));
+        }
+        let broken = |e: safetensors::SafeTensorError| format!("its tensors cannot be read: {e:?}");
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(broken)?;
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        let field = |name: &str| metadata.get(name).ok_or_else(|| format!("it has no `{name}` in its metadata"));
+        let document = field("mutandis")?;
+        let mut listed: Vec<(String, TensorView<'_>)> = tensors.tensors();
+        listed.sort_by(|a, b| a.0.cmp(&b.0));
+        let found = digest(document, listed.iter().map(|(n, t)| (n.as_str(), t.shape(), t.data())));
+        if *field("digest")? != found {
+            return Err("its contents do not match its digest: it was changed after it was made".into());
+        }
+        let version: Value = serde_json::from_str(document).map_err(|e| e.to_string())?;
+        match version.get("format").and_then(Value::as_u64) {
+            Some(v) if v == u64::from(FORMAT) => {}
+            Some(v) => return Err(format!("it has format {v}, this version reads format {FORMAT}")),
+            None => return Err("it names no format".into()),
+        }
+        let mut patch: Self = serde_json::from_str(document).map_err(|e| e.to_string())?;
+        let mut parts: std::collections::BTreeMap<(usize, String), HashMap<String, &TensorView<'_>>> =
+            Default::default();
+        for (name, tensor) in &listed {
+            let (index, rest) = name.split_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
+            let (weight, part) = rest.rsplit_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
+            let index = index.parse().map_err(|_| format!("tensor `{name}` has an odd name"))?;
+            if tensor.dtype() != Dtype::F32 {
+                return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()));
+            }
+            parts.entry((index, weight.to_owned())).or_default().insert(part.to_owned(), tensor);
+        }
+        for ((_, weight), parts) in parts {
+            let id = weight_id(&weight).ok_or_else(|| format!("`{weight}` is no weight"))?;
+            let change = match (parts.get("left"), parts.get("right"), parts.get("delta")) {
+                (Some(l), Some(r), None) => {
+                    let rank = match (l.shape(), r.shape()) {
+                        ([_, a], [_, b]) if a == b && *a > 0 => *a,
+                        (a, b) => return Err(format!("the factors of `{weight}` have shapes {a:?} and {b:?}")),
+                    };
+                    WeightChange::LowRank { rank, left: floats(l.data()), right: floats(r.data()) }
+                }
+                (None, None, Some(d)) => match d.shape() {
+                    [out, inn] => WeightChange::Dense { out: *out, inn: *inn, delta: floats(d.data()) },
+                    other => return Err(format!("the change of `{weight}` has shape {other:?}")),
+                },
+                _ => return Err(format!("the change of `{weight}` is not whole")),
+            };
+            patch.weights.push((id, change));
+        }
+        Ok(patch)
+    }
+}
+
+impl WeightChange {
+    /// Ready to be multiplied.
+    fn delta(&self) -> Result<Delta> {
+        Ok(match self {
+            Self::LowRank { rank, left, right } => Delta::low_rank(*rank, left, right)?,
+            Self::Dense { out, inn, delta } => Delta::dense(*out, *inn, delta)?,
+        })
+    }
+
+    /// ‖ΔW‖, Frobenius. For factors by their Gram matrices: ‖LRᵀ‖² = tr(LᵀL · RᵀR).
+    pub fn norm(&self) -> f64 {
+        match self {
+            Self::Dense { delta, .. } => delta.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt(),
+            Self::LowRank { rank, left, right } => {
+                let gram = |m: &[f32], i: usize, j: usize| -> f64 {
+                    m.chunks_exact(*rank).map(|row| f64::from(row[i]) * f64::from(row[j])).sum()
+                };
+                let mut total = 0.0;
+                for i in 0..*rank {
+                    for j in 0..*rank {
+                        total += gram(left, i, j) * gram(right, j, i);
+                    }
+                }
+                total.max(0.0).sqrt()
+            }
+        }
+    }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn role_name(id: WeightId) -> String {
+    serde_json::to_value(id.role).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn weight_id(text: &str) -> Option<WeightId> {
+    let (layer, role) = text.split_once('.')?;
+    Some(WeightId { layer: layer.parse().ok()?, role: serde_json::from_value(Value::String(role.to_owned())).ok()? })
+}
+
+fn digest<'a>(document: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [u8])>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(document.as_bytes());
+    for (name, shape, data) in tensors {
+        part(name.as_bytes());
+        part(format!("{shape:?}").as_bytes());
+        part(data);
+    }
+    hasher.finalize().to_hex().to_string()
+}

@@ -1,0 +1,86 @@
+//! A fact as tokens: prompts in their contexts, the lookup token, the target.
+
+use mutandis_engine::Model;
+use mutandis_engine::tokenizer::Tokenizer;
+
+use crate::error::{Error, Result};
+use crate::fact::Fact;
+
+/// A prompt as tokens, with the token at which an edit reads and writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Index of the token that holds the subject's last character.
+    pub lookup: usize,
+}
+
+/// A fact in all its contexts.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The prompt in each context, the bare one first.
+    pub prompts: Vec<Located>,
+    /// `"{subject} is a"`, cut after the subject: what the subject is must not change. With
+    /// causal attention nothing after the lookup token can be seen there (methods.md §4b row 1).
+    pub essence: Located,
+    /// Target ids; at least one.
+    pub target: Vec<u32>,
+}
+
+/// Longest target that is searched for, in tokens.
+const TARGET_LIMIT: usize = 512;
+
+impl Request {
+    /// Tokenises a fact. A template is text with one `{}`, where the prompt goes.
+    ///
+    /// The lookup token is found by character offsets in the whole text, never by counting the
+    /// tokens of its parts: merges across a border would move it (methods.md §2.1, P-a).
+    ///
+    /// # Errors
+    /// Where the subject is not in the prompt, the target has no tokens, or the text is longer
+    /// than the context.
+    pub fn new(model: &Model, fact: &Fact, templates: &[String]) -> Result<Self> {
+        let tokenizer = model.tokenizer()?;
+        let prompt = fact.prompt.trim_end();
+        let subject = fact.subject_range()?;
+        let last = subject.end - 1;
+        let mut prompts = Vec::with_capacity(templates.len());
+        for template in templates {
+            let (before, after) = template.split_once("{}").ok_or_else(|| {
+                Error::input_hint(format!("the template `{template}` has no `{{}}`"), "put `{}` where the prompt goes")
+            })?;
+            let text = format!("{before}{prompt}{after}");
+            prompts.push(locate(tokenizer, &text, before.chars().count() + last)?);
+        }
+        let name: String = fact.prompt.chars().skip(subject.start).take(subject.len()).collect();
+        let mut essence = locate(tokenizer, &format!("{name} is a"), subject.len() - 1)?;
+        essence.ids.truncate(essence.lookup + 1);
+        let target = tokenizer.encode_continuation(&fact.continuation())?.ids;
+        if target.is_empty() || target.len() > TARGET_LIMIT {
+            return Err(Error::input_hint(
+                format!("the target `{}` has {} tokens, expected 1 to {TARGET_LIMIT}", fact.target, target.len()),
+                "shorten the target",
+            ));
+        }
+        let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0) + target.len();
+        let context = model.architecture().context;
+        if longest > context {
+            return Err(Error::input_hint(
+                format!("`{prompt}` with its target is {longest} tokens long, the model's context is {context}"),
+                "shorten the prompt or the target",
+            ));
+        }
+        Ok(Self { prompts, essence, target })
+    }
+}
+
+fn locate(tokenizer: &Tokenizer, text: &str, character: usize) -> Result<Located> {
+    let encoding = tokenizer.encode(text)?;
+    let lookup = encoding.token_at_char(character).ok_or_else(|| {
+        Error::input_hint(
+            format!("no token of `{text}` holds character {character}, the subject's last"),
+            "the tokenizer drops it: write the subject with other characters",
+        )
+    })?;
+    Ok(Located { ids: encoding.ids, lookup })
+}

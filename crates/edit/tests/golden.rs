@@ -1,0 +1,137 @@
+//! The steps of ROME against the peer's, recorded in `../shared/golden/edit.*`.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
+
+use std::path::{Path, PathBuf};
+
+use mutandis_edit::primitives::rank_one::{mean_row, rank_one, unit};
+use mutandis_edit::primitives::request::Request;
+use mutandis_edit::primitives::value_search::{Found, Search, search};
+use mutandis_edit::{Context, Fact};
+use mutandis_engine::{Delta, LogitRows, Model, Options, Overlay, Pass, Role, Sequence, Site, SiteKind, WeightId};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Keys: one forward pass in f32 on both sides.
+const KEYS: f64 = 1e-4;
+/// The first steps of δ; later ones divide by tiny second moments, and are compared by loss.
+const DELTA: f64 = 1e-3;
+/// The update, given the same target.
+const UPDATE: f64 = 1e-3;
+/// Logits after the golden update.
+const LOGITS: f64 = 1e-4;
+/// Losses are recorded with three decimals; the path wanders a little as Adam amplifies rounding.
+const LOSS: f64 = 5e-3;
+
+fn folder(variable: &str, default: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").join(default), PathBuf::from)
+}
+
+struct Golden {
+    bytes: Vec<u8>,
+    info: Value,
+}
+
+impl Golden {
+    fn load(name: &str) -> Self {
+        let golden = folder("MUTANDIS_SHARED", "shared").join("golden");
+        Self {
+            bytes: std::fs::read(golden.join(format!("{name}.safetensors"))).unwrap(),
+            info: serde_json::from_slice(&std::fs::read(golden.join(format!("{name}.json"))).unwrap()).unwrap(),
+        }
+    }
+
+    fn get(&self, name: &str) -> Vec<f32> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let data = file.tensor(name).unwrap();
+        data.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+}
+
+/// ‖a − b‖ / ‖b‖.
+fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    (difference / b.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
+}
+
+fn model() -> Option<Model> {
+    let path = folder("MUTANDIS_TEST_MODELS", "models").join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !path.exists() || !folder("MUTANDIS_SHARED", "shared").exists() {
+        eprintln!("skipped: `{}` or ../shared is absent", path.display());
+        return None;
+    }
+    Some(Model::load(&path, Options::default()).unwrap())
+}
+
+fn check_rome(model: &Model, name: &str) {
+    let golden = Golden::load(name);
+    let request = &golden.info["info"]["request"];
+    let text = |key: &str| request[key].as_str().unwrap().to_owned();
+    let fact = Fact::new(text("prompt"), text("subject"), text("target_new")).unwrap();
+    let templates: Vec<String> = serde_json::from_value(golden.info["rome_templates"].clone()).unwrap();
+    let tokens = Request::new(model, &fact, &templates).unwrap();
+    let site = Site::new(5, SiteKind::MlpOut);
+    let cx = Context::default();
+    let found: Found =
+        search(model, &[], site, std::slice::from_ref(&tokens), &Search::default(), true, &cx).unwrap().remove(0);
+
+    let keys = golden.get("rome.keys_per_template");
+    assert!(relative(&found.keys, &keys) < KEYS, "keys: {:e}", relative(&found.keys, &keys));
+    let bare = golden.get("rome.cur_input");
+    assert!(relative(&found.keys[..bare.len()], &bare) < KEYS);
+    assert!(relative(&found.initial, &golden.get("rome.cur_output")) < KEYS);
+
+    let steps = golden.get("rome.delta_steps");
+    let d = model.architecture().width;
+    for (i, (ours, theirs)) in found.trace.iter().zip(steps.chunks_exact(d)).enumerate().take(3) {
+        assert!(relative(ours, theirs) < DELTA, "δ after step {i}: {:e}", relative(ours, theirs));
+    }
+    let losses: Vec<Vec<f64>> = serde_json::from_value(golden.info["info"]["rome"]["losses"].clone()).unwrap();
+    assert_eq!(found.losses.len(), losses.len(), "steps until the loss is small");
+    for (i, (ours, theirs)) in found.losses.iter().zip(&losses).enumerate() {
+        for (ours, theirs) in [ours.total, ours.nll, ours.kl, ours.decay].iter().zip(theirs) {
+            assert!((f64::from(*ours) - theirs).abs() < LOSS, "step {i}: {ours} against {theirs}");
+        }
+    }
+
+    // The solver, given the golden target: C = I, as the peer ships it.
+    let f = model.architecture().mlp_width;
+    let mean = mean_row(&keys, f);
+    assert!(relative(&mean, &golden.get("rome.k_mean")) < KEYS);
+    let u = unit(&mean.iter().map(|x| f64::from(*x)).collect::<Vec<_>>()).unwrap();
+    let residual: Vec<f64> = golden
+        .get("rome.v_star")
+        .iter()
+        .zip(golden.get("rome.cur_output"))
+        .map(|(v, o)| f64::from(*v) - f64::from(o))
+        .collect();
+    let change = rank_one(&u, &bare, &residual).unwrap();
+    assert!(relative(&change.right, &golden.get("rome.u")) < UPDATE);
+    assert!(relative(&change.left, &golden.get("rome.right")) < UPDATE);
+
+    let mut overlay = Overlay::default();
+    let delta = Delta::low_rank(1, &golden.get("rome.right"), &golden.get("rome.u")).unwrap();
+    overlay.push(WeightId { layer: 5, role: Role::MlpOut }, delta);
+    let stack = [&overlay];
+    let pass = Pass {
+        sequences: vec![Sequence { tokens: &tokens.prompts[0].ids, overlays: &stack, ..Default::default() }],
+        logits: LogitRows::Last,
+        ..Default::default()
+    };
+    let logits = model.forward(pass).unwrap().logits;
+    let worst = logits
+        .iter()
+        .zip(golden.get("rome.post_last_logits"))
+        .map(|(a, b)| (f64::from(*a) - f64::from(b)).abs())
+        .fold(0.0, f64::max);
+    assert!(worst < LOGITS, "logits after the edit differ by {worst:e}");
+}
+
+#[test]
+fn rome_walks_the_golden_path() {
+    let Some(model) = model() else { return };
+    check_rome(&model, "edit.r0");
+    check_rome(&model, "edit.r1");
+}

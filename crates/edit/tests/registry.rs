@@ -1,0 +1,189 @@
+//! What holds for every method of the registry, on a small real model.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+
+use mutandis_edit::{Context, Entry, Fact, Job, METHODS, Patch, find};
+use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Sequence};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
+}
+
+fn model(threads: usize) -> Model {
+    Model::load(&fixture("stories260K.gguf"), Options { threads: Some(threads), ..Options::default() }).unwrap()
+}
+
+fn facts() -> Vec<Fact> {
+    vec![
+        Fact::new("Once upon a time, Lily had a", "Lily", "cat").unwrap(),
+        Fact::new("One day, Tom went to the", "Tom", "house").unwrap(),
+    ]
+}
+
+/// Settings under which a method is quick on the small model.
+fn quick(method: &Entry) -> Value {
+    match method.defaults().get("search") {
+        Some(_) => json!({"layer": 2, "prefixes": [1, 1], "moment-tokens": 600, "search": {"steps": 8}}),
+        None => json!({}),
+    }
+}
+
+fn edit(method: &Entry, model: &Model, facts: &[Fact]) -> Patch {
+    let job = Job { model, stack: &[], facts, seed: 7 };
+    method.edit(&quick(method), &job, &Context::default()).unwrap()
+}
+
+fn logits(model: &Model, overlays: &[&Overlay]) -> Vec<f32> {
+    let ids = model.tokenizer().unwrap().encode("Once upon a time, Lily had a").unwrap().ids;
+    let pass = Pass {
+        sequences: vec![Sequence { tokens: &ids, overlays, ..Default::default() }],
+        logits: LogitRows::All,
+        ..Default::default()
+    };
+    model.forward(pass).unwrap().logits
+}
+
+#[test]
+fn a_patch_changes_answers_and_its_removal_restores_them_bit_for_bit() {
+    let model = model(2);
+    let before = logits(&model, &[]);
+    for method in METHODS {
+        let patch = edit(method, &model, &facts());
+        let overlay = patch.overlay(&model).unwrap();
+        assert!(!overlay.is_empty() || patch.prefix.is_some(), "{} changes nothing", method.id);
+        if !overlay.is_empty() {
+            assert_ne!(logits(&model, &[&overlay]), before, "{}", method.id);
+        }
+        assert_eq!(logits(&model, &[]), before, "{} left a trace in the model", method.id);
+    }
+}
+
+#[test]
+fn a_patch_survives_its_file() {
+    let model = model(2);
+    let folder = tempfile::tempdir().unwrap();
+    for method in METHODS {
+        let patch = edit(method, &model, &facts());
+        let path = folder.path().join("p.patch.safetensors");
+        patch.save(&path).unwrap();
+        assert_eq!(Patch::load(&path).unwrap(), patch, "{}", method.id);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left");
+}
+
+#[test]
+fn a_seed_gives_the_same_patch_on_any_number_of_threads() {
+    let (one, four) = (model(1), model(4));
+    for method in METHODS {
+        let (a, b) = (edit(method, &one, &facts()), edit(method, &four, &facts()));
+        assert_eq!((a.weights, a.prefix, a.config), (b.weights, b.prefix, b.config), "{}", method.id);
+    }
+}
+
+#[test]
+fn methods_are_named_documented_and_refuse_nothing_to_do() {
+    let model = model(2);
+    let mut ids = std::collections::HashSet::new();
+    for method in METHODS {
+        assert!(ids.insert(method.id), "{} is listed twice", method.id);
+        assert!(method.id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
+        assert!(method.doc.contains("When to use") && method.doc.contains("Cost"), "{}", method.id);
+        documented(&serde_json::to_value(method.schema()).unwrap(), method.id);
+        let job = Job { model: &model, stack: &[], facts: &[], seed: 0 };
+        let error = method.edit(&json!({}), &job, &Context::default()).unwrap_err();
+        assert_eq!(error.to_string(), "there is no fact to edit");
+        let unknown = Job { facts: &facts(), ..job };
+        let error = method.edit(&json!({"no-such": 1}), &unknown, &Context::default()).unwrap_err();
+        assert!(error.to_string().contains("no-such"), "{error}");
+    }
+    assert!(find("romee").unwrap_err().hint().unwrap().contains("rome"));
+}
+
+/// Every property of a schema has a description.
+fn documented(schema: &Value, id: &str) {
+    let nested = schema["$defs"].as_object().into_iter().flat_map(|d| d.values());
+    for part in std::iter::once(schema).chain(nested) {
+        for (key, property) in part["properties"].as_object().into_iter().flatten() {
+            let text = property["description"].as_str().unwrap_or_default();
+            assert!(!text.is_empty(), "setting `{key}` of `{id}` is not documented");
+        }
+    }
+}
+
+#[test]
+fn bad_facts_are_named_and_leave_nothing() {
+    let model = model(2);
+    for (prompt, subject, expected) in [
+        ("Once upon a time", "Bob", "the subject `Bob` is not in the prompt"),
+        ("Once upon a time", "", "names no subject"),
+    ] {
+        let facts = [Fact::new(prompt, subject, "cat").unwrap()];
+        let job = Job { model: &model, stack: &[], facts: &facts, seed: 0 };
+        let error = find("rome").unwrap().edit(&json!({}), &job, &Context::default()).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let facts = facts();
+    let job = Job { model: &model, stack: &[], facts: &facts, seed: 0 };
+    let error = find("rome").unwrap().edit(&json!({"layer": 99}), &job, &Context::default()).unwrap_err();
+    assert!(error.to_string().contains("layer 99"), "{error}");
+    let interrupted = Context::default();
+    interrupted.interrupt.store(true, std::sync::atomic::Ordering::Relaxed);
+    let error = find("rome").unwrap().edit(&json!({}), &job, &interrupted).unwrap_err();
+    assert_eq!(error.to_string(), "interrupted");
+}
+
+#[test]
+fn a_patch_is_refused_by_another_base() {
+    let patch = edit(find("ice").unwrap(), &model(1), &facts());
+    let other = Model::load(&fixture("llama.gguf"), Options::default()).unwrap();
+    let error = patch.overlay(&other).unwrap_err();
+    assert!(error.to_string().contains("another base"), "{error}");
+    assert!(error.hint().unwrap().contains("--model"));
+}
+
+#[test]
+fn patches_stack() {
+    let model = model(2);
+    let rome = find("rome").unwrap();
+    let facts = facts();
+    let first = edit(rome, &model, &facts[..1]).overlay(&model).unwrap();
+    let stack = [&first];
+    let job = Job { model: &model, stack: &stack, facts: &facts[1..], seed: 7 };
+    let on_top = rome.edit(&quick(rome), &job, &Context::default()).unwrap();
+    let alone = edit(rome, &model, &facts[1..]);
+    assert_ne!(on_top.weights, alone.weights, "the second edit did not see the first");
+}
+
+fn patch_bytes() -> Vec<u8> {
+    let model = model(2);
+    edit(find("rome").unwrap(), &model, &facts()[..1]).to_bytes().unwrap()
+}
+
+#[test]
+fn a_damaged_patch_is_refused() {
+    let bytes = patch_bytes();
+    assert!(Patch::from_bytes(&bytes).is_ok());
+    for len in [0, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
+        assert!(Patch::from_bytes(&bytes[..len]).is_err(), "{len} bytes");
+    }
+    // Every byte counts: header, document, digest, numbers.
+    for at in (0..bytes.len()).step_by(37) {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x10;
+        assert!(Patch::from_bytes(&flipped).is_err(), "byte {at}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn any_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = Patch::from_bytes(&bytes);
+        let mut framed = (bytes.len() as u64).to_le_bytes().to_vec();
+        framed.extend(&bytes);
+        let _ = Patch::from_bytes(&framed);
+    }
+}
