@@ -3,8 +3,12 @@
 //! One micro-kernel: `M` rows times `P` panels of [`LANES`] columns, over blocks of
 //! [`DEPTH_BLOCK`] steps that stay in the cache, in sums of [`CHAIN`] steps that stay in registers.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use super::codes::FEW;
 use super::pack::{LANES, Packed};
 use super::{Isa, Shared};
 
@@ -16,8 +20,15 @@ pub const DEPTH_BLOCK: usize = 256;
 /// as they are; 64 costs a twentieth of the speed.
 const CHAIN: usize = 64;
 
-/// Rows worked on while their results stay in the cache.
+/// Steps per turn of the innermost loop.
+const UNROLL: usize = 4;
+
+/// Rows worked on together: their part of a depth block stays in the second-level cache while the
+/// panels of a task pass by.
 const ROW_BLOCK: usize = 192;
+
+/// Panels worked on together, for the same reason: so often is a part of the left side read again.
+const PANEL_BLOCK: usize = 12;
 
 /// One of several products with the same left side; see [`rows_times`].
 pub struct Product<'a> {
@@ -50,10 +61,10 @@ pub fn rows_times(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>], a
         .collect();
     let panels: usize = targets.iter().map(|t| t.0.panels()).sum();
     // Enough tasks to balance, each long enough to hide its start.
-    let step = panels_per_task(isa);
+    let step = panels_per_unit(isa);
     let tasks = rayon::current_num_threads() * 4;
     let chunk = panels.div_ceil(tasks).next_multiple_of(step);
-    let work: Vec<(usize, std::ops::Range<usize>)> = targets
+    let work: Vec<(usize, Range<usize>)> = targets
         .iter()
         .enumerate()
         .flat_map(|(i, t)| {
@@ -61,20 +72,10 @@ pub fn rows_times(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>], a
             (0..panels.div_ceil(chunk)).map(move |c| (i, c * chunk..((c + 1) * chunk).min(panels)))
         })
         .collect();
-    let run = |(i, range): (usize, std::ops::Range<usize>)| {
+    let run = |(i, panels): (usize, Range<usize>)| {
         let (matrix, bias, out) = &targets[i];
-        let mut scratch = Scratch::new();
-        let mut at = range.start;
-        while at < range.end {
-            let count = step.min(range.end - at);
-            for rows in (0..m).step_by(ROW_BLOCK) {
-                let rows = rows..(rows + ROW_BLOCK).min(m);
-                let task =
-                    Task { x, depth, rows, matrix, bias: *bias, out, first_panel: at, panels: count, add };
-                task.run(isa, &mut scratch);
-            }
-            at += count;
-        }
+        let task = Task { isa, x, m, matrix, bias: *bias, out, add };
+        SCRATCH.with_borrow_mut(|scratch| task.run(panels, scratch));
     };
     if rayon::current_num_threads() == 1 || m * depth * panels * LANES < 60_000 {
         work.into_iter().for_each(run);
@@ -90,62 +91,89 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, matrix: &Packed) -> Vec<f32> {
     out
 }
 
-fn panels_per_task(isa: Isa) -> usize {
+/// Panels multiplied at once: as many as the registers have room for.
+fn panels_per_unit(isa: Isa) -> usize {
     if isa == Isa::Avx512 { 3 } else { 1 }
 }
 
 struct Scratch {
+    /// Three decoded panels.
     decoded: Vec<f32>,
+    /// `[unit][rows][panels of a unit · LANES]`.
     sums: Vec<f32>,
 }
 
-impl Scratch {
-    fn new() -> Self {
-        Self { decoded: vec![0.0; 3 * DEPTH_BLOCK * LANES], sums: vec![0.0; ROW_BLOCK * 3 * LANES] }
-    }
+thread_local! {
+    /// Kept between products: a pass makes hundreds.
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        decoded: vec![0.0; 3 * DEPTH_BLOCK * LANES],
+        sums: vec![0.0; ROW_BLOCK * PANEL_BLOCK * LANES],
+    });
 }
 
 struct Task<'a> {
+    isa: Isa,
     x: &'a [f32],
-    depth: usize,
-    rows: std::ops::Range<usize>,
+    m: usize,
     matrix: &'a Packed,
     bias: Option<&'a [f32]>,
     out: &'a Shared<f32>,
-    first_panel: usize,
-    panels: usize,
     add: bool,
 }
 
 impl Task<'_> {
-    fn run(&self, isa: Isa, scratch: &mut Scratch) {
-        let m = self.rows.len();
-        let columns = self.panels * LANES;
-        let sums = &mut scratch.sums[..m * columns];
-        sums.fill(0.0);
-        for from in (0..self.depth).step_by(DEPTH_BLOCK) {
-            let steps = DEPTH_BLOCK.min(self.depth - from);
-            let x = &self.x[self.rows.start * self.depth + from..];
-            let mut decoded = scratch.decoded.chunks_exact_mut(DEPTH_BLOCK * LANES);
-            let mut panel = |p| {
-                self.matrix.panel(
-                    isa,
-                    self.first_panel + p,
-                    from,
-                    steps,
-                    decoded.next().expect("three blocks"),
-                )
-            };
-            match self.panels {
-                1 => block1(isa, x, self.depth, m, &[panel(0)], LANES, steps, sums),
-                2 => block2(isa, x, self.depth, m, &[panel(0), panel(1)], LANES, steps, sums),
-                _ => block3(isa, x, self.depth, m, &[panel(0), panel(1), panel(2)], LANES, steps, sums),
+    fn run(&self, panels: Range<usize>, scratch: &mut Scratch) {
+        if self.m <= FEW && self.matrix.has_few_rows(self.isa, CHAIN) {
+            let sums = &mut scratch.sums[..self.m * LANES];
+            for panel in panels {
+                self.matrix.few_rows(panel, self.x, self.m, CHAIN, sums);
+                self.write(0..self.m, panel, 1, sums);
+            }
+            return;
+        }
+        // Blocks of equal size, rather than a small one at the end.
+        let row_blocks = self.m.div_ceil(ROW_BLOCK);
+        for first in panels.clone().step_by(PANEL_BLOCK) {
+            for block in 0..row_blocks {
+                let rows = block * self.m / row_blocks..(block + 1) * self.m / row_blocks;
+                self.block(rows, first..(first + PANEL_BLOCK).min(panels.end), scratch);
             }
         }
+    }
+
+    fn block(&self, rows: Range<usize>, panels: Range<usize>, scratch: &mut Scratch) {
+        let (isa, m, depth) = (self.isa, rows.len(), self.matrix.depth);
+        let unit = panels_per_unit(isa);
+        let sums = &mut scratch.sums[..m * panels.len() * LANES];
+        sums.fill(0.0);
+        for from in (0..depth).step_by(DEPTH_BLOCK) {
+            let steps = DEPTH_BLOCK.min(depth - from);
+            let x = &self.x[rows.start * depth + from..];
+            for (first, sums) in panels.clone().step_by(unit).zip(sums.chunks_mut(m * unit * LANES)) {
+                let mut decoded = scratch.decoded.chunks_exact_mut(DEPTH_BLOCK * LANES);
+                let mut panel = |p| {
+                    let decoded = decoded.next().expect("three blocks");
+                    self.matrix.panel(isa, first + p, from, steps, decoded)
+                };
+                match unit.min(panels.end - first) {
+                    1 => block(isa, x, depth, m, &[panel(0)], LANES, steps, sums),
+                    2 => block(isa, x, depth, m, &[panel(0), panel(1)], LANES, steps, sums),
+                    _ => block(isa, x, depth, m, &[panel(0), panel(1), panel(2)], LANES, steps, sums),
+                }
+            }
+        }
+        for (first, sums) in panels.clone().step_by(unit).zip(sums.chunks(m * unit * LANES)) {
+            self.write(rows.clone(), first, unit.min(panels.end - first), sums);
+        }
+    }
+
+    /// Finished sums `[rows, panels · LANES]` to their columns of the result.
+    fn write(&self, rows: Range<usize>, first_panel: usize, panels: usize, sums: &[f32]) {
         let n = self.matrix.n;
-        let from = self.first_panel * LANES;
+        let from = first_panel * LANES;
+        let columns = panels * LANES;
         let width = columns.min(n - from);
-        for (r, sums) in self.rows.clone().zip(sums.chunks_exact(columns)) {
+        for (r, sums) in rows.zip(sums.chunks_exact(columns)) {
             // SAFETY: these columns belong to this task alone.
             let out = unsafe { self.out.slice(r * n + from, width) };
             match (self.add, self.bias) {
@@ -167,65 +195,64 @@ impl Task<'_> {
 
 use super::{Apart, Arithmetic, Fused};
 
-macro_rules! block {
-    ($name:ident, $panels:literal) => {
-        /// Adds `x [m, steps] · panels [steps, P·LANES]` to `sums [m, P·LANES]`. Rows of `x` are
-        /// `stride` apart, steps of a panel `pitch`.
-        pub(super) fn $name(
-            isa: Isa,
+/// Adds `x [m, steps] · panels [steps, P·LANES]` to `sums [m, P·LANES]`; `P` is at most
+/// [`panels_per_unit`]. Rows of `x` are `stride` apart, steps of a panel `pitch`.
+pub(super) fn block(
+    isa: Isa,
+    x: &[f32],
+    stride: usize,
+    m: usize,
+    panels: &[&[f32]],
+    pitch: usize,
+    steps: usize,
+    sums: &mut [f32],
+) {
+    assert!(steps > 0 && panels.iter().all(|p| p.len() >= (steps - 1) * pitch + LANES));
+    assert!((1..=panels_per_unit(isa)).contains(&panels.len()));
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+        fn avx512(
             x: &[f32],
             stride: usize,
             m: usize,
-            panels: &[&[f32]; $panels],
+            panels: &[&[f32]],
             pitch: usize,
             steps: usize,
             sums: &mut [f32],
         ) {
-            assert!(steps > 0 && panels.iter().all(|p| p.len() >= (steps - 1) * pitch + LANES));
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-                fn avx512(
-                    x: &[f32],
-                    stride: usize,
-                    m: usize,
-                    panels: &[&[f32]; $panels],
-                    pitch: usize,
-                    steps: usize,
-                    sums: &mut [f32],
-                ) {
-                    block_body::<Fused, 8, $panels>(x, stride, m, panels, pitch, steps, sums);
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2(
-                    x: &[f32],
-                    stride: usize,
-                    m: usize,
-                    panels: &[&[f32]; $panels],
-                    pitch: usize,
-                    steps: usize,
-                    sums: &mut [f32],
-                ) {
-                    block_body::<Fused, 6, $panels>(x, stride, m, panels, pitch, steps, sums);
-                }
-                match isa {
-                    // SAFETY: the processor has the instructions (see `per_isa`).
-                    Isa::Avx512 => return unsafe { avx512(x, stride, m, panels, pitch, steps, sums) },
-                    // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2(x, stride, m, panels, pitch, steps, sums) },
-                    Isa::Portable => {}
-                }
+            match *panels {
+                [a] => block_body::<Fused, 8, 1>(x, stride, m, &[a], pitch, steps, sums),
+                [a, b] => block_body::<Fused, 8, 2>(x, stride, m, &[a, b], pitch, steps, sums),
+                [a, b, c, ..] => block_body::<Fused, 8, 3>(x, stride, m, &[a, b, c], pitch, steps, sums),
+                [] => {}
             }
-            let _ = isa;
-            block_body::<Apart, 2, $panels>(x, stride, m, panels, pitch, steps, sums);
         }
-    };
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(
+            x: &[f32],
+            stride: usize,
+            m: usize,
+            panels: &[&[f32]],
+            pitch: usize,
+            steps: usize,
+            sums: &mut [f32],
+        ) {
+            block_body::<Fused, 6, 1>(x, stride, m, &[panels[0]], pitch, steps, sums);
+        }
+        match isa {
+            // SAFETY: the processor has the instructions (see `per_isa`).
+            Isa::Avx512 => return unsafe { avx512(x, stride, m, panels, pitch, steps, sums) },
+            // SAFETY: as above.
+            Isa::Avx2 => return unsafe { avx2(x, stride, m, panels, pitch, steps, sums) },
+            Isa::Portable => {}
+        }
+    }
+    block_body::<Apart, 2, 1>(x, stride, m, &[panels[0]], pitch, steps, sums);
 }
-block!(block1, 1);
-block!(block2, 2);
-block!(block3, 3);
 
-/// Full tiles of `M` rows, then the remainder in tiles as large as they come.
+/// Tiles of at most `M` rows, and of nearly equal size: one of a single row would spend its time
+/// waiting for its own sums.
 #[inline(always)]
 fn block_body<A: Arithmetic, const M: usize, const P: usize>(
     x: &[f32],
@@ -236,21 +263,20 @@ fn block_body<A: Arithmetic, const M: usize, const P: usize>(
     steps: usize,
     sums: &mut [f32],
 ) {
-    let mut at = 0;
-    while at + M <= m {
-        tile::<A, M, P>(&x[at * stride..], stride, panels, pitch, steps, &mut sums[at * P * LANES..]);
-        at += M;
-    }
-    let (x, sums) = (x.get(at * stride..).unwrap_or(&[]), &mut sums[at * P * LANES..]);
-    match m - at {
-        0 => {}
-        1 => tile::<A, 1, P>(x, stride, panels, pitch, steps, sums),
-        2 => tile::<A, 2, P>(x, stride, panels, pitch, steps, sums),
-        3 => tile::<A, 3, P>(x, stride, panels, pitch, steps, sums),
-        4 => tile::<A, 4, P>(x, stride, panels, pitch, steps, sums),
-        5 => tile::<A, 5, P>(x, stride, panels, pitch, steps, sums),
-        6 => tile::<A, 6, P>(x, stride, panels, pitch, steps, sums),
-        _ => tile::<A, 7, P>(x, stride, panels, pitch, steps, sums),
+    let tiles = m.div_ceil(M);
+    for t in 0..tiles {
+        let (from, to) = (t * m / tiles, (t + 1) * m / tiles);
+        let (x, sums) = (&x[from * stride..], &mut sums[from * P * LANES..to * P * LANES]);
+        match to - from {
+            rows if rows == M => tile::<A, M, P>(x, stride, panels, pitch, steps, sums),
+            1 => tile::<A, 1, P>(x, stride, panels, pitch, steps, sums),
+            2 => tile::<A, 2, P>(x, stride, panels, pitch, steps, sums),
+            3 => tile::<A, 3, P>(x, stride, panels, pitch, steps, sums),
+            4 => tile::<A, 4, P>(x, stride, panels, pitch, steps, sums),
+            5 => tile::<A, 5, P>(x, stride, panels, pitch, steps, sums),
+            6 => tile::<A, 6, P>(x, stride, panels, pitch, steps, sums),
+            _ => tile::<A, 7, P>(x, stride, panels, pitch, steps, sums),
+        }
     }
 }
 
@@ -270,20 +296,19 @@ fn tile<A: Arithmetic, const M: usize, const P: usize>(
     for from in (0..steps).step_by(CHAIN) {
         let to = (from + CHAIN).min(steps);
         let mut acc = [[[0.0f32; LANES]; P]; M];
-        for k in from..to {
-            for i in 0..M {
-                // SAFETY: `k < steps`, the length of every row by the slicing above; the check
-                // would cost a third of the speed.
-                let a = unsafe { *rows[i].get_unchecked(k) };
-                for p in 0..P {
-                    // SAFETY: every panel has `(steps − 1) · pitch + LANES` elements (asserted by
-                    // the callers of `block_body`).
-                    let b = unsafe { &*panels[p].as_ptr().add(k * pitch).cast::<[f32; LANES]>() };
-                    for j in 0..LANES {
-                        acc[i][p][j] = A::fma(a, b[j], acc[i][p][j]);
-                    }
-                }
+        let mut k = from;
+        // Counting and branching at every step would cost a fifth of the speed.
+        while k + UNROLL <= to {
+            for u in 0..UNROLL {
+                // SAFETY: `k + u < steps`.
+                unsafe { step::<A, M, P>(&rows, panels, pitch, k.wrapping_add(u), &mut acc) };
             }
+            k += UNROLL;
+        }
+        while k < to {
+            // SAFETY: `k < steps`.
+            unsafe { step::<A, M, P>(&rows, panels, pitch, k, &mut acc) };
+            k += 1;
         }
         for i in 0..M {
             for p in 0..P {
@@ -291,6 +316,32 @@ fn tile<A: Arithmetic, const M: usize, const P: usize>(
                 for j in 0..LANES {
                     out[j] += acc[i][p][j];
                 }
+            }
+        }
+    }
+}
+
+/// Adds one step of all products.
+///
+/// # Safety
+/// `k` is less than the length of every row, and every panel has `k · pitch + LANES` elements (the
+/// checks would cost a third of the speed).
+#[inline(always)]
+unsafe fn step<A: Arithmetic, const M: usize, const P: usize>(
+    rows: &[&[f32]; M],
+    panels: &[&[f32]; P],
+    pitch: usize,
+    k: usize,
+    acc: &mut [[[f32; LANES]; P]; M],
+) {
+    for i in 0..M {
+        // SAFETY: the caller's promise.
+        let a = unsafe { *rows[i].get_unchecked(k) };
+        for p in 0..P {
+            // SAFETY: as above.
+            let b = unsafe { &*panels[p].as_ptr().add(k.wrapping_mul(pitch)).cast::<[f32; LANES]>() };
+            for j in 0..LANES {
+                acc[i][p][j] = A::fma(a, b[j], acc[i][p][j]);
             }
         }
     }

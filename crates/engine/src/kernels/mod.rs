@@ -7,6 +7,7 @@
 
 pub mod activation;
 pub mod attention;
+mod codes;
 pub mod gemm;
 pub mod loss;
 pub mod norm;

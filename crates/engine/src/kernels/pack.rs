@@ -11,6 +11,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::codes::{CodeWidth, Codes};
 use super::{Shared, per_isa};
 use crate::checkpoint::{Dtype, Matrix};
 
@@ -35,37 +36,6 @@ enum Store {
     Bf16(Vec<bf16>),
     /// Codes `[panel][depth][LANES]`, a nibble or a byte each.
     Codes(Codes),
-}
-
-#[derive(Debug)]
-struct Codes {
-    width: CodeWidth,
-    codes: Vec<u8>,
-    /// Steps of depth that share a scale (lanes differ), or 0: every step has its own scale,
-    /// common to the lanes (the transposed order).
-    group: usize,
-    /// `[panel][depth / group][LANES]`, or `[scale panel][depth]` where `group` is 0.
-    scales: Vec<f32>,
-    offsets: Vec<f32>,
-    /// Transposed order: panels per scale panel (a group spans so many panels).
-    panels_per_group: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CodeWidth {
-    /// Lane `j` in the low half of byte `j`, lane `j + 8` in its high half.
-    Nibble,
-    /// One signed byte a lane.
-    Byte,
-}
-
-impl CodeWidth {
-    fn bytes_per_step(self) -> usize {
-        match self {
-            Self::Nibble => LANES / 2,
-            Self::Byte => LANES,
-        }
-    }
 }
 
 /// How frozen weights are kept in memory.
@@ -150,6 +120,19 @@ impl Packed {
                 codes.decode(isa, self.depth, panel, from, out);
                 out
             }
+        }
+    }
+
+    /// Whether [`Self::few_rows`] can be used.
+    pub(super) fn has_few_rows(&self, isa: super::Isa, chain: usize) -> bool {
+        matches!(&self.store, Store::Codes(codes) if codes.has_few_rows(isa, chain))
+    }
+
+    /// `sums [m, LANES] = x [m, depth] · panel` for at most [`FEW`](super::codes::FEW) rows,
+    /// straight from the codes, in sums of `chain` steps.
+    pub(super) fn few_rows(&self, panel: usize, x: &[f32], m: usize, chain: usize, sums: &mut [f32]) {
+        if let Store::Codes(codes) = &self.store {
+            codes.few_rows(self.depth, panel, x, m, chain, sums);
         }
     }
 }
@@ -293,94 +276,6 @@ fn put_codes(width: CodeWidth, step: &mut [u8], code: impl Fn(usize) -> i8) {
             for j in 0..LANES {
                 step[j] = code(j) as u8;
             }
-        }
-    }
-}
-
-impl Codes {
-    fn decode(&self, isa: super::Isa, depth: usize, panel: usize, from: usize, out: &mut [f32]) {
-        let step_bytes = self.width.bytes_per_step();
-        let steps = out.len() / LANES;
-        let codes = &self.codes[(panel * depth + from) * step_bytes..][..steps * step_bytes];
-        if self.group == 0 {
-            let start = panel / self.panels_per_group * depth + from;
-            let scales = &self.scales[start..start + steps];
-            let offsets = &self.offsets[start..start + steps];
-            match self.width {
-                CodeWidth::Nibble => nibbles_by_step(isa, codes, scales, offsets, out),
-                CodeWidth::Byte => bytes_by_step(isa, codes, scales, offsets, out),
-            }
-        } else {
-            debug_assert!(from.is_multiple_of(self.group) && steps.is_multiple_of(self.group));
-            let start = (panel * (depth / self.group) + from / self.group) * LANES;
-            let len = steps / self.group * LANES;
-            let scales = &self.scales[start..start + len];
-            let offsets = &self.offsets[start..start + len];
-            match self.width {
-                CodeWidth::Nibble => nibbles_by_lane(isa, codes, scales, offsets, self.group, out),
-                CodeWidth::Byte => bytes_by_lane(isa, codes, scales, offsets, self.group, out),
-            }
-        }
-    }
-}
-
-per_isa! { fn nibbles_by_lane(codes: &[u8], scales: &[f32], offsets: &[f32], group: usize, out: &mut [f32]) = nibbles_by_lane_body }
-per_isa! { fn bytes_by_lane(codes: &[u8], scales: &[f32], offsets: &[f32], group: usize, out: &mut [f32]) = bytes_by_lane_body }
-per_isa! { fn nibbles_by_step(codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) = nibbles_by_step_body }
-per_isa! { fn bytes_by_step(codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) = bytes_by_step_body }
-
-const HALF: usize = LANES / 2;
-
-#[inline(always)]
-fn nibbles_by_lane_body<A>(codes: &[u8], scales: &[f32], offsets: &[f32], group: usize, out: &mut [f32]) {
-    let groups = scales.as_chunks::<LANES>().0.iter().zip(offsets.as_chunks::<LANES>().0);
-    for (((s, z), codes), out) in
-        groups.zip(codes.chunks_exact(group * HALF)).zip(out.chunks_exact_mut(group * LANES))
-    {
-        for (code, out) in codes.as_chunks::<HALF>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
-            for j in 0..HALF {
-                out[j] = s[j] * f32::from(code[j] & 0xf) + z[j];
-            }
-            for j in 0..HALF {
-                out[j + HALF] = s[j + HALF] * f32::from(code[j] >> 4) + z[j + HALF];
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn bytes_by_lane_body<A>(codes: &[u8], scales: &[f32], offsets: &[f32], group: usize, out: &mut [f32]) {
-    let groups = scales.as_chunks::<LANES>().0.iter().zip(offsets.as_chunks::<LANES>().0);
-    for (((s, z), codes), out) in
-        groups.zip(codes.chunks_exact(group * LANES)).zip(out.chunks_exact_mut(group * LANES))
-    {
-        for (code, out) in codes.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
-            for j in 0..LANES {
-                out[j] = s[j] * f32::from(code[j] as i8) + z[j];
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn nibbles_by_step_body<A>(codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) {
-    let steps = codes.as_chunks::<HALF>().0.iter().zip(out.as_chunks_mut::<LANES>().0);
-    for ((code, out), (&s, &z)) in steps.zip(scales.iter().zip(offsets)) {
-        for j in 0..HALF {
-            out[j] = s * f32::from(code[j] & 0xf) + z;
-        }
-        for j in 0..HALF {
-            out[j + HALF] = s * f32::from(code[j] >> 4) + z;
-        }
-    }
-}
-
-#[inline(always)]
-fn bytes_by_step_body<A>(codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) {
-    let steps = codes.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0);
-    for ((code, out), (&s, &z)) in steps.zip(scales.iter().zip(offsets)) {
-        for j in 0..LANES {
-            out[j] = s * f32::from(code[j] as i8) + z;
         }
     }
 }

@@ -1,0 +1,299 @@
+//! Weights kept as the checkpoint's own codes: decoding, and products of few rows without it.
+//!
+//! The bodies for AVX2 are written with intrinsics, since the compiler's own vectorisation of
+//! these loops (across steps, with shuffles) takes five times as long; they serve AVX-512 too.
+//! Every body does the same roundings: code times scale, plus offset, each rounded to f32.
+
+use super::Isa;
+use super::pack::LANES;
+
+/// Codes of a packed matrix, with scales and offsets.
+#[derive(Debug)]
+pub(super) struct Codes {
+    pub(super) width: CodeWidth,
+    /// `[panel][depth][LANES]`, packed as the width says.
+    pub(super) codes: Vec<u8>,
+    /// Steps of depth that share a scale (lanes differ), or 0: every step has its own scale,
+    /// common to the lanes (the transposed order).
+    pub(super) group: usize,
+    /// `[panel][depth / group][LANES]`, or `[scale panel][depth]` where `group` is 0.
+    pub(super) scales: Vec<f32>,
+    /// As `scales`.
+    pub(super) offsets: Vec<f32>,
+    /// Transposed order: panels per scale panel (a group spans so many panels).
+    pub(super) panels_per_group: usize,
+}
+
+/// How a code is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CodeWidth {
+    /// Lane `j` in the low half of byte `j`, lane `j + 8` in its high half.
+    Nibble,
+    /// One signed byte a lane.
+    Byte,
+}
+
+impl CodeWidth {
+    pub(super) fn bytes_per_step(self) -> usize {
+        match self {
+            Self::Nibble => LANES / 2,
+            Self::Byte => LANES,
+        }
+    }
+}
+
+/// Rows that [`Codes::few_rows`] takes at most: their sums and a step's weights fit the registers.
+pub(super) const FEW: usize = 4;
+
+impl Codes {
+    /// Steps `from ..` of a panel as f32, as many as fit `out`.
+    pub(super) fn decode(&self, isa: Isa, depth: usize, panel: usize, from: usize, out: &mut [f32]) {
+        let steps = out.len() / LANES;
+        let codes = self.codes_of(depth, panel, from, steps);
+        let by_step = self.group == 0;
+        let (scales, offsets) = if by_step {
+            let start = panel / self.panels_per_group * depth + from;
+            (&self.scales[start..start + steps], &self.offsets[start..start + steps])
+        } else {
+            debug_assert!(from.is_multiple_of(self.group) && steps.is_multiple_of(self.group));
+            self.scales_of(depth, panel, from, steps)
+        };
+        #[cfg(target_arch = "x86_64")]
+        if isa != Isa::Portable {
+            // SAFETY: the processor has AVX2 (see `per_isa`); `out`, `codes`, and the scales have
+            // the same number of steps by the slicing above.
+            unsafe {
+                match (self.width, by_step) {
+                    (CodeWidth::Nibble, false) => {
+                        avx2::by_lane::<true>(codes, scales, offsets, self.group, out)
+                    }
+                    (CodeWidth::Byte, false) => {
+                        avx2::by_lane::<false>(codes, scales, offsets, self.group, out)
+                    }
+                    (CodeWidth::Nibble, true) => avx2::by_step::<true>(codes, scales, offsets, out),
+                    (CodeWidth::Byte, true) => avx2::by_step::<false>(codes, scales, offsets, out),
+                }
+            }
+            return;
+        }
+        let _ = isa;
+        for (k, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let code = |j: usize| match self.width {
+                CodeWidth::Nibble => {
+                    f32::from((codes[k * LANES / 2 + j % (LANES / 2)] >> (j / (LANES / 2) * 4)) & 0xf)
+                }
+                CodeWidth::Byte => f32::from(codes[k * LANES + j] as i8),
+            };
+            let first = if by_step { k } else { k / self.group * LANES };
+            for j in 0..LANES {
+                let at = if by_step { first } else { first + j };
+                out[j] = scales[at] * code(j) + offsets[at];
+            }
+        }
+    }
+
+    /// Whether there is a [`Self::few_rows`] for these codes on this processor.
+    pub(super) fn has_few_rows(&self, isa: Isa, chain: usize) -> bool {
+        cfg!(target_arch = "x86_64")
+            && isa != Isa::Portable
+            && self.group != 0
+            && chain.is_multiple_of(self.group)
+    }
+
+    /// `sums [m, LANES] = x [m, depth] · panel` for at most [`FEW`] rows, weights decoded in
+    /// registers, in sums of `chain` steps. To be called where [`Self::has_few_rows`] holds.
+    pub(super) fn few_rows(
+        &self,
+        depth: usize,
+        panel: usize,
+        x: &[f32],
+        m: usize,
+        chain: usize,
+        sums: &mut [f32],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let group = self.group;
+            let codes = self.codes_of(depth, panel, 0, depth);
+            let (scales, offsets) = self.scales_of(depth, panel, 0, depth);
+            let (x, sums) = (&x[..m * depth], &mut sums[..m * LANES]);
+            assert!(chain.is_multiple_of(group) && depth.is_multiple_of(group));
+            macro_rules! rows {
+                ($rows:literal) => {
+                    match self.width {
+                        // SAFETY: the processor has AVX2 (`has_few_rows` excludes `Portable`; see
+                        // `per_isa`). The slices have the lengths that follow from `m`, `depth`
+                        // and `group`, which divides `depth` and `chain`.
+                        CodeWidth::Nibble => unsafe {
+                            avx2::few_rows::<true, $rows>(
+                                codes, scales, offsets, group, x, depth, chain, sums,
+                            );
+                        },
+                        // SAFETY: as above.
+                        CodeWidth::Byte => unsafe {
+                            avx2::few_rows::<false, $rows>(
+                                codes, scales, offsets, group, x, depth, chain, sums,
+                            );
+                        },
+                    }
+                };
+            }
+            match m {
+                1 => rows!(1),
+                2 => rows!(2),
+                3 => rows!(3),
+                FEW => rows!(4),
+                _ => unreachable!("the caller checks the number of rows"),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{depth} {panel} {m} {chain} {} {}", x.len(), sums.len());
+    }
+
+    fn codes_of(&self, depth: usize, panel: usize, from: usize, steps: usize) -> &[u8] {
+        let bytes = self.width.bytes_per_step();
+        &self.codes[(panel * depth + from) * bytes..][..steps * bytes]
+    }
+
+    fn scales_of(&self, depth: usize, panel: usize, from: usize, steps: usize) -> (&[f32], &[f32]) {
+        let start = (panel * (depth / self.group) + from / self.group) * LANES;
+        let len = steps / self.group * LANES;
+        (&self.scales[start..start + len], &self.offsets[start..start + len])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::LANES;
+
+    /// The codes of one step as f32.
+    ///
+    /// # Safety
+    /// `codes` has the step's 8 (`NIBBLE`) or 16 bytes.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn step<const NIBBLE: bool>(codes: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if NIBBLE {
+                let pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.cast()));
+                let low = _mm256_and_si256(pairs, _mm256_set1_epi32(15));
+                let high = _mm256_srli_epi32::<4>(pairs);
+                [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+            } else {
+                let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(codes.cast()));
+                let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(codes.add(8).cast()));
+                [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+            }
+        }
+    }
+
+    /// Two registers' worth of values.
+    ///
+    /// # Safety
+    /// `from` has [`LANES`] elements.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn lanes(from: *const f32) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    /// # Safety
+    /// `out [steps, LANES]`, with codes of as many steps and scales and offsets of as many groups.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn by_lane<const NIBBLE: bool>(
+        codes: &[u8],
+        scales: &[f32],
+        offsets: &[f32],
+        group: usize,
+        out: &mut [f32],
+    ) {
+        let bytes = if NIBBLE { LANES / 2 } else { LANES };
+        for g in 0..scales.len() / LANES {
+            // SAFETY: group `g` of every slice is in bounds, by the caller's promise.
+            unsafe {
+                let (s, z) = (lanes(scales.as_ptr().add(g * LANES)), lanes(offsets.as_ptr().add(g * LANES)));
+                for k in g * group..(g + 1) * group {
+                    let c = step::<NIBBLE>(codes.as_ptr().add(k * bytes));
+                    let to = out.as_mut_ptr().add(k * LANES);
+                    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_mul_ps(s[0], c[0]), z[0]));
+                    _mm256_storeu_ps(to.add(8), _mm256_add_ps(_mm256_mul_ps(s[1], c[1]), z[1]));
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `out [steps, LANES]`, with codes, scales and offsets of as many steps.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn by_step<const NIBBLE: bool>(
+        codes: &[u8],
+        scales: &[f32],
+        offsets: &[f32],
+        out: &mut [f32],
+    ) {
+        let bytes = if NIBBLE { LANES / 2 } else { LANES };
+        for (k, (s, z)) in scales.iter().zip(offsets).enumerate() {
+            // SAFETY: step `k` of every slice is in bounds, by the caller's promise.
+            unsafe {
+                let (s, z) = (_mm256_set1_ps(*s), _mm256_set1_ps(*z));
+                let c = step::<NIBBLE>(codes.as_ptr().add(k * bytes));
+                let to = out.as_mut_ptr().add(k * LANES);
+                _mm256_storeu_ps(to, _mm256_add_ps(_mm256_mul_ps(s, c[0]), z));
+                _mm256_storeu_ps(to.add(8), _mm256_add_ps(_mm256_mul_ps(s, c[1]), z));
+            }
+        }
+    }
+
+    /// # Safety
+    /// `x [M, depth]`, `sums [M, LANES]`, codes of `depth` steps, scales and offsets of
+    /// `depth / group` groups; `group` divides `chain` and `depth`.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn few_rows<const NIBBLE: bool, const M: usize>(
+        codes: &[u8],
+        scales: &[f32],
+        offsets: &[f32],
+        group: usize,
+        x: &[f32],
+        depth: usize,
+        chain: usize,
+        sums: &mut [f32],
+    ) {
+        let bytes = if NIBBLE { LANES / 2 } else { LANES };
+        sums.fill(0.0);
+        for from in (0..depth).step_by(chain) {
+            let mut acc = [[_mm256_setzero_ps(); 2]; M];
+            for start in (from..(from + chain).min(depth)).step_by(group) {
+                // SAFETY: the group at `start` is in bounds of every slice, by the caller's
+                // promise.
+                unsafe {
+                    let at = start / group * LANES;
+                    let (s, z) = (lanes(scales.as_ptr().add(at)), lanes(offsets.as_ptr().add(at)));
+                    for k in start..start + group {
+                        let c = step::<NIBBLE>(codes.as_ptr().add(k * bytes));
+                        let w = [
+                            _mm256_add_ps(_mm256_mul_ps(s[0], c[0]), z[0]),
+                            _mm256_add_ps(_mm256_mul_ps(s[1], c[1]), z[1]),
+                        ];
+                        for i in 0..M {
+                            let a = _mm256_set1_ps(*x.as_ptr().add(i * depth + k));
+                            acc[i][0] = _mm256_fmadd_ps(a, w[0], acc[i][0]);
+                            acc[i][1] = _mm256_fmadd_ps(a, w[1], acc[i][1]);
+                        }
+                    }
+                }
+            }
+            for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
+                // SAFETY: `LANES` elements are two registers.
+                unsafe {
+                    let before = lanes(sums.as_ptr());
+                    _mm256_storeu_ps(sums.as_mut_ptr(), _mm256_add_ps(before[0], acc[0]));
+                    _mm256_storeu_ps(sums.as_mut_ptr().add(8), _mm256_add_ps(before[1], acc[1]));
+                }
+            }
+        }
+    }
+}
