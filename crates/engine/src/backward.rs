@@ -6,13 +6,14 @@
 
 use crate::architecture::{Mlp, ResidualForm, Role};
 use crate::error::{Error, Result};
-use crate::forward::{LayerTape, Tape, add, overlay_runs, shape_of};
+use crate::forward::{LayerTape, OverlayRun, Tape, add, gather, overlay_runs, picked_runs, shape_of};
 use crate::kernels::attention::{self, View};
-use crate::kernels::gemm::{self, Product, rows_times};
+use crate::kernels::gemm;
 use crate::kernels::{activation, norm};
 use crate::model::{Linear, Model};
 use crate::overlay::WeightId;
 use crate::site::{Action, Read, Site, SiteKind};
+use crate::validate;
 
 /// Where gradients come from and which are wanted.
 #[derive(Debug, Default)]
@@ -70,8 +71,9 @@ impl Model {
     /// Runs the backward pass of a recorded forward pass.
     ///
     /// # Errors
-    /// Where the gradient would have to pass an [`Action::With`], a wanted place is outside the
-    /// recorded layers, or a seed has another size than its rows.
+    /// Where the gradient would have to pass an [`Action::With`], a wanted place or a seed is
+    /// outside the recorded layers or rows, a seed has another size than its rows, the model has
+    /// no such linear map, or the head's pair is wanted without a gradient of the logits.
     pub fn backward(&self, tape: &Tape<'_>, wants: &Wants) -> Result<Gradients> {
         self.install(|| Back::new(self, tape, wants)?.run())
     }
@@ -89,36 +91,12 @@ struct Back<'a, 't> {
 impl<'a, 't> Back<'a, 't> {
     fn new(model: &'a Model, tape: &'a Tape<'t>, wants: &'a Wants) -> Result<Self> {
         let rows = tape.batch.last().map_or(0, |s| s.rows.end);
-        let last = tape.first_layer + tape.layers.len();
+        validate::wants(model, tape, wants, rows)?;
         let places =
             wants.sites.iter().map(|r| (r.site.layer, r.site.kind)).chain(
                 wants.pairs.iter().filter(|p| p.role != Role::Head).map(|p| (p.layer, site_of(p.role))),
             );
-        let lowest = places.clone().min().unwrap_or((usize::MAX, SiteKind::FinalNorm));
-        if let Some((layer, _)) = places.clone().find(|(l, _)| !(tape.first_layer..last).contains(l)) {
-            return Err(Error::input(format!(
-                "a gradient at layer {layer} is outside the recorded layers {} to {}",
-                tape.first_layer,
-                last.saturating_sub(1)
-            )));
-        }
-        for (read, values) in &wants.seeds {
-            let n = read.rows.as_ref().map_or(rows, Vec::len);
-            let expected = n * read.site.kind.width(model.architecture());
-            if values.len() != expected {
-                return Err(Error::input(format!(
-                    "a seed has {} numbers, expected {expected}",
-                    values.len()
-                )));
-            }
-        }
-        let expected = tape.logit_rows.len() * model.architecture().vocabulary;
-        if !wants.logits.is_empty() && wants.logits.len() != expected {
-            return Err(Error::input(format!(
-                "the gradient of the logits has {} numbers, expected {expected}",
-                wants.logits.len()
-            )));
-        }
+        let lowest = places.min().unwrap_or((usize::MAX, SiteKind::FinalNorm));
         let out = Gradients {
             sites: vec![vec![]; wants.sites.len()],
             pairs: vec![Pair::default(); wants.pairs.len()],
@@ -129,9 +107,7 @@ impl<'a, 't> Back<'a, 't> {
     fn run(mut self) -> Result<Gradients> {
         let a = self.model.architecture();
         let mut dx = vec![0.0; self.rows * a.width];
-        if !self.wants.logits.is_empty() {
-            self.head(&mut dx)?;
-        }
+        self.head(&mut dx)?;
         for (i, tape) in self.tape.layers.iter().enumerate().rev() {
             let l = self.tape.first_layer + i;
             if l < self.lowest.0 || self.lowest.0 == usize::MAX {
@@ -142,10 +118,35 @@ impl<'a, 't> Back<'a, 't> {
         Ok(self.out)
     }
 
+    /// Head and final norm: `dx` becomes the gradient of what leaves the last layer.
     fn head(&mut self, dx: &mut [f32]) -> Result<()> {
         let model = self.model;
         let a = model.architecture();
-        let m = self.tape.logit_rows.len();
+        let rows = &self.tape.logit_rows;
+        let dh = if self.wants.logits.is_empty() { None } else { Some(self.head_input()?) };
+        let last = Site::new(a.layers - 1, SiteKind::FinalNorm);
+        if self.touched(last) {
+            let mut all = vec![0.0; self.rows * a.width];
+            if let Some(dh) = dh {
+                scatter(&dh, rows, a.width, &mut all);
+            }
+            self.visit(last, &mut all)?;
+            // The tape holds the rows that leave the last layer run, which may be another.
+            if self.tape.first_layer + self.tape.layers.len() == a.layers {
+                add(dx, &norm::backward(model.isa(), &model.final_norm, &self.tape.last_hidden, &all));
+            }
+        } else if let Some(dh) = dh {
+            let x = gather(&self.tape.last_hidden, rows, a.width);
+            scatter(&norm::backward(model.isa(), &model.final_norm, &x, &dh), rows, a.width, dx);
+        }
+        Ok(())
+    }
+
+    /// Gradient of what the head read, for the rows that got logits.
+    fn head_input(&mut self) -> Result<Vec<f32>> {
+        let model = self.model;
+        let a = model.architecture();
+        let rows = &self.tape.logit_rows;
         let mut dlogits = std::borrow::Cow::Borrowed(&self.wants.logits);
         if let (Some(cap), Some(raw)) = (a.logit_soft_cap, &self.tape.logits_scaled) {
             for (d, x) in dlogits.to_mut().iter_mut().zip(raw) {
@@ -153,36 +154,10 @@ impl<'a, 't> Back<'a, 't> {
                 *d *= 1.0 - t * t;
             }
         }
-        let normed = || norm::forward(model.isa(), &model.final_norm, &self.tape.last_hidden);
-        for (want, pair) in self.wants.pairs.iter().zip(&mut self.out.pairs) {
-            if want.role == Role::Head {
-                *pair = Pair { x: normed(), dy: dlogits.to_vec() };
-            }
-        }
-        let packed = model.backward_of(&model.head)?;
-        let mut dh = vec![0.0; m * a.width];
-        rows_times(
-            model.isa(),
-            &dlogits,
-            m,
-            &mut [Product { matrix: packed, bias: None, out: &mut dh }],
-            false,
-        );
-        let last = Site::new(a.layers - 1, SiteKind::FinalNorm);
-        if self.touched(last) {
-            let mut all = vec![0.0; self.rows * a.width];
-            scatter(&dh, &self.tape.logit_rows, a.width, &mut all);
-            self.visit(last, &mut all)?;
-            dh = self
-                .tape
-                .logit_rows
-                .iter()
-                .flat_map(|&r| all[r * a.width..(r + 1) * a.width].to_vec())
-                .collect();
-        }
-        let d = norm::backward(model.isa(), &model.final_norm, &self.tape.last_hidden, &dh);
-        scatter(&d, &self.tape.logit_rows, a.width, dx);
-        Ok(())
+        self.pair(&model.head, &self.tape.head_in, &dlogits);
+        let batch = self.tape.batch.iter().map(|s| (s.rows.clone(), s.overlays));
+        let runs = picked_runs(&overlay_runs(batch), rows);
+        through(model, &model.head, &dlogits, rows.len(), &runs)
     }
 
     /// Whether nothing below `kind` of this layer is wanted.
@@ -239,14 +214,14 @@ impl<'a, 't> Back<'a, 't> {
         }
 
         let mut dattended = dx.clone();
-        let mut dinput_norm = None;
+        let mut dshared = None;
         match (&layer.mlp_norm, &tape.middle) {
             (Some(n), Some(middle)) if a.residual == ResidualForm::Sequential => {
                 add(dx, &norm::backward(isa, n, middle, &dmlp_in));
                 dattended.clone_from(dx);
             }
             (Some(n), _) => add(dx, &norm::backward(isa, n, &tape.input, &dmlp_in)),
-            (None, _) => dinput_norm = Some(dmlp_in),
+            (None, _) => dshared = Some(dmlp_in),
         }
         if let (Some(post), Some(x)) = (&layer.attention_post_norm, &tape.attention_out) {
             dattended = norm::backward(isa, post, x, &dattended);
@@ -286,34 +261,23 @@ impl<'a, 't> Back<'a, 't> {
         self.visit(Site::new(l, SiteKind::Value), &mut d.values)?;
         self.visit(Site::new(l, SiteKind::Key), &mut d.keys)?;
         self.visit(Site::new(l, SiteKind::Query), &mut d.queries)?;
-        let mut dh = dinput_norm.unwrap_or_else(|| vec![0.0; dx.len()]);
+        let mut dh = vec![0.0; dx.len()];
         for (linear, dy) in [(&layer.query, &d.queries), (&layer.key, &d.keys), (&layer.value, &d.values)] {
             self.pair(linear, &tape.attention_in, dy);
             add(&mut dh, &self.through(linear, dy)?);
         }
         self.visit(Site::new(l, SiteKind::AttentionIn), &mut dh)?;
+        if let Some(d) = dshared {
+            add(&mut dh, &d);
+        }
         add(dx, &norm::backward(isa, &layer.attention_norm, &tape.input, &dh));
         self.visit(Site::new(l, SiteKind::Input), dx)
     }
 
     /// `dy · W`, with the patches of each sequence.
     fn through(&self, linear: &Linear, dy: &[f32]) -> Result<Vec<f32>> {
-        let packed = self.model.backward_of(linear)?;
-        let mut dx = gemm::multiply(self.model.isa(), dy, self.rows, packed);
-        let (out, inn) = (linear.forward.n, linear.forward.depth);
-        let id = WeightId { layer: linear.layer, role: linear.role };
-        for run in overlay_runs(self.tape.batch.iter().map(|s| (s.rows.clone(), s.overlays))) {
-            for delta in run.overlays.iter().flat_map(|o| o.at(id)) {
-                let r = &run.rows;
-                delta.add_backward(
-                    self.model.isa(),
-                    &dy[r.start * out..r.end * out],
-                    r.len(),
-                    &mut dx[r.start * inn..r.end * inn],
-                );
-            }
-        }
-        Ok(dx)
+        let runs = overlay_runs(self.tape.batch.iter().map(|s| (s.rows.clone(), s.overlays)));
+        through(self.model, linear, dy, self.rows, &runs)
     }
 
     fn pair(&mut self, linear: &Linear, x: &[f32], dy: &[f32]) {
@@ -366,6 +330,27 @@ impl<'a, 't> Back<'a, 't> {
         }
         Ok(())
     }
+}
+
+/// `dy · W` of `m` rows, with the patches of their runs.
+fn through(
+    model: &Model,
+    linear: &Linear,
+    dy: &[f32],
+    m: usize,
+    runs: &[OverlayRun<'_>],
+) -> Result<Vec<f32>> {
+    let packed = model.backward_of(linear)?;
+    let mut dx = gemm::multiply(model.isa(), dy, m, packed);
+    let (out, inn) = (linear.forward.n, linear.forward.depth);
+    let id = WeightId { layer: linear.layer, role: linear.role };
+    for OverlayRun { rows: r, overlays } in runs {
+        for delta in overlays.iter().flat_map(|o| o.at(id)) {
+            let (dy, dx) = (&dy[r.start * out..r.end * out], &mut dx[r.start * inn..r.end * inn]);
+            delta.add_backward(model.isa(), dy, r.len(), dx);
+        }
+    }
+    Ok(dx)
 }
 
 /// The site at which the output gradient of a role's linear map is known.

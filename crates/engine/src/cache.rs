@@ -8,13 +8,16 @@ use crate::kernels::attention::Segment;
 /// Keys and values of one growing sequence, all layers: what decoding appends to.
 #[derive(Debug, Clone)]
 pub struct Cache {
+    /// Width of a token's keys.
+    pub(crate) width: usize,
     pub(crate) layers: Vec<Segment>,
 }
 
 impl Cache {
     /// An empty cache.
     pub fn new(architecture: &Architecture) -> Self {
-        Self { layers: vec![Segment::new(architecture.kv_width()); architecture.layers] }
+        let width = architecture.kv_width();
+        Self { width, layers: vec![Segment::new(width); architecture.layers] }
     }
 
     /// Tokens held.
@@ -34,16 +37,17 @@ impl Cache {
         }
     }
 
-    /// The first `len` tokens as a prefix that many sequences can share. Layers below `from`
-    /// are left out: a pass that starts above them never reads them.
+    /// The first `len` tokens (all, where fewer are held) as a prefix that many sequences can
+    /// share. Layers below `from` are left out: a pass that starts above them never reads them.
     pub fn past(&self, len: usize, from: usize) -> Past {
+        let len = len.min(self.len());
         let layers = self
             .layers
             .iter()
             .enumerate()
-            .map(|(l, s)| if l < from { Segment::new(0) } else { s.prefix(len) })
+            .map(|(l, s)| if l < from { Segment::new(self.width) } else { s.prefix(len.min(s.len())) })
             .collect();
-        Past { len, layers: Arc::new(layers) }
+        Past { len, width: self.width, layers: Arc::new(layers) }
     }
 
     /// Bytes held.
@@ -56,6 +60,7 @@ impl Cache {
 #[derive(Debug, Clone)]
 pub struct Past {
     pub(crate) len: usize,
+    pub(crate) width: usize,
     pub(crate) layers: Arc<Vec<Segment>>,
 }
 

@@ -8,7 +8,7 @@
 
 use crate::architecture::{Mlp, ResidualForm};
 use crate::cache::{Cache, Past};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::attention::{self, Segment, Shape, View};
 use crate::kernels::gemm::{Product, rows_times};
 use crate::kernels::rotary::RotaryTable;
@@ -16,6 +16,7 @@ use crate::kernels::{activation, norm};
 use crate::model::{Layer, Linear, Model};
 use crate::overlay::{Overlay, WeightId};
 use crate::site::{Action, Intervention, Read, Site, SiteKind};
+use crate::validate::{self, Spans};
 
 /// One sequence of a batch.
 #[derive(Debug, Default)]
@@ -95,7 +96,10 @@ pub struct Tape<'a> {
     pub(crate) layers: Vec<LayerTape>,
     pub(crate) interventions: Vec<Intervention>,
     pub(crate) logit_rows: Vec<usize>,
+    /// All rows leaving the last layer that was run.
     pub(crate) last_hidden: Vec<f32>,
+    /// What the head read, for the rows that got logits.
+    pub(crate) head_in: Vec<f32>,
     pub(crate) logits_scaled: Option<Vec<f32>>,
     pub(crate) tables: Tables,
 }
@@ -173,7 +177,9 @@ impl Model {
     ///
     /// # Errors
     /// Where a sequence is empty or longer than the context, a token is beyond the vocabulary, a
-    /// row or layer does not exist, or hidden states have another size than the rows.
+    /// row, layer or changed weight does not exist, hidden states or a change have another size
+    /// than what they are for, or a cache is of another model or lacks layers. No cache has grown
+    /// then.
     pub fn forward<'a>(&self, pass: Pass<'a>) -> Result<Outcome<'a>> {
         self.install(|| Runner::new(self, pass)?.run())
     }
@@ -182,8 +188,7 @@ impl Model {
 struct Runner<'m, 'p> {
     model: &'m Model,
     pass: Pass<'p>,
-    /// Rows of each sequence and position of the first.
-    spans: Vec<(std::ops::Range<usize>, usize)>,
+    spans: Spans,
     reads: Vec<Vec<f32>>,
     last_layer: usize,
     logit_rows: Vec<usize>,
@@ -192,64 +197,16 @@ struct Runner<'m, 'p> {
 impl<'m, 'p> Runner<'m, 'p> {
     fn new(model: &'m Model, pass: Pass<'p>) -> Result<Self> {
         let a = model.architecture();
-        let mut spans = Vec::with_capacity(pass.sequences.len());
-        let mut at = 0;
-        for (i, s) in pass.sequences.iter().enumerate() {
-            if s.tokens.is_empty() {
-                return Err(Error::input_hint(
-                    format!("sequence {i} of the batch is empty"),
-                    "give at least one token",
-                ));
-            }
-            let position = s.past.map_or(0, Past::len) + s.cache.as_ref().map_or(0, |c| c.len());
-            let end = position + s.tokens.len();
-            if end > a.context {
-                return Err(Error::input_hint(
-                    format!("a text of {end} tokens is longer than the model's context of {}", a.context),
-                    "shorten the text, or ask for fewer new tokens",
-                ));
-            }
-            spans.push((at..at + s.tokens.len(), position));
-            at += s.tokens.len();
-        }
-        let rows = at;
+        let first = if let Start::Hidden { layer, .. } = &pass.start { *layer } else { 0 };
+        let spans = validate::sequences(model, &pass, first)?;
+        let rows = pass.rows();
         let logit_rows = match &pass.logits {
             LogitRows::None => vec![],
             LogitRows::Last => spans.iter().map(|(r, _)| r.end - 1).collect(),
             LogitRows::All => (0..rows).collect(),
             LogitRows::Rows(wanted) => wanted.clone(),
         };
-        let bad_row = pass
-            .interventions
-            .iter()
-            .flat_map(|i| &i.rows)
-            .chain(pass.reads.iter().filter_map(|r| r.rows.as_ref()).flatten())
-            .chain(&logit_rows)
-            .find(|&&r| r >= rows);
-        if let Some(row) = bad_row {
-            return Err(Error::input(format!("row {row} does not exist in a pass of {rows} rows")));
-        }
-        let first = if let Start::Hidden { layer, .. } = &pass.start { *layer } else { 0 };
-        for i in &pass.interventions {
-            let expected = i.rows.len() * i.site.kind.width(a);
-            if let Action::Replace(v) | Action::Add(v) = &i.action
-                && v.len() != expected
-            {
-                return Err(Error::input(format!(
-                    "an intervention at {:?} has {} numbers, expected {expected}",
-                    i.site,
-                    v.len()
-                )));
-            }
-        }
-        let sites = pass.interventions.iter().map(|i| i.site).chain(pass.reads.iter().map(|r| r.site));
-        if let Some(site) = sites.into_iter().find(|s| s.layer >= a.layers || s.layer < first) {
-            return Err(Error::input(format!(
-                "layer {} is not among the layers {first} to {} of this pass",
-                site.layer,
-                a.layers - 1
-            )));
-        }
+        validate::sites(model, &pass, first, rows, &logit_rows)?;
         let whole = !logit_rows.is_empty()
             || pass.sequences.iter().any(|s| s.cache.is_some())
             || pass.reads.is_empty();
@@ -264,17 +221,7 @@ impl<'m, 'p> Runner<'m, 'p> {
         let a = model.architecture();
         let (first, mut x) = match std::mem::take(&mut self.pass.start) {
             Start::Tokens => (0, self.embed()?),
-            Start::Hidden { layer, rows } => {
-                let expected = self.pass.rows() * a.width;
-                if rows.len() != expected || layer >= a.layers {
-                    return Err(Error::input(format!(
-                        "hidden states of {} numbers entering layer {layer} do not fit {expected} numbers and {} layers",
-                        rows.len(),
-                        a.layers
-                    )));
-                }
-                (layer, rows)
-            }
+            Start::Hidden { layer, rows } => (layer, rows),
         };
         let positions: Vec<usize> =
             self.spans.iter().flat_map(|(rows, p)| (0..rows.len()).map(move |i| p + i)).collect();
@@ -286,11 +233,11 @@ impl<'m, 'p> Runner<'m, 'p> {
                 tape.push(record);
             }
         }
-        let (mut logits, mut last_hidden, mut logits_scaled) = (vec![], vec![], None);
+        let (mut logits, mut head_in, mut logits_scaled) = (vec![], vec![], None);
         if self.last_layer == a.layers - 1 {
             let wants_final = self.pass.reads.iter().any(|r| r.site.kind == SiteKind::FinalNorm);
             if !self.logit_rows.is_empty() || wants_final {
-                (logits, last_hidden, logits_scaled) = self.head(&x, wants_final)?;
+                (logits, head_in, logits_scaled) = self.head(&x, wants_final);
             }
         }
         let tape = self.pass.record.then(|| Tape {
@@ -309,7 +256,8 @@ impl<'m, 'p> Runner<'m, 'p> {
             layers: tape,
             interventions: std::mem::take(&mut self.pass.interventions),
             logit_rows: std::mem::take(&mut self.logit_rows),
-            last_hidden,
+            last_hidden: x,
+            head_in,
             logits_scaled,
             tables,
         });
@@ -355,6 +303,8 @@ impl<'m, 'p> Runner<'m, 'p> {
         }
 
         let mut h = norm::forward(isa, &layer.attention_norm, x);
+        // One norm may serve both: a change of what attention reads leaves the MLP's input alone.
+        let shared = layer.mlp_norm.is_none().then(|| h.clone());
         self.visit(l, SiteKind::AttentionIn, a.width, &mut h);
         let [mut q, mut k, mut v] = self.project([&layer.query, &layer.key, &layer.value], &h);
         self.visit(l, SiteKind::Query, a.query_width(), &mut q);
@@ -388,9 +338,9 @@ impl<'m, 'p> Runner<'m, 'p> {
             add(x, &attended);
             tape.middle = self.pass.record.then(|| x.clone());
         }
-        let mut mlp_in = match &layer.mlp_norm {
-            Some(n) => norm::forward(isa, n, x),
-            None => h.clone(),
+        let mut mlp_in = match (&layer.mlp_norm, shared) {
+            (Some(n), _) => norm::forward(isa, n, x),
+            (None, shared) => shared.expect("kept where the MLP has no norm of its own"),
         };
         if self.pass.record {
             tape.attention_in = h;
@@ -507,62 +457,36 @@ impl<'m, 'p> Runner<'m, 'p> {
             .map(|(l, out)| Product { matrix: &l.forward, bias: l.bias.as_deref(), out })
             .collect();
         rows_times(self.model.isa(), x, m, &mut products, false);
+        let batch =
+            self.spans.iter().zip(&self.pass.sequences).map(|((rows, _), s)| (rows.clone(), s.overlays));
+        let runs = overlay_runs(batch);
         for (linear, out) in linears.iter().zip(&mut outs) {
-            self.overlay(linear, x, out);
+            add_overlays(self.model, linear, &runs, x, out);
         }
         outs
     }
 
-    fn overlay(&self, linear: &Linear, x: &[f32], out: &mut [f32]) {
-        let id = WeightId { layer: linear.layer, role: linear.role };
-        let (inn, n) = (linear.forward.depth, linear.forward.n);
-        let batch =
-            self.spans.iter().zip(&self.pass.sequences).map(|((rows, _), s)| (rows.clone(), s.overlays));
-        for run in overlay_runs(batch) {
-            for overlay in run.overlays {
-                for delta in overlay.at(id) {
-                    let r = &run.rows;
-                    delta.add_forward(
-                        self.model.isa(),
-                        &x[r.start * inn..r.end * inn],
-                        r.len(),
-                        &mut out[r.start * n..r.end * n],
-                    );
-                }
-            }
-        }
-    }
-
-    /// Final norm and head of the rows that need them: logits, the rows entering the norm, and
-    /// the logits before a soft cap (for the backward pass).
-    #[expect(clippy::type_complexity, reason = "three parts of one result, unpacked at once")]
-    fn head(&mut self, x: &[f32], wants_final: bool) -> Result<(Vec<f32>, Vec<f32>, Option<Vec<f32>>)> {
+    /// Final norm and head of the rows that need them: logits, what the head read, and the logits
+    /// before a soft cap; the latter two only for a backward pass.
+    fn head(&mut self, x: &[f32], wants_final: bool) -> (Vec<f32>, Vec<f32>, Option<Vec<f32>>) {
         let model = self.model;
         let a = model.architecture();
-        let gather = |x: &[f32], rows: &[usize]| -> Vec<f32> {
-            rows.iter().flat_map(|&r| &x[r * a.width..(r + 1) * a.width]).copied().collect()
-        };
-        let (hidden, mut h);
-        if wants_final || self.pass.interventions.iter().any(|i| i.site.kind == SiteKind::FinalNorm) {
+        let h = if wants_final || self.pass.interventions.iter().any(|i| i.site.kind == SiteKind::FinalNorm) {
             let mut all = norm::forward(model.isa(), &model.final_norm, x);
             self.visit(a.layers - 1, SiteKind::FinalNorm, a.width, &mut all);
-            hidden = gather(x, &self.logit_rows);
-            h = gather(&all, &self.logit_rows);
+            gather(&all, &self.logit_rows, a.width)
         } else {
-            hidden = gather(x, &self.logit_rows);
-            h = norm::forward(model.isa(), &model.final_norm, &hidden);
-        }
+            norm::forward(model.isa(), &model.final_norm, &gather(x, &self.logit_rows, a.width))
+        };
         let m = self.logit_rows.len();
         let mut logits = vec![0.0; m * a.vocabulary];
         let head = &model.head;
-        rows_times(
-            model.isa(),
-            &h,
-            m,
-            &mut [Product { matrix: &head.forward, bias: head.bias.as_deref(), out: &mut logits }],
-            false,
-        );
-        h.clear();
+        let product = Product { matrix: &head.forward, bias: head.bias.as_deref(), out: &mut logits };
+        rows_times(model.isa(), &h, m, &mut [product], false);
+        let batch =
+            self.spans.iter().zip(&self.pass.sequences).map(|((rows, _), s)| (rows.clone(), s.overlays));
+        let runs = picked_runs(&overlay_runs(batch), &self.logit_rows);
+        add_overlays(model, head, &runs, &h, &mut logits);
         let mut before = None;
         if let Some(cap) = a.logit_soft_cap {
             before = self.pass.record.then(|| logits.clone());
@@ -570,7 +494,7 @@ impl<'m, 'p> Runner<'m, 'p> {
                 *x = cap * (*x / cap).tanh();
             }
         }
-        Ok((logits, if self.pass.record { hidden } else { vec![] }, before))
+        (logits, if self.pass.record { h } else { vec![] }, before)
     }
 
     /// Applies the interventions at a site, then its reads.
@@ -631,6 +555,37 @@ pub(crate) fn overlay_runs<'a>(
         }
     }
     runs
+}
+
+/// The runs among picked rows: their ranges count the picked rows, in the order of `picked`.
+pub(crate) fn picked_runs<'a>(runs: &[OverlayRun<'a>], picked: &[usize]) -> Vec<OverlayRun<'a>> {
+    let mut out: Vec<(usize, OverlayRun<'a>)> = vec![];
+    for (n, &row) in picked.iter().enumerate() {
+        let from = runs.partition_point(|r| r.rows.end <= row);
+        let Some(run) = runs.get(from).filter(|r| r.rows.contains(&row)) else { continue };
+        match out.last_mut().filter(|(i, last)| *i == from && last.rows.end == n) {
+            Some((_, last)) => last.rows.end = n + 1,
+            None => out.push((from, OverlayRun { rows: n..n + 1, overlays: run.overlays })),
+        }
+    }
+    out.into_iter().map(|(_, run)| run).collect()
+}
+
+/// Adds what the patches change in the result of a linear map.
+fn add_overlays(model: &Model, linear: &Linear, runs: &[OverlayRun<'_>], x: &[f32], out: &mut [f32]) {
+    let id = WeightId { layer: linear.layer, role: linear.role };
+    let (inn, n) = (linear.forward.depth, linear.forward.n);
+    for OverlayRun { rows: r, overlays } in runs {
+        for delta in overlays.iter().flat_map(|o| o.at(id)) {
+            let (x, out) = (&x[r.start * inn..r.end * inn], &mut out[r.start * n..r.end * n]);
+            delta.add_forward(model.isa(), x, r.len(), out);
+        }
+    }
+}
+
+/// Rows picked out of many.
+pub(crate) fn gather(from: &[f32], rows: &[usize], width: usize) -> Vec<f32> {
+    rows.iter().flat_map(|&r| &from[r * width..(r + 1) * width]).copied().collect()
 }
 
 pub(crate) fn add(x: &mut [f32], y: &[f32]) {

@@ -19,12 +19,13 @@ pub mod site;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
+mod validate;
 
 pub use architecture::{Architecture, Role};
 pub use backward::{Gradients, Pair, Wants};
 pub use cache::{Cache, Past};
 pub use error::{Error, Result};
-pub use forward::{LogitRows, Outcome, Pass, Sequence, Start};
+pub use forward::{LogitRows, Outcome, Pass, Sequence, Start, Tape};
 pub use kernels::Isa;
 pub use kernels::pack::Storage;
 pub use model::{Model, Options};

@@ -106,9 +106,12 @@ impl Model {
                 (0..architecture.layers).into_par_iter().map(|l| loader.layer(l)).collect();
             let final_norm = loader.norm(Role::FinalNorm, 0, architecture.width)?;
             let head = loader.head()?;
+            if !architecture.tied {
+                loader.finite(Role::Embedding, 0)?;
+            }
             let positions = match architecture.rotary {
                 Some(_) => None,
-                None => Some(loader.matrix(Role::Positions, 0)?.to_f32()),
+                None => Some(loader.finite(Role::Positions, 0)?.to_f32()),
             };
             Ok((layers?, final_norm, head, positions))
         })?;
@@ -275,9 +278,15 @@ impl Loader<'_> {
             .ok_or_else(|| Error::MissingTensor { name: format!("{role:?} of layer {layer}") })
     }
 
+    fn finite(&self, role: Role, layer: usize) -> Result<crate::checkpoint::Matrix<'_>> {
+        let matrix = self.matrix(role, layer)?;
+        let name = self.checkpoint.tensor_name(role, Part::Weight, layer);
+        matrix.check_finite(&name.unwrap_or_else(|| format!("{role:?} of layer {layer}")))?;
+        Ok(matrix)
+    }
+
     fn linear(&self, role: Role, layer: usize) -> Result<Linear> {
-        let matrix = self.matrix(self.stored_role(role), layer)?;
-        matrix.check_finite(&format!("{role:?} of layer {layer}"))?;
+        let matrix = self.finite(self.stored_role(role), layer)?;
         Ok(Linear {
             role,
             layer,

@@ -63,7 +63,7 @@ impl Delta {
     /// # Errors
     /// Where the length is not `out · in`, or a number is not finite.
     pub fn dense(out: usize, inn: usize, delta: &[f32]) -> Result<Self> {
-        if delta.len() != out * inn {
+        if out.checked_mul(inn) != Some(delta.len()) {
             return Err(Error::input(format!(
                 "a dense delta has {} numbers, expected {out} · {inn}",
                 delta.len()

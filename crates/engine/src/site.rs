@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum SiteKind {
     /// The residual stream entering the layer, `[d]`; at layer 0 the embedding.
     Input,
-    /// What the query, key and value projections read, `[d]`.
+    /// What the query, key and value projections read, `[d]`; where one norm serves the MLP too
+    /// (GPT-J), the MLP's copy is [`Self::MlpIn`].
     AttentionIn,
     /// Queries before their norm and rotation, `[h·k]`.
     Query,

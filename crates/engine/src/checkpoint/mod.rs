@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use crate::architecture::{Architecture, Family, Part, Role};
+use crate::architecture::{Architecture, Part, Role};
 use crate::error::{Error, Result};
 use declared::{Bias, Declared};
 pub use dtype::Dtype;
@@ -237,17 +237,7 @@ impl Checkpoint {
             }
             _ => self.declared.architecture.tied,
         };
-        let dtype = self.store.view(&embedding)?.dtype;
-        let a = &mut self.declared.architecture;
-        a.tied = tied;
-        if a.family == Family::Gemma3 && self.container == Container::Safetensors {
-            // transformers rounds the factor to the format of the embedding it multiplies.
-            a.embedding_scale = match dtype {
-                Dtype::Bf16 => half::bf16::from_f32(a.embedding_scale).to_f32(),
-                Dtype::F16 => half::f16::from_f32(a.embedding_scale).to_f32(),
-                _ => a.embedding_scale,
-            };
-        }
+        self.declared.architecture.tied = tied;
         Ok(())
     }
 
