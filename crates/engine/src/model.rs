@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::kernels::norm::NormWeights;
 use crate::kernels::pack::{Packed, Storage};
-use crate::tokenizer::{GgufVocabulary, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 /// How a model is loaded.
 #[derive(Debug, Clone, Copy, Default)]
@@ -83,7 +83,7 @@ impl Model {
     /// known, the tokenizer does not fit, or the threads cannot be started.
     pub fn load(path: &Path, options: Options) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
-        let tokenizer = load_tokenizer(&checkpoint)?;
+        let tokenizer = Tokenizer::of(&checkpoint)?;
         let isa = options.isa.unwrap_or_else(Isa::detect);
         if !isa.available() {
             return Err(Error::Unsupported {
@@ -96,9 +96,6 @@ impl Model {
             .build()
             .map_err(|e| Error::input(format!("cannot start threads: {e}")))?;
         let architecture = checkpoint.architecture().clone();
-        if let Some(tokenizer) = &tokenizer {
-            tokenizer.validate(architecture.vocabulary)?;
-        }
         let loader =
             Loader { checkpoint: &checkpoint, architecture: &architecture, storage: options.storage };
         let (layers, final_norm, head, positions) = pool.install(|| -> Result<_> {
@@ -339,40 +336,4 @@ impl Loader<'_> {
             mlp_post_norm: when(a.sandwich_norm, Role::MlpPostNorm, a.width)?,
         })
     }
-}
-
-/// The tokenizer that comes with a checkpoint: the GGUF's own vocabulary, or the directory's
-/// `tokenizer.json`. Absent files are no error: ids can still be given.
-fn load_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
-    let Some(gguf) = checkpoint.gguf() else {
-        let path = checkpoint.path();
-        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-        return if folder.join("tokenizer.json").exists() {
-            Tokenizer::from_dir(folder).map(Some)
-        } else {
-            Ok(None)
-        };
-    };
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let Some(model) = gguf.str(&key("model"))? else { return Ok(None) };
-    let owned = |text: Option<&str>| text.map(str::to_owned);
-    Tokenizer::from_gguf(GgufVocabulary {
-        model: model.to_owned(),
-        pre: owned(gguf.str(&key("pre"))?),
-        tokens: gguf.strings(&key("tokens"))?.unwrap_or_default().to_vec(),
-        scores: gguf.f32s(&key("scores"))?.map(|x| x.into_owned()),
-        token_types: gguf.i32s(&key("token_type"))?.map(|x| x.into_owned()),
-        merges: gguf.strings(&key("merges"))?.map(<[String]>::to_vec),
-        bos: gguf.u32(&key("bos_token_id"))?,
-        eos: gguf.u32(&key("eos_token_id"))?,
-        eot: gguf.u32(&key("eot_token_id"))?,
-        eom: gguf.u32(&key("eom_token_id"))?,
-        unk: gguf.u32(&key("unknown_token_id"))?,
-        pad: gguf.u32(&key("padding_token_id"))?,
-        add_bos: gguf.bool(&key("add_bos_token"))?,
-        add_eos: gguf.bool(&key("add_eos_token"))?,
-        add_space_prefix: gguf.bool(&key("add_space_prefix"))?,
-        chat_template: owned(gguf.str("tokenizer.chat_template")?),
-    })
-    .map(Some)
 }

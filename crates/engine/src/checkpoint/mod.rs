@@ -120,6 +120,11 @@ impl Checkpoint {
         self.store.view(name)
     }
 
+    /// Names of the tensors that the model uses, in the order of use.
+    pub fn used(&self) -> &[String] {
+        &self.used
+    }
+
     /// Tensors that nothing uses and that are not known to be harmless, in file order.
     pub fn unused(&self) -> Vec<String> {
         self.unused.clone()

@@ -7,6 +7,7 @@
 mod byte_bpe;
 mod categories;
 mod chat;
+mod checkpoint;
 mod directory;
 mod gguf;
 mod merge;
@@ -260,6 +261,23 @@ impl Tokenizer {
                  it belongs to another model"
             ),
         })
+    }
+
+    /// How text is cut, in a word: `byte-level-bpe` or `sentencepiece` for a GGUF's vocabulary,
+    /// `tokenizer.json` where that file says how.
+    pub fn kind(&self) -> &'static str {
+        match &self.backend {
+            Backend::Directory(_) => "tokenizer.json",
+            Backend::Native(native) => match native.model {
+                NativeModel::ByteBpe(_) => "byte-level-bpe",
+                NativeModel::SentencePiece(_) => "sentencepiece",
+            },
+        }
+    }
+
+    /// Whether a chat template came with the tokenizer.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat_template.is_some()
     }
 
     /// The chat template that came with the tokenizer.
