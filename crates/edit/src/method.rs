@@ -89,6 +89,12 @@ pub struct Entry {
     edit: fn(&Value, &Job<'_>, &Context<'_>) -> Result<Patch>,
 }
 
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Entry({})", self.id)
+    }
+}
+
 impl Entry {
     /// The entry of a method.
     pub const fn of<M: Method>() -> Self {

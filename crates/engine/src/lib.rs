@@ -27,7 +27,6 @@ pub use backward::{Gradients, Pair, Wants};
 pub use cache::{Cache, Past};
 pub use error::{Error, Result};
 pub use forward::{LogitRows, Outcome, Pass, Sequence, Start, Tape};
-pub use forward::{LogitRows, Outcome, Pass, Sequence, Start};
 pub use generate::{Generated, Generation, Prompt, Step, StopReason, next_token_distribution, ranked};
 pub use kernels::Isa;
 pub use kernels::pack::Storage;
