@@ -51,7 +51,7 @@ impl Pair {
     /// `∂loss/∂W = dyᵀ · x`, `[out, in]`.
     ///
     /// # Shapes
-    /// `rows` is the number of rows of both.
+    /// `rows` is the number of rows of both: those of the pass, for the head those that got logits.
     pub fn weight_gradient(&self, model: &Model, rows: usize) -> Vec<f32> {
         let (out, inn) = (self.dy.len() / rows.max(1), self.x.len() / rows.max(1));
         // Rows of dyᵀ times x: x packed with the batch as depth.

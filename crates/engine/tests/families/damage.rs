@@ -68,7 +68,7 @@ fn damaged_files_give_a_result_or_an_error() {
     for t in &targets {
         assert!(t.folder.path().exists() && runs(&t.model), "{} is sound", t.file.display());
     }
-    let config = ProptestConfig { cases: 20000, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() };
     let (ran, failed) = (Cell::new(0), Cell::new(0));
     proptest!(config, |(
         which in 0..TARGETS.len(),

@@ -230,3 +230,32 @@ fn weights_that_are_not_finite_are_refused() {
         assert!(seen > 20, "{name}");
     }
 }
+
+#[test]
+fn a_scale_that_is_not_finite_is_refused() {
+    let model = load("llama_q8_0.gguf");
+    let bytes = std::fs::read(fixtures().join("llama_q8_0.gguf")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["blk.2.ffn_down.weight", "blk.0.attn_q.weight", "token_embd.weight"] {
+        let tensor = model.checkpoint().tensor(name).unwrap().bytes;
+        let at = bytes.windows(tensor.len()).position(|w| w == tensor).unwrap();
+        let mut damaged = bytes.clone();
+        // The second block's scale, f16, becomes infinite.
+        damaged[at + 34..at + 36].copy_from_slice(&0x7C00u16.to_le_bytes());
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, damaged).unwrap();
+        let error = Model::load(&path, options()).map(|_| ()).expect_err(name);
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn weights_are_given_by_role_and_layer() {
+    let model = load("gpt2");
+    assert_eq!(model.weight(Role::MlpOut, 2).unwrap().len(), 24 * 96);
+    assert_eq!(model.linear_shape(Role::Head, 0).unwrap(), [98, 24]);
+    for (role, layer) in [(Role::MlpOut, 3), (Role::MlpGate, 0), (Role::AttentionNorm, 0)] {
+        assert!(model.weight(role, layer).is_err(), "{role:?} {layer}");
+        assert!(model.linear_shape(role, layer).is_err(), "{role:?} {layer}");
+    }
+}

@@ -17,6 +17,8 @@ use crate::support::{
 
 /// Sums over a text cut in two are added in another order: a few roundings of the largest logit.
 const CUT: f64 = 3e-6;
+/// The same over sixty tokens: the worst of five times as many logits.
+const LONG: f64 = 6e-6;
 
 fn read_all(model: &Model, ids: &[u32], sites: &[Site]) -> Vec<Vec<f32>> {
     let reads = sites.iter().map(|site| Read { site: *site, rows: None }).collect();
@@ -87,6 +89,30 @@ fn a_cache_fed_in_pieces_gives_the_logits_of_the_whole() {
         let again =
             logits(&model, vec![Sequence { past: Some(&past), cache: Some(first), ..plain(&ids[0][6..]) }]);
         assert_near(&format!("{name} again"), &again, &to_f64(&whole[0][6 * v..]), CUT);
+    }
+}
+
+/// Longer than a tile of queries, than the windows, and than the lanes of a key's row.
+#[test]
+fn a_long_text_decoded_token_by_token_gives_the_logits_of_the_whole() {
+    for name in FAMILIES {
+        let model = load(name);
+        let a = model.architecture();
+        let len = a.context.min(61);
+        let ids: Vec<u32> = (0..len).map(|i| (1 + i * i * 7 % (a.vocabulary - 1)) as u32).collect();
+        let whole = logits(&model, vec![plain(&ids)]);
+        let mut cache = Cache::new(a);
+        let mut found = vec![];
+        for id in &ids {
+            let sequences = vec![Sequence { cache: Some(&mut cache), ..plain(std::slice::from_ref(id)) }];
+            found.extend(logits(&model, sequences));
+        }
+        assert_eq!(cache.len(), len);
+        assert_near(name, &found, &to_f64(&whole), LONG);
+        let cut = len - 3;
+        let past = cache.past(cut, 0);
+        let end = logits(&model, vec![Sequence { past: Some(&past), ..plain(&ids[cut..]) }]);
+        assert_near(name, &end, &to_f64(&whole[cut * a.vocabulary..]), LONG);
     }
 }
 
