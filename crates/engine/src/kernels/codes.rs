@@ -4,8 +4,8 @@
 //! these loops (across steps, with shuffles) takes five times as long; they serve AVX-512 too.
 //! Every body does the same roundings: code times scale, plus offset, each rounded to f32.
 
-use super::Isa;
 use super::pack::LANES;
+use super::{Arithmetic, Fused, Isa};
 
 /// Codes of a packed matrix, with scales and offsets.
 #[derive(Debug)]
@@ -93,47 +93,35 @@ impl Codes {
     }
 
     /// Whether there is a [`Self::few_rows`] for these codes on this processor.
-    pub(super) fn has_few_rows(&self, isa: Isa, chain: usize) -> bool {
+    pub(super) fn has_few_rows(&self, isa: Isa) -> bool {
         cfg!(target_arch = "x86_64")
             && isa != Isa::Portable
             && self.group != 0
-            && chain.is_multiple_of(self.group)
+            && Fused::CHAIN.is_multiple_of(self.group)
     }
 
     /// `sums [m, LANES] = x [m, depth] · panel` for at most [`FEW`] rows, weights decoded in
-    /// registers, in sums of `chain` steps. To be called where [`Self::has_few_rows`] holds.
-    pub(super) fn few_rows(
-        &self,
-        depth: usize,
-        panel: usize,
-        x: &[f32],
-        m: usize,
-        chain: usize,
-        sums: &mut [f32],
-    ) {
+    /// registers. To be called where [`Self::has_few_rows`] holds.
+    pub(super) fn few_rows(&self, depth: usize, panel: usize, x: &[f32], m: usize, sums: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         {
             let group = self.group;
             let codes = self.codes_of(depth, panel, 0, depth);
             let (scales, offsets) = self.scales_of(depth, panel, 0, depth);
             let (x, sums) = (&x[..m * depth], &mut sums[..m * LANES]);
-            assert!(chain.is_multiple_of(group) && depth.is_multiple_of(group));
+            assert!(Fused::CHAIN.is_multiple_of(group) && depth.is_multiple_of(group));
             macro_rules! rows {
                 ($rows:literal) => {
                     match self.width {
                         // SAFETY: the processor has AVX2 (`has_few_rows` excludes `Portable`; see
                         // `per_isa`). The slices have the lengths that follow from `m`, `depth`
-                        // and `group`, which divides `depth` and `chain`.
+                        // and `group`, which divides `depth` and the chain.
                         CodeWidth::Nibble => unsafe {
-                            avx2::few_rows::<true, $rows>(
-                                codes, scales, offsets, group, x, depth, chain, sums,
-                            );
+                            avx2::few_rows::<true, $rows>(codes, scales, offsets, group, x, depth, sums);
                         },
                         // SAFETY: as above.
                         CodeWidth::Byte => unsafe {
-                            avx2::few_rows::<false, $rows>(
-                                codes, scales, offsets, group, x, depth, chain, sums,
-                            );
+                            avx2::few_rows::<false, $rows>(codes, scales, offsets, group, x, depth, sums);
                         },
                     }
                 };
@@ -147,7 +135,7 @@ impl Codes {
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("{depth} {panel} {m} {chain} {} {}", x.len(), sums.len());
+        unreachable!("{depth} {panel} {m} {} {}", x.len(), sums.len());
     }
 
     fn codes_of(&self, depth: usize, panel: usize, from: usize, steps: usize) -> &[u8] {
@@ -166,7 +154,7 @@ impl Codes {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::LANES;
+    use super::{Arithmetic, Fused, LANES};
 
     /// The codes of one step as f32.
     ///
@@ -250,7 +238,7 @@ mod avx2 {
 
     /// # Safety
     /// `x [M, depth]`, `sums [M, LANES]`, codes of `depth` steps, scales and offsets of
-    /// `depth / group` groups; `group` divides `chain` and `depth`.
+    /// `depth / group` groups; `group` divides [`Fused`]'s chain and `depth`.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn few_rows<const NIBBLE: bool, const M: usize>(
         codes: &[u8],
@@ -259,14 +247,13 @@ mod avx2 {
         group: usize,
         x: &[f32],
         depth: usize,
-        chain: usize,
         sums: &mut [f32],
     ) {
         let bytes = if NIBBLE { LANES / 2 } else { LANES };
         sums.fill(0.0);
-        for from in (0..depth).step_by(chain) {
+        for from in (0..depth).step_by(Fused::CHAIN) {
             let mut acc = [[_mm256_setzero_ps(); 2]; M];
-            for start in (from..(from + chain).min(depth)).step_by(group) {
+            for start in (from..(from + Fused::CHAIN).min(depth)).step_by(group) {
                 // SAFETY: the group at `start` is in bounds of every slice, by the caller's
                 // promise.
                 unsafe {
@@ -292,6 +279,67 @@ mod avx2 {
                     let before = lanes(sums.as_ptr());
                     _mm256_storeu_ps(sums.as_mut_ptr(), _mm256_add_ps(before[0], acc[0]));
                     _mm256_storeu_ps(sums.as_mut_ptr().add(8), _mm256_add_ps(before[1], acc[1]));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use rand_chacha::ChaCha8Rng;
+    use rand_core::{RngCore, SeedableRng};
+
+    use crate::checkpoint::{Dtype, Matrix};
+    use crate::kernels::Isa;
+    use crate::kernels::gemm::multiply;
+    use crate::kernels::pack::{Packed, Storage};
+    use crate::testing::random;
+
+    /// Random blocks with finite scales.
+    fn blocks(dtype: Dtype, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count * dtype.block_bytes()];
+        ChaCha8Rng::seed_from_u64(7).fill_bytes(&mut bytes);
+        let high_bytes: &[usize] = match dtype {
+            Dtype::Q2_K => &[81, 83],
+            Dtype::Q3_K => &[109],
+            Dtype::Q6_K => &[209],
+            _ => &[1, 3],
+        };
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            for &at in high_bytes {
+                // Below 2: the exponent's highest bit is off.
+                block[at] &= 0xBF;
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn products_with_codes_are_those_with_decoded_weights_to_the_bit() {
+        // Ends in the middle of a chain, of a depth block, and of a panel.
+        for dtype in Dtype::ALL.into_iter().filter(|d| d.block_len() > 1) {
+            let (out, inn) = (70, if dtype.block_len() == 32 { 352 } else { 512 });
+            let bytes = Cow::Owned(blocks(dtype, out * inn / dtype.block_len()));
+            let matrix = Matrix { out, inn, dtype, bytes };
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+                for m in [1, 2, 3, 4, 5, 19] {
+                    let product = |storage, transposed| {
+                        let packed = if transposed {
+                            Packed::transposed(&matrix, storage)
+                        } else {
+                            Packed::new(&matrix, storage)
+                        };
+                        multiply(isa, &random(m as u64, m * packed.depth), m, &packed)
+                    };
+                    for transposed in [false, true] {
+                        let (codes, plain) =
+                            (product(Storage::AsStored, transposed), product(Storage::F32, transposed));
+                        assert!(codes.iter().all(|x| x.is_finite()));
+                        assert_eq!(codes, plain, "{dtype:?} {isa:?} {m} rows, transposed {transposed}");
+                    }
                 }
             }
         }

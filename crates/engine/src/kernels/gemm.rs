@@ -1,7 +1,7 @@
 //! Products of rows with frozen, packed matrices.
 //!
 //! One micro-kernel: `M` rows times `P` panels of [`LANES`] columns, over blocks of
-//! [`DEPTH_BLOCK`] steps that stay in the cache, in sums of [`CHAIN`] steps that stay in registers.
+//! [`DEPTH_BLOCK`] steps that stay in the cache, in sums of [`Arithmetic::CHAIN`] steps that stay in registers.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -15,10 +15,6 @@ use super::{Isa, Shared};
 /// Steps summed in registers before they are added to the result. A multiple of every block
 /// format's length, so that a block is decoded whole.
 pub const DEPTH_BLOCK: usize = 256;
-
-/// Steps summed in one chain of roundings. Short chains are what makes the logits as close to f64
-/// as they are; 64 costs a twentieth of the speed.
-const CHAIN: usize = 64;
 
 /// Steps per turn of the innermost loop.
 const UNROLL: usize = 4;
@@ -123,10 +119,10 @@ struct Task<'a> {
 
 impl Task<'_> {
     fn run(&self, panels: Range<usize>, scratch: &mut Scratch) {
-        if self.m <= FEW && self.matrix.has_few_rows(self.isa, CHAIN) {
+        if self.m <= FEW && self.matrix.has_few_rows(self.isa) {
             let sums = &mut scratch.sums[..self.m * LANES];
             for panel in panels {
-                self.matrix.few_rows(panel, self.x, self.m, CHAIN, sums);
+                self.matrix.few_rows(panel, self.x, self.m, sums);
                 self.write(0..self.m, panel, 1, sums);
             }
             return;
@@ -293,8 +289,8 @@ fn tile<A: Arithmetic, const M: usize, const P: usize>(
     for (i, row) in rows.iter_mut().enumerate() {
         *row = &x[i * stride..i * stride + steps];
     }
-    for from in (0..steps).step_by(CHAIN) {
-        let to = (from + CHAIN).min(steps);
+    for from in (0..steps).step_by(A::CHAIN) {
+        let to = (from + A::CHAIN).min(steps);
         let mut acc = [[[0.0f32; LANES]; P]; M];
         let mut k = from;
         // Counting and branching at every step would cost a fifth of the speed.

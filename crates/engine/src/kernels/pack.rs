@@ -124,15 +124,15 @@ impl Packed {
     }
 
     /// Whether [`Self::few_rows`] can be used.
-    pub(super) fn has_few_rows(&self, isa: super::Isa, chain: usize) -> bool {
-        matches!(&self.store, Store::Codes(codes) if codes.has_few_rows(isa, chain))
+    pub(super) fn has_few_rows(&self, isa: super::Isa) -> bool {
+        matches!(&self.store, Store::Codes(codes) if codes.has_few_rows(isa))
     }
 
     /// `sums [m, LANES] = x [m, depth] · panel` for at most [`FEW`](super::codes::FEW) rows,
-    /// straight from the codes, in sums of `chain` steps.
-    pub(super) fn few_rows(&self, panel: usize, x: &[f32], m: usize, chain: usize, sums: &mut [f32]) {
+    /// straight from the codes.
+    pub(super) fn few_rows(&self, panel: usize, x: &[f32], m: usize, sums: &mut [f32]) {
         if let Store::Codes(codes) = &self.store {
-            codes.few_rows(self.depth, panel, x, m, chain, sums);
+            codes.few_rows(self.depth, panel, x, m, sums);
         }
     }
 }
