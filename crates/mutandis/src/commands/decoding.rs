@@ -9,7 +9,7 @@ use mutandis::engine::{Error, Generation, Model, Sampling, tokenizer::ChatTempla
 #[command(next_help_heading = "Generation")]
 pub(crate) struct Decoding {
     /// Divides the logits; 0 takes the likeliest token always [default: 0; 1 with --top-k or --top-p]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Choose among the K likeliest tokens
     #[arg(long, value_name = "K")]
