@@ -171,13 +171,13 @@ impl Generation {
                 .collect();
             let mut remaining = Vec::with_capacity(active.len());
             let mut stopped = false;
-            for ((mut a, (token, logprob)), row) in
-                active.into_iter().zip(chosen).zip(logits.chunks_exact(v))
+            for ((mut a, (token, logprob)), row) in active.into_iter().zip(chosen).zip(logits.chunks_exact(v))
             {
                 let index = a.writer.tokens.len();
                 let is_full = a.held() >= model.architecture().context;
                 let (text, stop) = a.writer.push(self, token, logprob, is_full);
-                let step = Step { sequence: a.sequence, index, token, logprob, logits: row, text: &text, stop };
+                let step =
+                    Step { sequence: a.sequence, index, token, logprob, logits: row, text: &text, stop };
                 stopped |= on_step(step).is_break();
                 a.next = token;
                 match stop {

@@ -83,7 +83,6 @@ impl Model {
     /// known, the tokenizer does not fit, or the threads cannot be started.
     pub fn load(path: &Path, options: Options) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
-        let tokenizer = Tokenizer::of(&checkpoint)?;
         let isa = options.isa.unwrap_or_else(Isa::detect);
         if !isa.available() {
             return Err(Error::Unsupported {
@@ -98,7 +97,7 @@ impl Model {
         let architecture = checkpoint.architecture().clone();
         let loader =
             Loader { checkpoint: &checkpoint, architecture: &architecture, storage: options.storage };
-        let (layers, final_norm, head, positions) = pool.install(|| -> Result<_> {
+        let weights = || -> Result<_> {
             let layers: Result<Vec<Layer>> =
                 (0..architecture.layers).into_par_iter().map(|l| loader.layer(l)).collect();
             let final_norm = loader.norm(Role::FinalNorm, 0, architecture.width)?;
@@ -111,7 +110,11 @@ impl Model {
                 None => Some(loader.finite(Role::Positions, 0)?.to_f32()),
             };
             Ok((layers?, final_norm, head, positions))
-        })?;
+        };
+        // The tokenizer is a fifth of the work, and none of it runs in parallel.
+        let (tokenizer, weights) = pool.install(|| rayon::join(|| Tokenizer::of(&checkpoint), weights));
+        let tokenizer = tokenizer?;
+        let (layers, final_norm, head, positions) = weights?;
         Ok(Self {
             architecture,
             tokenizer,

@@ -13,7 +13,8 @@ use safetensors::SafeTensors;
 const FILE: &str = "stories260K.gguf";
 
 /// Prompts of different lengths, BOS first.
-const TEXTS: [&str; 5] = ["Once upon a time", "One", "Tim had a big red ball. He", "The cat", "Lily and Ben went to the"];
+const TEXTS: [&str; 5] =
+    ["Once upon a time", "One", "Tim had a big red ball. He", "The cat", "Lily and Ben went to the"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -33,7 +34,8 @@ fn single(model: &Model, generation: &Generation, tokens: &[u32], stream: u64) -
 }
 
 fn batch(model: &Model, generation: &Generation, tokens: &[Vec<u32>]) -> Vec<Generated> {
-    let prompts = tokens.iter().zip(0..).map(|(tokens, stream)| Prompt { tokens, stream, ..Default::default() });
+    let prompts =
+        tokens.iter().zip(0..).map(|(tokens, stream)| Prompt { tokens, stream, ..Default::default() });
     generation.run(model, prompts.collect()).unwrap()
 }
 
@@ -163,9 +165,7 @@ fn the_context_ends_a_text_and_a_longer_prompt_is_refused() {
     let two = vec![many[..context].to_vec(), many[..20].to_vec()];
     let found = batch(&model, &generation, &two);
     assert_eq!((found[0].tokens.len(), found[1].tokens.len()), (1, 100));
-    let error = generation
-        .run(&model, vec![Prompt { tokens: &many, ..Default::default() }])
-        .unwrap_err();
+    let error = generation.run(&model, vec![Prompt { tokens: &many, ..Default::default() }]).unwrap_err();
     assert!(error.to_string().contains(&format!("context of {context}")), "{error}");
     assert!(error.hint().is_some());
 }

@@ -2,7 +2,9 @@
 
 mod cli;
 mod commands;
+mod memory;
 mod output;
+mod patched;
 mod report;
 mod session;
 

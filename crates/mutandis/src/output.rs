@@ -16,6 +16,11 @@ impl Output {
         Self { json }
     }
 
+    /// Whether JSON is asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints a result: `document` as JSON where that is asked for, else what `text` makes.
     ///
     /// # Errors

@@ -1,6 +1,14 @@
 //! What every subcommand is given: the global options, resolved.
 
-use mutandis::{env::Env, interrupt::Interrupt, models::Models, progress::Progress};
+use std::time::Instant;
+
+use mutandis::{
+    engine::{Error, Model, Options, Storage, checkpoint::Checkpoint, tokenizer::Tokenizer},
+    env::Env,
+    interrupt::Interrupt,
+    models::{Located, Models},
+    progress::Progress,
+};
 
 use crate::{
     cli::{Global, Weights},
@@ -19,17 +27,30 @@ pub(crate) struct Session<'a> {
     pub(crate) model: Option<String>,
     /// Data on stdout, as text or JSON.
     pub(crate) output: Output,
-    /// How frozen weights are kept in memory.
-    #[expect(dead_code, reason = "read by the subcommands that load a model; drop this line there")]
-    pub(crate) weights: Weights,
+    /// When the command began.
+    pub(crate) started: Instant,
+    weights: Weights,
+    threads: Option<usize>,
     offline: bool,
+}
+
+/// A model in memory.
+pub(crate) struct Loaded {
+    /// Where it was found, and how the user names it.
+    pub(crate) located: Located,
+    /// The model.
+    pub(crate) model: Model,
+    /// Seconds from the found file to the model in memory.
+    pub(crate) seconds: f64,
 }
 
 impl<'a> Session<'a> {
     /// Resolves the global options; with `--threads`, sets up the pool that all work runs in.
     pub(crate) fn new(global: Global, env: &'a Env, interrupt: &'a Interrupt) -> anyhow::Result<Self> {
-        if let Some(threads) = global.threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
+        let started = Instant::now();
+        let threads = global.threads.map(std::num::NonZeroUsize::get);
+        if let Some(threads) = threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
         Ok(Self {
             env,
@@ -37,7 +58,9 @@ impl<'a> Session<'a> {
             progress: Progress::stderr(global.quiet),
             model: global.model,
             output: Output::new(global.json),
+            started,
             weights: global.weights,
+            threads,
             offline: global.offline,
         })
     }
@@ -46,5 +69,38 @@ impl<'a> Session<'a> {
     pub(crate) fn models(&self) -> Models<'_> {
         let models = Models::new(self.env, &self.progress, self.interrupt);
         if self.offline { Models { offline: Some("--offline"), ..models } } else { models }
+    }
+
+    /// Finds the model of `--model`, fetches it if need be, and loads it.
+    pub(crate) fn load(&self) -> anyhow::Result<Loaded> {
+        let located = self.models().resolve(self.model.as_deref())?;
+        let storage = match self.weights {
+            Weights::F32 => Storage::F32,
+            Weights::Bf16 => Storage::Bf16,
+            // What the checkpoint has gives the same answers as f32 to the last bit, and is the
+            // least to read from memory.
+            Weights::Quantized | Weights::Auto => Storage::AsStored,
+        };
+        let begun = Instant::now();
+        let model = Model::load(&located.path, Options { storage, threads: self.threads, isa: None })?;
+        Ok(Loaded { located, model, seconds: begun.elapsed().as_secs_f64() })
+    }
+
+    /// The tokenizer of `--model`, without its weights.
+    pub(crate) fn tokenizer(&self) -> anyhow::Result<(Located, Tokenizer)> {
+        let located = self.models().resolve(self.model.as_deref())?;
+        let tokenizer = Tokenizer::of(&Checkpoint::open(&located.path)?)?;
+        let tokenizer = tokenizer.ok_or_else(|| {
+            Error::input_hint(
+                format!("`{}` has no tokenizer", located.name),
+                "put its `tokenizer.json` beside the weights",
+            )
+        })?;
+        Ok((located, tokenizer))
+    }
+
+    /// Seconds since the command began.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
     }
 }

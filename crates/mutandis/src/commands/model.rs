@@ -1,11 +1,12 @@
 //! `mutandis model`: get, show and list models.
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 use clap::Subcommand;
 use indicatif::BinaryBytes;
 use mutandis::{
     Error,
+    engine::{self, architecture::Family, checkpoint::Checkpoint, tokenizer::Tokenizer},
     models::{self, Listed, Located, ModelFile, Source, registry},
 };
 use serde::Serialize;
@@ -37,7 +38,7 @@ A download that was interrupted goes on where it stopped.")]
         #[arg(long)]
         verify: bool,
     },
-    /// Show where a model is, its files and their checksums; fetches nothing
+    /// Show what a model is, where its files are and their checksums; fetches nothing
     #[command(after_help = "Examples:
   mutandis model show
   mutandis model show ./my-model --json")]
@@ -86,6 +87,86 @@ struct Shown<'a> {
     bytes: u64,
     licence: Option<&'static str>,
     files: Vec<ModelFile>,
+    /// What the engine says of it, where the engine can open it.
+    #[serde(flatten)]
+    inside: Option<Inside>,
+    /// Why it cannot.
+    error: Option<String>,
+}
+
+/// What a checkpoint declares.
+#[derive(Serialize)]
+struct Inside {
+    /// Hash of the weights: what a patch knows its base by.
+    fingerprint: String,
+    family: Family,
+    layers: usize,
+    width: usize,
+    mlp_width: usize,
+    heads: usize,
+    kv_heads: usize,
+    vocabulary: usize,
+    context: usize,
+    parameters: usize,
+    /// Number of tensors in each number format.
+    formats: BTreeMap<&'static str, usize>,
+    tokenizer: Option<&'static str>,
+    chat_template: bool,
+}
+
+impl Inside {
+    fn of(path: &Path) -> Result<Self, engine::Error> {
+        let checkpoint = Checkpoint::open(path)?;
+        let tokenizer = Tokenizer::of(&checkpoint)?;
+        let (mut parameters, mut formats) = (0, BTreeMap::new());
+        for name in checkpoint.used() {
+            let tensor = checkpoint.tensor(name)?;
+            parameters += tensor.shape.iter().product::<usize>();
+            *formats.entry(tensor.dtype.name()).or_default() += 1;
+        }
+        let a = checkpoint.architecture();
+        Ok(Self {
+            fingerprint: checkpoint.fingerprint(),
+            family: a.family,
+            layers: a.layers,
+            width: a.width,
+            mlp_width: a.mlp_width,
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            vocabulary: a.vocabulary,
+            context: a.context,
+            parameters,
+            formats,
+            tokenizer: tokenizer.as_ref().map(Tokenizer::kind),
+            chat_template: tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template),
+        })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let family = serde_json::to_value(self.family).unwrap_or_default();
+        let formats: Vec<String> =
+            self.formats.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        let template = if self.chat_template { "with" } else { "without" };
+        vec![
+            format!(
+                "shape    {}: {} layers, width {}, MLP {}, {} heads ({} for keys and values)",
+                family.as_str().unwrap_or_default(),
+                self.layers,
+                self.width,
+                self.mlp_width,
+                self.heads,
+                self.kv_heads
+            ),
+            format!("weights  {} parameters: {}", self.parameters, formats.join(", ")),
+            format!(
+                "tokens   {} of {}, context {}, {template} a chat template",
+                self.vocabulary,
+                self.tokenizer.unwrap_or("no tokenizer"),
+                self.context
+            ),
+            format!("base     {}", self.fingerprint),
+        ]
+    }
 }
 
 fn show(session: &Session<'_>, name: Option<&str>) -> anyhow::Result<ExitCode> {
@@ -95,11 +176,18 @@ fn show(session: &Session<'_>, name: Option<&str>) -> anyhow::Result<ExitCode> {
         return Err(Error::NotHere { name }.into());
     };
     let files = models.files(&located)?;
+    let (inside, error) = match Inside::of(&located.path) {
+        Ok(inside) => (Some(inside), None),
+        // What the files are can be told all the same; that is often what one needs to know then.
+        Err(error) => (None, Some(error.to_string())),
+    };
     let document = Shown {
         located: &located,
         bytes: files.iter().map(|file| file.bytes).sum(),
         licence: models.short_name(&located.name).map(|model| model.licence),
         files,
+        inside,
+        error,
     };
     session.output.print(&document, || {
         let mut lines = vec![
@@ -109,6 +197,8 @@ fn show(session: &Session<'_>, name: Option<&str>) -> anyhow::Result<ExitCode> {
             format!("size     {}", BinaryBytes(document.bytes)),
         ];
         lines.extend(document.licence.map(|licence| format!("licence  {licence}")));
+        lines.extend(document.inside.iter().flat_map(Inside::lines));
+        lines.extend(document.error.iter().map(|error| format!("error    {error}")));
         for file in &document.files {
             lines.push(format!("sha256   {}  {}", file.sha256, file.name));
         }

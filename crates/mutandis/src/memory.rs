@@ -1,0 +1,46 @@
+//! How much memory this process has used.
+
+/// The most memory that was resident at once, in bytes, the mapped parts of the checkpoint
+/// included; `None` where the system does not say.
+pub(crate) fn peak() -> Option<u64> {
+    high_water().or_else(from_usage)
+}
+
+/// Linux's own mark of this program. `getrusage` counts in the program that started this one:
+/// the mark outlives `exec`.
+fn high_water() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(unix)]
+fn from_usage() -> Option<u64> {
+    // SAFETY: all zeros is a valid `rusage`, which is plain numbers.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is a place of the right type that lives through the call.
+    let done = unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
+    // Kibibytes everywhere but on Apple's systems.
+    let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
+    let peak = u64::try_from(usage.ru_maxrss).ok()?;
+    (done == 0 && peak > 0).then_some(peak * unit)
+}
+
+#[cfg(not(unix))]
+fn from_usage() -> Option<u64> {
+    None
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    #[test]
+    fn what_is_touched_counts() {
+        const MORE: usize = 64 << 20;
+        let before = super::peak().unwrap();
+        let touched = std::hint::black_box(vec![1u8; MORE]);
+        assert!(super::peak().unwrap() >= before.max(MORE as u64), "{} bytes were touched", touched.len());
+        assert!(super::from_usage().unwrap() >= MORE as u64);
+    }
+}
