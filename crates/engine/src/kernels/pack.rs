@@ -139,6 +139,7 @@ impl Packed {
 
 per_isa! { fn widen(src: &[bf16], out: &mut [f32]) = widen_body }
 
+#[expect(clippy::extra_unused_type_parameters, reason = "`per_isa` names the arithmetic")]
 #[inline(always)]
 fn widen_body<A>(src: &[bf16], out: &mut [f32]) {
     for (o, s) in out.iter_mut().zip(src) {
