@@ -145,7 +145,7 @@ fn silu_slope_body<A: Arithmetic>(x: &[f32], out: &mut [f32]) {
 }
 
 /// √(2/π) and the cubic term of the tanh form.
-const ROOT: f32 = 0.797_884_56;
+const ROOT: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
 /// `½x(1 + tanh u) = x·σ(2u)`, `u = √(2/π)(x + 0.044715x³)`.

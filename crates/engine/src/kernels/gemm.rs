@@ -1,8 +1,13 @@
 //! Products of rows with frozen, packed matrices.
 //!
 //! One micro-kernel: `M` rows times `P` panels of [`LANES`] columns, over blocks of
-//! [`DEPTH_BLOCK`] steps that stay in the cache, in sums of [`Arithmetic::CHAIN`] steps that stay in registers.
+//! [`DEPTH_BLOCK`] steps that stay in the cache, in sums of [`Arithmetic::CHAIN`] steps that stay in
+//! registers.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -218,9 +223,9 @@ pub(super) fn block(
             sums: &mut [f32],
         ) {
             match *panels {
-                [a] => block_body::<Fused, 8, 1>(x, stride, m, &[a], pitch, steps, sums),
-                [a, b] => block_body::<Fused, 8, 2>(x, stride, m, &[a, b], pitch, steps, sums),
-                [a, b, c, ..] => block_body::<Fused, 8, 3>(x, stride, m, &[a, b, c], pitch, steps, sums),
+                [a] => block_body::<Wide, 8, 1>(x, stride, m, &[a], pitch, steps, sums),
+                [a, b] => block_body::<Wide, 8, 2>(x, stride, m, &[a, b], pitch, steps, sums),
+                [a, b, c, ..] => block_body::<Wide, 8, 3>(x, stride, m, &[a, b, c], pitch, steps, sums),
                 [] => {}
             }
         }
@@ -247,10 +252,102 @@ pub(super) fn block(
     block_body::<Apart, 2, 1>(x, stride, m, &[panels[0]], pitch, steps, sums);
 }
 
+/// The registers that a tile is made of: sums of [`LANES`] neighbouring columns.
+trait Steps: Arithmetic {
+    type Lanes: Copy;
+
+    fn zero() -> Self::Lanes;
+
+    /// `a · weights + sums`.
+    ///
+    /// # Safety
+    /// `weights` has [`LANES`] elements; the processor has the instructions.
+    unsafe fn step(a: f32, weights: *const f32, sums: Self::Lanes) -> Self::Lanes;
+
+    /// Adds to sums in memory.
+    ///
+    /// # Safety
+    /// `out` has [`LANES`] elements; the processor has the instructions.
+    unsafe fn add_to(out: *mut f32, sums: Self::Lanes);
+}
+
+/// Plain arrays: the compiler makes the best of them for AVX2 and below.
+macro_rules! steps_of_arrays {
+    ($arithmetic:ident) => {
+        impl Steps for $arithmetic {
+            type Lanes = [f32; LANES];
+
+            #[inline(always)]
+            fn zero() -> Self::Lanes {
+                [0.0; LANES]
+            }
+
+            #[inline(always)]
+            unsafe fn step(a: f32, weights: *const f32, mut sums: Self::Lanes) -> Self::Lanes {
+                // SAFETY: the caller's promise.
+                let weights = unsafe { &*weights.cast::<[f32; LANES]>() };
+                for j in 0..LANES {
+                    sums[j] = Self::fma(a, weights[j], sums[j]);
+                }
+                sums
+            }
+
+            #[inline(always)]
+            unsafe fn add_to(out: *mut f32, sums: Self::Lanes) {
+                // SAFETY: the caller's promise.
+                let out = unsafe { &mut *out.cast::<[f32; LANES]>() };
+                for j in 0..LANES {
+                    out[j] += sums[j];
+                }
+            }
+        }
+    };
+}
+steps_of_arrays!(Fused);
+steps_of_arrays!(Apart);
+
+/// One 512-bit register. With arrays the compiler vectorises large tiles along the rows of the
+/// left side instead, with gathers and sums in memory.
+#[cfg(target_arch = "x86_64")]
+struct Wide;
+
+#[cfg(target_arch = "x86_64")]
+impl Arithmetic for Wide {
+    const CHAIN: usize = Fused::CHAIN;
+
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        Fused::fma(a, b, c)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Steps for Wide {
+    type Lanes = __m512;
+
+    #[inline(always)]
+    fn zero() -> __m512 {
+        // SAFETY: all bits zero are sixteen zeros.
+        unsafe { std::mem::zeroed() }
+    }
+
+    #[inline(always)]
+    unsafe fn step(a: f32, weights: *const f32, sums: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_fmadd_ps(_mm512_set1_ps(a), _mm512_loadu_ps(weights), sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_to(out: *mut f32, sums: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sums)) }
+    }
+}
+
 /// Tiles of at most `M` rows, and of nearly equal size: one of a single row would spend its time
 /// waiting for its own sums.
 #[inline(always)]
-fn block_body<A: Arithmetic, const M: usize, const P: usize>(
+fn block_body<A: Steps, const M: usize, const P: usize>(
     x: &[f32],
     stride: usize,
     m: usize,
@@ -277,7 +374,7 @@ fn block_body<A: Arithmetic, const M: usize, const P: usize>(
 }
 
 #[inline(always)]
-fn tile<A: Arithmetic, const M: usize, const P: usize>(
+fn tile<A: Steps, const M: usize, const P: usize>(
     x: &[f32],
     stride: usize,
     panels: &[&[f32]; P],
@@ -291,7 +388,7 @@ fn tile<A: Arithmetic, const M: usize, const P: usize>(
     }
     for from in (0..steps).step_by(A::CHAIN) {
         let to = (from + A::CHAIN).min(steps);
-        let mut acc = [[[0.0f32; LANES]; P]; M];
+        let mut acc = [[A::zero(); P]; M];
         let mut k = from;
         // Counting and branching at every step would cost a fifth of the speed.
         while k + UNROLL <= to {
@@ -306,12 +403,11 @@ fn tile<A: Arithmetic, const M: usize, const P: usize>(
             unsafe { step::<A, M, P>(&rows, panels, pitch, k, &mut acc) };
             k += 1;
         }
-        for i in 0..M {
-            for p in 0..P {
+        for (i, acc) in acc.into_iter().enumerate() {
+            for (p, acc) in acc.into_iter().enumerate() {
                 let out = &mut sums[(i * P + p) * LANES..][..LANES];
-                for j in 0..LANES {
-                    out[j] += acc[i][p][j];
-                }
+                // SAFETY: `out` has `LANES` elements.
+                unsafe { A::add_to(out.as_mut_ptr(), acc) };
             }
         }
     }
@@ -323,22 +419,19 @@ fn tile<A: Arithmetic, const M: usize, const P: usize>(
 /// `k` is less than the length of every row, and every panel has `k · pitch + LANES` elements (the
 /// checks would cost a third of the speed).
 #[inline(always)]
-unsafe fn step<A: Arithmetic, const M: usize, const P: usize>(
+unsafe fn step<A: Steps, const M: usize, const P: usize>(
     rows: &[&[f32]; M],
     panels: &[&[f32]; P],
     pitch: usize,
     k: usize,
-    acc: &mut [[[f32; LANES]; P]; M],
+    acc: &mut [[A::Lanes; P]; M],
 ) {
     for i in 0..M {
         // SAFETY: the caller's promise.
         let a = unsafe { *rows[i].get_unchecked(k) };
         for p in 0..P {
             // SAFETY: as above.
-            let b = unsafe { &*panels[p].as_ptr().add(k.wrapping_mul(pitch)).cast::<[f32; LANES]>() };
-            for j in 0..LANES {
-                acc[i][p][j] = A::fma(a, b[j], acc[i][p][j]);
-            }
+            acc[i][p] = unsafe { A::step(a, panels[p].as_ptr().add(k.wrapping_mul(pitch)), acc[i][p]) };
         }
     }
 }

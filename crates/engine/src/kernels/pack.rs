@@ -139,12 +139,16 @@ impl Packed {
 
 per_isa! { fn widen(src: &[bf16], out: &mut [f32]) = widen_body }
 
+#[expect(clippy::extra_unused_type_parameters, reason = "`per_isa` names the arithmetic")]
 #[inline(always)]
 fn widen_body<A>(src: &[bf16], out: &mut [f32]) {
     for (o, s) in out.iter_mut().zip(src) {
         *o = f32::from_bits(u32::from(s.to_bits()) << 16);
     }
 }
+
+/// Steps that a task of the transposed order writes together: whole cache lines, even of nibbles.
+const STEPS: usize = 16;
 
 /// Group length and code width of a block format, where it is `scale · code + offset`.
 fn grouping(dtype: Dtype) -> Option<(usize, CodeWidth)> {
@@ -167,17 +171,23 @@ fn pack_plain<T: Copy + Send + Sync>(
     let panels = n.div_ceil(LANES);
     let mut packed = vec![to(0.0); panels * depth * LANES];
     if transposed {
-        // A source row holds one step of every panel.
+        // A source row holds one step of every panel; neighbouring steps are written together.
         let shared = Shared::new(&mut packed);
-        (0..out).into_par_iter().for_each_init(
-            || vec![0.0f32; inn],
-            |row, o| {
-                matrix.decode_rows(o, row);
-                for (p, lanes) in row.chunks(LANES).enumerate() {
-                    // SAFETY: each task writes step `o` of every panel, and no other does.
-                    let step = unsafe { shared.slice((p * depth + o) * LANES, LANES) };
-                    for (d, s) in step.iter_mut().zip(lanes) {
-                        *d = to(*s);
+        (0..out.div_ceil(STEPS)).into_par_iter().for_each_init(
+            || vec![0.0f32; STEPS * inn],
+            |rows, task| {
+                let first = task * STEPS;
+                let rows = &mut rows[..STEPS.min(out - first) * inn];
+                matrix.decode_rows(first, rows);
+                for p in 0..panels {
+                    let lanes = LANES.min(inn - p * LANES);
+                    let steps = rows.len() / inn;
+                    // SAFETY: these steps of every panel belong to this task alone.
+                    let to_steps = unsafe { shared.slice((p * depth + first) * LANES, steps * LANES) };
+                    for (step, row) in to_steps.chunks_exact_mut(LANES).zip(rows.chunks_exact(inn)) {
+                        for (d, s) in step.iter_mut().zip(&row[p * LANES..][..lanes]) {
+                            *d = to(*s);
+                        }
                     }
                 }
             },
@@ -214,21 +224,29 @@ fn pack_codes(matrix: &Matrix<'_>, transposed: bool) -> Codes {
         let mut scales = vec![0.0f32; groups * out];
         let mut offsets = vec![0.0f32; groups * out];
         let (c, s, z) = (Shared::new(&mut codes), Shared::new(&mut scales), Shared::new(&mut offsets));
-        (0..out).into_par_iter().for_each_init(
-            || (vec![0i8; inn], vec![0.0f32; groups], vec![0.0f32; groups]),
-            |(row, row_scales, row_offsets), o| {
-                matrix.decode_codes(o, row, row_scales, row_offsets);
-                for g in 0..groups {
-                    // SAFETY: element `o` of each scale row belongs to this task alone.
-                    unsafe {
-                        s.slice(g * out + o, 1)[0] = row_scales[g];
-                        z.slice(g * out + o, 1)[0] = row_offsets[g];
+        (0..out.div_ceil(STEPS)).into_par_iter().for_each_init(
+            || (vec![0i8; STEPS * inn], vec![0.0f32; groups], vec![0.0f32; groups]),
+            |(rows, row_scales, row_offsets), task| {
+                let first = task * STEPS;
+                let rows = &mut rows[..STEPS.min(out - first) * inn];
+                for (o, row) in rows.chunks_exact_mut(inn).enumerate() {
+                    matrix.decode_codes(first + o, row, row_scales, row_offsets);
+                    for g in 0..groups {
+                        // SAFETY: element `first + o` of each scale row belongs to this task alone.
+                        unsafe {
+                            s.slice(g * out + first + o, 1)[0] = row_scales[g];
+                            z.slice(g * out + first + o, 1)[0] = row_offsets[g];
+                        }
                     }
                 }
-                for (p, lanes) in row.chunks_exact(LANES).enumerate() {
-                    // SAFETY: step `o` of every panel belongs to this task alone.
-                    let step = unsafe { c.slice((p * out + o) * step_bytes, step_bytes) };
-                    put_codes(width, step, |j| lanes[j]);
+                let steps = rows.len() / inn;
+                for p in 0..panels {
+                    // SAFETY: these steps of every panel belong to this task alone.
+                    let to = unsafe { c.slice((p * out + first) * step_bytes, steps * step_bytes) };
+                    for (step, row) in to.chunks_exact_mut(step_bytes).zip(rows.chunks_exact(inn)) {
+                        let lanes = &row[p * LANES..][..LANES];
+                        put_codes(width, step, |j| lanes[j]);
+                    }
                 }
             },
         );
