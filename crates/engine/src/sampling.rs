@@ -67,20 +67,20 @@ impl Sampling {
         if !top.is_finite() {
             return best as u32;
         }
-        let weight = |logit: f32| {
-            if logit.is_nan() { 0.0 } else { f64::from(((logit - top) / self.temperature).exp()) }
+        let weight = |logit: f32| if logit.is_nan() { 0.0 } else { ((logit - top) / self.temperature).exp() };
+        let chosen = match self.candidates(logits, weight) {
+            None => {
+                let weights: Vec<f32> = logits.iter().map(|&x| weight(x)).collect();
+                walk(&weights, draw)
+            }
+            Some((ids, weights)) => walk(&weights, draw).map(|i| ids[i]),
         };
-        let candidates = self.candidates(logits, weight);
-        match candidates {
-            None => walk(logits.iter().map(|&x| weight(x)).enumerate(), draw),
-            Some(kept) => walk(kept.into_iter(), draw),
-        }
-        .unwrap_or(best) as u32
+        chosen.unwrap_or(best) as u32
     }
 
-    /// The tokens left by `top_k` and `top_p` with their weights, likeliest first; nothing where
+    /// The tokens left by `top_k` and `top_p`, likeliest first, and their weights; nothing where
     /// all are left.
-    fn candidates(&self, logits: &[f32], weight: impl Fn(f32) -> f64) -> Option<Vec<(usize, f64)>> {
+    fn candidates(&self, logits: &[f32], weight: impl Fn(f32) -> f32) -> Option<(Vec<usize>, Vec<f32>)> {
         let k = self.top_k.unwrap_or(usize::MAX).max(1);
         let p = self.top_p.filter(|p| *p < 1.0);
         if k >= logits.len() && p.is_none() {
@@ -93,17 +93,18 @@ impl Sampling {
             ids.truncate(k);
         }
         ids.sort_unstable_by(order);
-        let mut kept: Vec<(usize, f64)> = ids.into_iter().map(|i| (i, weight(logits[i]))).collect();
+        let mut weights: Vec<f32> = ids.iter().map(|&i| weight(logits[i])).collect();
         if let Some(p) = p {
-            let goal = f64::from(p) * kept.iter().map(|c| c.1).sum::<f64>();
+            let goal = f64::from(p) * total(&weights);
             let mut sum = 0.0;
-            let enough = kept.iter().position(|c| {
-                sum += c.1;
+            let enough = weights.iter().position(|&w| {
+                sum += f64::from(w);
                 sum >= goal
             });
-            kept.truncate(enough.map_or(kept.len(), |last| last + 1));
+            weights.truncate(enough.map_or(weights.len(), |last| last + 1));
+            ids.truncate(weights.len());
         }
-        Some(kept)
+        Some((ids, weights))
     }
 }
 
@@ -124,14 +125,18 @@ fn descending(a: f32, b: f32) -> Ordering {
     key(b).total_cmp(&key(a))
 }
 
-/// The candidate at which the running sum of weights passes the draw.
-fn walk(candidates: impl Iterator<Item = (usize, f64)> + Clone, draw: f64) -> Option<usize> {
-    let goal = draw * candidates.clone().map(|c| c.1).sum::<f64>();
+fn total(weights: &[f32]) -> f64 {
+    weights.iter().map(|&w| f64::from(w)).sum()
+}
+
+/// The index at which the running sum of weights passes the draw, in [0, 1) of their total.
+fn walk(weights: &[f32], draw: f64) -> Option<usize> {
+    let goal = draw * total(weights);
     let mut sum = 0.0;
     let mut last = None;
-    for (i, w) in candidates {
+    for (i, &w) in weights.iter().enumerate() {
         if w > 0.0 {
-            sum += w;
+            sum += f64::from(w);
             last = Some(i);
             if sum > goal {
                 break;
