@@ -64,7 +64,11 @@ impl Fact {
     ///
     /// # Errors
     /// Where the prompt or the target is empty.
-    pub fn new(prompt: impl Into<String>, subject: impl Into<String>, target: impl Into<String>) -> Result<Self> {
+    pub fn new(
+        prompt: impl Into<String>,
+        subject: impl Into<String>,
+        target: impl Into<String>,
+    ) -> Result<Self> {
         let fact = Self {
             prompt: prompt.into(),
             subject: subject.into().trim().to_owned(),
@@ -162,7 +166,8 @@ impl Fact {
 
     /// One record; the error says what is wrong with it.
     fn from_json(record: &Value) -> Result<Self, String> {
-        let object = record.as_object().ok_or_else(|| format!("expected an object, found {}", kind(record)))?;
+        let object =
+            record.as_object().ok_or_else(|| format!("expected an object, found {}", kind(record)))?;
         let text = |names: &[&str]| -> Result<Option<String>, String> {
             match names.iter().find_map(|n| object.get(*n).map(|v| (n, v))) {
                 None | Some((_, Value::Null)) => Ok(None),
@@ -355,7 +360,8 @@ mod tests {
 
     #[test]
     fn an_absent_subject_is_named_with_what_may_be_meant() {
-        let error = Fact::new("The capital of France is", "Frnace", "Rome").unwrap().subject_range().unwrap_err();
+        let error =
+            Fact::new("The capital of France is", "Frnace", "Rome").unwrap().subject_range().unwrap_err();
         assert_eq!(error.to_string(), "the subject `Frnace` is not in the prompt `The capital of France is`");
         assert!(error.hint().unwrap().contains("did you mean `France`?"), "{:?}", error.hint());
         let error = Fact::new("The capital of France is", "", "Rome").unwrap().subject_range().unwrap_err();
@@ -378,7 +384,8 @@ mod tests {
         assert_eq!((facts[0].subject.as_str(), facts[0].target.as_str()), ("A", "B"));
         assert_eq!(facts[0].ground_truth.as_deref(), Some("C"));
         assert_eq!(facts[0].rephrases, ["A, you know, is"]);
-        let kept: Vec<_> = facts[1].locality.iter().map(|p| (p.kind.as_str(), p.prompt.as_str(), p.answers.len())).collect();
+        let kept: Vec<_> =
+            facts[1].locality.iter().map(|p| (p.kind.as_str(), p.prompt.as_str(), p.answers.len())).collect();
         assert_eq!(kept, [("Forgetfulness", "G", 2), ("n", "J", 1), ("n", "K", 1)]);
     }
 

@@ -106,7 +106,8 @@ impl Entry {
             doc: M::DOC,
             schema: || schema_for!(M::Config),
             defaults: || {
-                serde_json::to_value(M::Config::default()).expect("settings are plain numbers, texts and lists")
+                serde_json::to_value(M::Config::default())
+                    .expect("settings are plain numbers, texts and lists")
             },
             edit: |config, job, cx| {
                 let config = serde_json::from_value(config.clone()).map_err(|e| {
@@ -143,7 +144,10 @@ impl Entry {
     /// Where there is no fact, a fact or a setting does not fit, or the computation breaks down.
     pub fn edit(&self, settings: &Value, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         if job.facts.is_empty() {
-            return Err(Error::input_hint("there is no fact to edit", "give a prompt and `--to`, or `--facts FILE`"));
+            return Err(Error::input_hint(
+                "there is no fact to edit",
+                "give a prompt and `--to`, or `--facts FILE`",
+            ));
         }
         for fact in job.facts {
             fact.check()?;

@@ -131,7 +131,14 @@ impl Patch {
     ///
     /// # Errors
     /// Where the base cannot be hashed.
-    pub fn new(model: &Model, method: &str, family: Family, config: Value, facts: &[Fact], seed: u64) -> Result<Self> {
+    pub fn new(
+        model: &Model,
+        method: &str,
+        family: Family,
+        config: Value,
+        facts: &[Fact],
+        seed: u64,
+    ) -> Result<Self> {
         let a = model.architecture();
         let name = serde_json::to_value(a.family).ok().and_then(|v| v.as_str().map(str::to_owned));
         Ok(Self {
@@ -164,7 +171,10 @@ impl Patch {
         let shape = model.linear_shape(id.role, id.layer)?;
         let delta = change.delta()?;
         if delta.shape() != shape {
-            return Err(Error::input(format!("a change of {id:?} has shape {:?}, expected {shape:?}", delta.shape())));
+            return Err(Error::input(format!(
+                "a change of {id:?} has shape {:?}, expected {shape:?}",
+                delta.shape()
+            )));
         }
         let base = model.weight(id.role, id.layer)?;
         let base = base.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
@@ -230,7 +240,11 @@ impl Patch {
             match change {
                 WeightChange::LowRank { rank, left, right } => {
                     tensors.push((name("left"), vec![left.len() / rank, *rank], bytemuck::cast_slice(left)));
-                    tensors.push((name("right"), vec![right.len() / rank, *rank], bytemuck::cast_slice(right)));
+                    tensors.push((
+                        name("right"),
+                        vec![right.len() / rank, *rank],
+                        bytemuck::cast_slice(right),
+                    ));
                 }
                 WeightChange::Dense { out, inn, delta } => {
                     tensors.push((name("delta"), vec![*out, *inn], bytemuck::cast_slice(delta)));
@@ -284,7 +298,8 @@ impl Patch {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(broken)?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
-        let field = |name: &str| metadata.get(name).ok_or_else(|| format!("it has no `{name}` in its metadata"));
+        let field =
+            |name: &str| metadata.get(name).ok_or_else(|| format!("it has no `{name}` in its metadata"));
         let document = field("mutandis")?;
         let mut listed: Vec<(String, TensorView<'_>)> = tensors.tensors();
         listed.sort_by(|a, b| a.0.cmp(&b.0));
@@ -302,8 +317,10 @@ impl Patch {
         let mut parts: std::collections::BTreeMap<(usize, String), HashMap<String, &TensorView<'_>>> =
             Default::default();
         for (name, tensor) in &listed {
-            let (index, rest) = name.split_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
-            let (weight, part) = rest.rsplit_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
+            let (index, rest) =
+                name.split_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
+            let (weight, part) =
+                rest.rsplit_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
             let index = index.parse().map_err(|_| format!("tensor `{name}` has an odd name"))?;
             if tensor.dtype() != Dtype::F32 {
                 return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()));
@@ -316,7 +333,9 @@ impl Patch {
                 (Some(l), Some(r), None) => {
                     let rank = match (l.shape(), r.shape()) {
                         ([_, a], [_, b]) if a == b && *a > 0 => *a,
-                        (a, b) => return Err(format!("the factors of `{weight}` have shapes {a:?} and {b:?}")),
+                        (a, b) => {
+                            return Err(format!("the factors of `{weight}` have shapes {a:?} and {b:?}"));
+                        }
                     };
                     WeightChange::LowRank { rank, left: floats(l.data()), right: floats(r.data()) }
                 }
@@ -371,7 +390,10 @@ fn role_name(id: WeightId) -> String {
 
 fn weight_id(text: &str) -> Option<WeightId> {
     let (layer, role) = text.split_once('.')?;
-    Some(WeightId { layer: layer.parse().ok()?, role: serde_json::from_value(Value::String(role.to_owned())).ok()? })
+    Some(WeightId {
+        layer: layer.parse().ok()?,
+        role: serde_json::from_value(Value::String(role.to_owned())).ok()?,
+    })
 }
 
 fn digest<'a>(document: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [u8])>) -> String {

@@ -7,7 +7,9 @@ use mutandis_edit::primitives::rank_one::{mean_row, rank_one, unit};
 use mutandis_edit::primitives::request::Request;
 use mutandis_edit::primitives::value_search::{Found, Search, search};
 use mutandis_edit::{Context, Fact};
-use mutandis_engine::{Delta, LogitRows, Model, Options, Overlay, Pass, Role, Sequence, Site, SiteKind, WeightId};
+use mutandis_engine::{
+    Delta, LogitRows, Model, Options, Overlay, Pass, Role, Sequence, Site, SiteKind, WeightId,
+};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -37,7 +39,8 @@ impl Golden {
         let golden = folder("MUTANDIS_SHARED", "shared").join("golden");
         Self {
             bytes: std::fs::read(golden.join(format!("{name}.safetensors"))).unwrap(),
-            info: serde_json::from_slice(&std::fs::read(golden.join(format!("{name}.json"))).unwrap()).unwrap(),
+            info: serde_json::from_slice(&std::fs::read(golden.join(format!("{name}.json"))).unwrap())
+                .unwrap(),
         }
     }
 
@@ -74,8 +77,9 @@ fn check_rome(model: &Model, name: &str) {
     let tokens = Request::new(model, &fact, &templates).unwrap();
     let site = Site::new(5, SiteKind::MlpOut);
     let cx = Context::default();
-    let found: Found =
-        search(model, &[], site, std::slice::from_ref(&tokens), &Search::default(), true, &cx).unwrap().remove(0);
+    let found: Found = search(model, &[], site, std::slice::from_ref(&tokens), &Search::default(), true, &cx)
+        .unwrap()
+        .remove(0);
 
     let keys = golden.get("rome.keys_per_template");
     assert!(relative(&found.keys, &keys) < KEYS, "keys: {:e}", relative(&found.keys, &keys));
@@ -88,7 +92,8 @@ fn check_rome(model: &Model, name: &str) {
     for (i, (ours, theirs)) in found.trace.iter().zip(steps.chunks_exact(d)).enumerate().take(3) {
         assert!(relative(ours, theirs) < DELTA, "δ after step {i}: {:e}", relative(ours, theirs));
     }
-    let losses: Vec<Vec<f64>> = serde_json::from_value(golden.info["info"]["rome"]["losses"].clone()).unwrap();
+    let losses: Vec<Vec<f64>> =
+        serde_json::from_value(golden.info["info"]["rome"]["losses"].clone()).unwrap();
     assert_eq!(found.losses.len(), losses.len(), "steps until the loss is small");
     for (i, (ours, theirs)) in found.losses.iter().zip(&losses).enumerate() {
         for (ours, theirs) in [ours.total, ours.nll, ours.kl, ours.decay].iter().zip(theirs) {

@@ -13,7 +13,8 @@ fn fixture(name: &str) -> std::path::PathBuf {
 }
 
 fn model(threads: usize) -> Model {
-    Model::load(&fixture("stories260K.gguf"), Options { threads: Some(threads), ..Options::default() }).unwrap()
+    Model::load(&fixture("stories260K.gguf"), Options { threads: Some(threads), ..Options::default() })
+        .unwrap()
 }
 
 fn facts() -> Vec<Fact> {

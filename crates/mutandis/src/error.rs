@@ -238,6 +238,8 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<Error>() {
             error.hint()
+        } else if let Some(error) = cause.downcast_ref::<mutandis_edit::Error>() {
+            error.hint()
         } else if let Some(error) = cause.downcast_ref::<mutandis_engine::Error>() {
             error.hint()
         } else {

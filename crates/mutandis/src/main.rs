@@ -1,12 +1,15 @@
 //! The command: reads the arguments and the environment, runs one subcommand, tells how it ended.
 
+mod answers;
 mod cli;
 mod commands;
 mod memory;
+mod neighbours;
 mod output;
 mod patched;
 mod report;
 mod session;
+mod stages;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use mutandis::engine::{Error, Model, Overlay};
+use mutandis::edit::Patch;
+use mutandis::engine::{Model, Overlay};
 
 /// What patches amount to when a model answers.
 #[derive(Debug, Default)]
@@ -14,15 +15,17 @@ pub(crate) struct Patched {
 }
 
 impl Patched {
-    /// Reads the patches and checks that they were made for this model.
-    pub(crate) fn load(paths: &[PathBuf], _model: &Model) -> anyhow::Result<Self> {
-        match paths.first() {
-            None => Ok(Self::default()),
-            Some(path) => {
-                Err(Error::input(format!("cannot read `{}`: patches are not read yet", path.display()))
-                    .into())
-            }
-        }
+    /// Reads and verifies patch files, in order, and checks that they were made for this model.
+    pub(crate) fn load(paths: &[PathBuf], model: &Model) -> anyhow::Result<Self> {
+        let patches = paths.iter().map(|p| Patch::load(p)).collect::<Result<Vec<_>, _>>()?;
+        Self::new(&patches, model)
+    }
+
+    /// Puts patches in force, in order.
+    pub(crate) fn new(patches: &[Patch], model: &Model) -> anyhow::Result<Self> {
+        let overlays = patches.iter().map(|p| p.overlay(model)).collect::<Result<Vec<_>, _>>()?;
+        let prefix: String = patches.iter().filter_map(|p| p.prefix.as_deref()).collect();
+        Ok(Self { overlays, prefix: (!prefix.is_empty()).then_some(prefix) })
     }
 
     /// The weight changes, as passes take them.

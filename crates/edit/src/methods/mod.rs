@@ -5,7 +5,6 @@ macro_rules! describe {
     ($first:literal $(, $rest:literal)*) => { concat!($first $(, "\n\n", $rest)*) };
 }
 
-
 mod ice;
 mod r_rome;
 mod rome;

@@ -32,7 +32,7 @@ pub struct Settings {
     /// Weigh directions by the second moments of the layer's keys (the paper); without them, by
     /// nothing (as EasyEdit ships it).
     pub moments: bool,
-    /// Tokens that the moments are taken over; ten times the key's width where absent.
+    /// Tokens that the moments are taken over; a few times the key's width where absent.
     pub moment_tokens: Option<usize>,
     /// Added to the moments' diagonal, relative to its mean.
     pub ridge: f64,
@@ -46,7 +46,7 @@ impl Default for Settings {
             search: Search::default(),
             moments: true,
             moment_tokens: None,
-            ridge: 1e-3,
+            ridge: moments::RIDGE,
         }
     }
 }
@@ -58,7 +58,13 @@ pub type Constraint = fn(found: &Found, mean_key: &[f32], mean_output: &[f32]) -
 ///
 /// # Errors
 /// Where a fact does not fit the model, or the computation breaks down.
-pub fn edit(settings: &Settings, constraint: Constraint, job: &Job<'_>, cx: &Context<'_>, patch: &mut Patch) -> Result<()> {
+pub fn edit(
+    settings: &Settings,
+    constraint: Constraint,
+    job: &Job<'_>,
+    cx: &Context<'_>,
+    patch: &mut Patch,
+) -> Result<()> {
     let model = job.model;
     let a = model.architecture();
     let layer = settings.layer.unwrap_or(a.layers / 6);
@@ -76,15 +82,21 @@ pub fn edit(settings: &Settings, constraint: Constraint, job: &Job<'_>, cx: &Con
     let id = WeightId { layer, role: Role::MlpOut };
     let mut before = Overlay::default();
     for request in &requests {
-        let stack: Vec<&Overlay> = job.stack.iter().copied().chain((!before.is_empty()).then_some(&before)).collect();
+        let stack: Vec<&Overlay> =
+            job.stack.iter().copied().chain((!before.is_empty()).then_some(&before)).collect();
         let site = Site::new(layer, SiteKind::MlpOut);
-        let found = search(model, &stack, site, std::slice::from_ref(request), &settings.search, false, cx)?.remove(0);
+        let found = search(model, &stack, site, std::slice::from_ref(request), &settings.search, false, cx)?
+            .remove(0);
         let (mean_key, mean_output) = (mean_row(&found.keys, a.mlp_width), mean_row(&found.outputs, a.width));
         let wide: Vec<f64> = mean_key.iter().map(|x| f64::from(*x)).collect();
         let (u, solve) = match &factor {
             None => (unit(&wide)?, SolveInfo { form: "identity".into(), ..SolveInfo::default() }),
             Some(factor) => {
-                let info = SolveInfo { jitter: factor.ridge + factor.jitter, residual: 0.0, form: "cholesky".into() };
+                let info = SolveInfo {
+                    jitter: factor.ridge + factor.jitter,
+                    residual: 0.0,
+                    form: "cholesky".into(),
+                };
                 (unit(&factor.solve(&wide))?, info)
             }
         };
@@ -111,7 +123,13 @@ pub fn edit(settings: &Settings, constraint: Constraint, job: &Job<'_>, cx: &Con
 }
 
 /// The factorised moments of the layer, where they are wanted.
-fn direction(settings: &Settings, model: &Model, layer: usize, seed: u64, cx: &Context<'_>) -> Result<Option<Factor>> {
+fn direction(
+    settings: &Settings,
+    model: &Model,
+    layer: usize,
+    seed: u64,
+    cx: &Context<'_>,
+) -> Result<Option<Factor>> {
     if !settings.moments {
         return Ok(None);
     }

@@ -47,7 +47,10 @@ impl Request {
         let mut prompts = Vec::with_capacity(templates.len());
         for template in templates {
             let (before, after) = template.split_once("{}").ok_or_else(|| {
-                Error::input_hint(format!("the template `{template}` has no `{{}}`"), "put `{}` where the prompt goes")
+                Error::input_hint(
+                    format!("the template `{template}` has no `{{}}`"),
+                    "put `{}` where the prompt goes",
+                )
             })?;
             let text = format!("{before}{prompt}{after}");
             prompts.push(locate(tokenizer, &text, before.chars().count() + last)?);
@@ -58,7 +61,11 @@ impl Request {
         let target = tokenizer.encode_continuation(&fact.continuation())?.ids;
         if target.is_empty() || target.len() > TARGET_LIMIT {
             return Err(Error::input_hint(
-                format!("the target `{}` has {} tokens, expected 1 to {TARGET_LIMIT}", fact.target, target.len()),
+                format!(
+                    "the target `{}` has {} tokens, expected 1 to {TARGET_LIMIT}",
+                    fact.target,
+                    target.len()
+                ),
                 "shorten the target",
             ));
         }
@@ -66,7 +73,9 @@ impl Request {
         let context = model.architecture().context;
         if longest > context {
             return Err(Error::input_hint(
-                format!("`{prompt}` with its target is {longest} tokens long, the model's context is {context}"),
+                format!(
+                    "`{prompt}` with its target is {longest} tokens long, the model's context is {context}"
+                ),
                 "shorten the prompt or the target",
             ));
         }

@@ -8,7 +8,8 @@
 
 use mutandis_engine::kernels::loss;
 use mutandis_engine::{
-    Action, Cache, Intervention, LogitRows, Model, Overlay, Pass, Past, Read, Sequence, Site, SiteKind, Start, Wants,
+    Action, Cache, Intervention, LogitRows, Model, Overlay, Pass, Past, Read, Sequence, Site, SiteKind,
+    Start, Wants,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -92,11 +93,8 @@ pub fn search(
     let d = model.architecture().width;
     cx.progress.begin("preparing the search", 0);
     let prepared = Prepared::new(model, stack, site, requests)?;
-    let mut facts: Vec<State> = requests
-        .iter()
-        .enumerate()
-        .map(|(i, _)| State::new(prepared.initial(i, d), d))
-        .collect();
+    let mut facts: Vec<State> =
+        requests.iter().enumerate().map(|(i, _)| State::new(prepared.initial(i, d), d)).collect();
     cx.progress.end();
     cx.progress.begin("searching values", settings.steps);
     for step in 0..settings.steps {
@@ -107,7 +105,9 @@ pub fn search(
         }
         let last = step + 1 == settings.steps;
         if let Some(gradients) = prepared.evaluate(&mut facts, &active, settings, last)? {
-            for (&f, gradient) in active.iter().zip(gradients).filter(|(f, _)| !facts[**f].done).collect::<Vec<_>>() {
+            for (&f, gradient) in
+                active.iter().zip(gradients).filter(|(f, _)| !facts[**f].done).collect::<Vec<_>>()
+            {
                 facts[f].update(&gradient, settings);
                 if keep_trace {
                     let delta = facts[f].delta.clone();
@@ -218,7 +218,11 @@ impl<'a> Prepared<'a> {
         }
         // Without a norm behind the MLP, adding to its output is adding to the residual stream.
         let above = site.kind == SiteKind::Residual || (site.kind == SiteKind::MlpOut && !a.sandwich_norm);
-        let entry = if above && site.layer + 1 < a.layers { Site::new(site.layer + 1, SiteKind::Input) } else { site };
+        let entry = if above && site.layer + 1 < a.layers {
+            Site::new(site.layer + 1, SiteKind::Input)
+        } else {
+            site
+        };
 
         let (mut tokens, mut lookups, mut predicting, mut first) = (vec![], vec![], vec![], vec![]);
         for request in requests {
@@ -242,7 +246,12 @@ impl<'a> Prepared<'a> {
             .iter()
             .zip(&lookups)
             .zip(&pasts)
-            .map(|((t, &l), past)| Sequence { tokens: &t[l..], past: Some(past), overlays: stack, ..Default::default() })
+            .map(|((t, &l), past)| Sequence {
+                tokens: &t[l..],
+                past: Some(past),
+                overlays: stack,
+                ..Default::default()
+            })
             .collect();
         let starts = starts(sequences.iter().map(|s| s.tokens.len()));
         let bare: Vec<usize> = first.iter().map(|&i| starts[i]).collect();
@@ -353,7 +362,8 @@ impl<'a> Prepared<'a> {
             let targets: Vec<u32> = (0..contexts).flat_map(|_| request.target.iter().copied()).collect();
             let state = &mut facts[f];
             let each = self.model.install(|| loss::cross_entropy(isa, answers, v, &targets));
-            let per_context: Vec<f32> = each.chunks_exact(t).map(|c| c.iter().sum::<f32>() / t as f32).collect();
+            let per_context: Vec<f32> =
+                each.chunks_exact(t).map(|c| c.iter().sum::<f32>() / t as f32).collect();
             let nll = per_context.iter().sum::<f32>() / contexts as f32;
             let probability = per_context.iter().map(|n| (-n).exp()).sum::<f32>() / contexts as f32;
             let reference = state.log_reference.get_or_insert_with(|| {
@@ -365,7 +375,9 @@ impl<'a> Prepared<'a> {
             let decay = settings.decay * norm(&state.delta) / norm(&state.initial).powi(2);
             let total = nll + kl + decay;
             if !total.is_finite() {
-                return Err(Error::Numerical { what: format!("the loss is {total} at step {}", state.losses.len()) });
+                return Err(Error::Numerical {
+                    what: format!("the loss is {total} at step {}", state.losses.len()),
+                });
             }
             state.losses.push(StepLoss { total, nll, kl, decay, probability });
             if total < settings.stop_below || last {
@@ -383,7 +395,8 @@ impl<'a> Prepared<'a> {
         if active.iter().all(|&f| facts[f].done) {
             return Ok(None);
         }
-        let tape = outcome.tape.as_ref().ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
+        let tape =
+            outcome.tape.as_ref().ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
         let wants = Wants {
             logits: outcome.logits,
             sites: vec![Read { site: self.entry, rows: Some(starts) }],
@@ -422,7 +435,12 @@ impl<'a> Objective<'a> {
     ///
     /// # Errors
     /// As [`search`]; where `request` is not one request.
-    pub fn new(model: &'a Model, stack: &'a [&'a Overlay], site: Site, request: &'a [Request]) -> Result<Self> {
+    pub fn new(
+        model: &'a Model,
+        stack: &'a [&'a Overlay],
+        site: Site,
+        request: &'a [Request],
+    ) -> Result<Self> {
         if request.len() != 1 {
             return Err(Error::input(format!("an objective is about one fact, not {}", request.len())));
         }
@@ -457,19 +475,19 @@ impl<'a> Objective<'a> {
 }
 
 /// Keys and values of everything before the lookup tokens.
-fn prefixes(
-    model: &Model,
-    stack: &[&Overlay],
-    tokens: &[Vec<u32>],
-    lookups: &[usize],
-) -> Result<Vec<Cache>> {
+fn prefixes(model: &Model, stack: &[&Overlay], tokens: &[Vec<u32>], lookups: &[usize]) -> Result<Vec<Cache>> {
     let mut caches: Vec<Cache> = tokens.iter().map(|_| Cache::new(model.architecture())).collect();
     let sequences: Vec<Sequence<'_>> = tokens
         .iter()
         .zip(lookups)
         .zip(&mut caches)
         .filter(|((_, l), _)| **l > 0)
-        .map(|((t, &l), cache)| Sequence { tokens: &t[..l], cache: Some(cache), overlays: stack, ..Default::default() })
+        .map(|((t, &l), cache)| Sequence {
+            tokens: &t[..l],
+            cache: Some(cache),
+            overlays: stack,
+            ..Default::default()
+        })
         .collect();
     if !sequences.is_empty() {
         model.forward(Pass { sequences, ..Default::default() })?;

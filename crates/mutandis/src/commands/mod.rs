@@ -5,7 +5,11 @@ mod ask;
 mod chat;
 mod completions;
 mod decoding;
+mod edit;
+mod methods;
 mod model;
+mod patch;
+mod stats;
 mod tokens;
 
 use std::process::ExitCode;
@@ -17,12 +21,20 @@ use crate::session::Session;
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Change what the model knows, and show what moved
+    Edit(edit::Args),
     /// Continue a text, or answer a question
     Ask(ask::Args),
     /// Talk with a model
     Chat(chat::Args),
+    /// List the editing methods, or show one
+    Methods(methods::Args),
+    /// Show and verify patches
+    Patch(patch::Args),
     /// Get, show and list models
     Model(model::Args),
+    /// Measure the moments of a model's keys, which edits of weights use
+    Stats(stats::Args),
     /// Show how a model cuts text into tokens
     Tokens(tokens::Args),
     /// Print a script that completes the command in a shell
@@ -32,8 +44,12 @@ pub(crate) enum Command {
 /// Does it. Exit code 1 is for a question whose answer is no; what cannot be done is an error.
 pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Edit(args) => edit::run(args, session),
         Command::Ask(args) => ask::run(args, session),
         Command::Chat(args) => chat::run(args, session),
+        Command::Methods(args) => methods::run(args, session),
+        Command::Patch(args) => patch::run(args, session),
+        Command::Stats(args) => stats::run(args, session),
         Command::Model(args) => model::run(args, session),
         Command::Tokens(args) => tokens::run(args, session),
         Command::Completions(args) => completions::run(args),

@@ -1,0 +1,105 @@
+//! `mutandis patch`: look into patch files.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use mutandis_edit::Patch;
+use mutandis_edit::patch::WeightChange;
+use serde_json::json;
+
+use crate::session::Session;
+
+/// Show and verify patches
+#[derive(Debug, clap::Args)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show what a patch says: facts, method, settings, norms
+    #[command(after_help = "Examples:
+  mutandis patch show france-rome.patch.safetensors
+  mutandis patch show france-rome.patch.safetensors --json")]
+    Show {
+        /// The patch file
+        file: PathBuf,
+    },
+    /// Check that a patch is whole, unchanged, and belongs to the model
+    #[command(after_help = "Examples:
+  mutandis patch verify france-rome.patch.safetensors
+  mutandis patch verify france-rome.patch.safetensors --model gemma3")]
+    Verify {
+        /// The patch file
+        file: PathBuf,
+    },
+}
+
+pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+    match args.action {
+        Action::Show { file } => show(session, &file),
+        Action::Verify { file } => verify(session, &file),
+    }
+}
+
+fn show(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCode> {
+    let patch = Patch::load(file)?;
+    let mut document = serde_json::to_value(&patch)?;
+    let changes: Vec<_> = patch
+        .weights
+        .iter()
+        .map(|(id, change)| match change {
+            WeightChange::LowRank { rank, left, right } => json!({
+                "layer": id.layer, "role": id.role, "form": "low-rank", "rank": rank,
+                "shape": [left.len() / rank, right.len() / rank],
+            }),
+            WeightChange::Dense { out, inn, .. } => {
+                json!({"layer": id.layer, "role": id.role, "form": "dense", "shape": [out, inn]})
+            }
+        })
+        .collect();
+    document["weights"] = json!(changes);
+    document["bytes"] = json!(std::fs::metadata(file).map(|m| m.len()).unwrap_or(0));
+    session.output.print(&document, || {
+        let mut lines = vec![
+            format!("method   {}", patch.method),
+            format!(
+                "base     {} ({}, {} layers)",
+                patch.base.fingerprint, patch.base.family, patch.base.layers
+            ),
+            format!("made     {} by {}, seed {}", patch.created, patch.tool, patch.seed),
+        ];
+        for fact in patch.facts.iter().take(20) {
+            lines.push(format!("fact     {} → {}", fact.prompt, fact.target));
+        }
+        if patch.facts.len() > 20 {
+            lines.push(format!("         and {} more", patch.facts.len() - 20));
+        }
+        for n in patch.norms.iter().take(20) {
+            lines.push(format!(
+                "changes  {:?} of layer {}: ‖ΔW‖ {:.3}, {:.2} % of ‖W‖",
+                n.weight.role,
+                n.weight.layer,
+                n.delta,
+                100.0 * n.delta / n.base
+            ));
+        }
+        if let Some(prefix) = &patch.prefix {
+            lines.push(format!("prompt   {prefix:?}"));
+        }
+        lines.join("\n")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCode> {
+    let patch = Patch::load(file)?;
+    let model = session.load()?.model;
+    patch.overlay(&model)?;
+    let document = json!({"patch": file, "valid": true, "base": patch.base.fingerprint});
+    session.output.print(&document, || format!("`{}` is whole and belongs to this model", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
