@@ -64,8 +64,11 @@ struct Rows {
 
 impl Rows {
     fn request(&self) -> anyhow::Result<Request> {
-        let (Some(essence), Some(&lookup)) = (self.rows.last(), self.lookups.last()) else { bail!("no rows") };
-        let prompts = self.keys.iter().zip(&self.lookups).map(|(ids, &lookup)| Located { ids: ids.clone(), lookup });
+        let (Some(essence), Some(&lookup)) = (self.rows.last(), self.lookups.last()) else {
+            bail!("no rows")
+        };
+        let prompts =
+            self.keys.iter().zip(&self.lookups).map(|(ids, &lookup)| Located { ids: ids.clone(), lookup });
         let essence = Located { ids: essence[..=lookup].to_vec(), lookup };
         Ok(Request { prompts: prompts.collect(), essence, target: self.target.clone() })
     }
@@ -77,6 +80,7 @@ struct Peer {
 }
 
 fn main() -> anyhow::Result<()> {
+    keep_freed();
     let args = Args::parse();
     let storage = if args.as_stored { Storage::AsStored } else { Storage::F32 };
     let options = Options { storage, threads: Some(args.threads), isa: None };
@@ -87,6 +91,18 @@ fn main() -> anyhow::Result<()> {
         say(&answer.unwrap_or_else(|e: anyhow::Error| json!({"error": format!("{e:#}")})))?;
     }
     Ok(())
+}
+
+/// As the command does (`crates/mutandis/src/memory.rs`): freed memory serves the next pass.
+fn keep_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: sets two options of the allocator, before other threads run.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+        }
+    }
 }
 
 fn say(value: &Value) -> anyhow::Result<()> {
@@ -109,7 +125,8 @@ impl Peer {
     fn forward(&self, ask: &Ask) -> anyhow::Result<Value> {
         let started = Instant::now();
         let sequences = ask.ids.iter().map(|ids| Sequence { tokens: ids, ..Default::default() }).collect();
-        let logits = self.model.forward(Pass { sequences, logits: LogitRows::All, ..Default::default() })?.logits;
+        let logits =
+            self.model.forward(Pass { sequences, logits: LogitRows::All, ..Default::default() })?.logits;
         let seconds = started.elapsed().as_secs_f64();
         if let Some(path) = &ask.dump {
             let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -120,11 +137,13 @@ impl Peer {
     }
 
     fn value_step(&self, ask: &Ask) -> anyhow::Result<Value> {
-        let (rows, delta) = (ask.request.as_ref().context("no request")?, ask.delta.as_ref().context("no delta")?);
+        let (rows, delta) =
+            (ask.request.as_ref().context("no request")?, ask.delta.as_ref().context("no delta")?);
         let requests = [rows.request()?];
         let settings = Search::default();
         let started = Instant::now();
-        let mut objective = Objective::new(&self.model, &[], Site::new(rows.layer, SiteKind::MlpOut), &requests)?;
+        let mut objective =
+            Objective::new(&self.model, &[], Site::new(rows.layer, SiteKind::MlpOut), &requests)?;
         let prepared = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let (loss, gradient) = objective.at(delta, &settings)?;
@@ -134,7 +153,8 @@ impl Peer {
     }
 
     fn decode(&self, ask: &Ask) -> anyhow::Result<Value> {
-        let generation = Generation { max_tokens: ask.tokens, stop_ids: Some(vec![]), ..Generation::default() };
+        let generation =
+            Generation { max_tokens: ask.tokens, stop_ids: Some(vec![]), ..Generation::default() };
         let started = Instant::now();
         let prompts = ask
             .ids
@@ -166,11 +186,18 @@ impl Peer {
         let v = self.model.architecture().vocabulary;
         let logits = self.model.forward(pass)?.logits;
         let p_target = (-loss::cross_entropy(self.model.isa(), &logits, v, target).iter().sum::<f32>()).exp();
-        let sequences =
-            ask.probes.iter().map(|ids| Sequence { tokens: ids, overlays: &stack, ..Default::default() }).collect();
-        let logits = self.model.forward(Pass { sequences, logits: LogitRows::Last, ..Default::default() })?.logits;
+        let sequences = ask
+            .probes
+            .iter()
+            .map(|ids| Sequence { tokens: ids, overlays: &stack, ..Default::default() })
+            .collect();
+        let logits =
+            self.model.forward(Pass { sequences, logits: LogitRows::Last, ..Default::default() })?.logits;
         let likeliest = |row: &[f32]| {
-            row.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, x)| if *x > b.1 { (i, *x) } else { b }).0
+            row.iter()
+                .enumerate()
+                .fold((0, f32::NEG_INFINITY), |b, (i, x)| if *x > b.1 { (i, *x) } else { b })
+                .0
         };
         let after: Vec<usize> = logits.chunks_exact(v).map(likeliest).collect();
         Ok(json!({"seconds": seconds, "steps": steps, "p_target": p_target, "after": after}))
@@ -189,7 +216,9 @@ impl Peer {
         let f = self.model.architecture().mlp_width;
         let started = Instant::now();
         let site = Site::new(rows.layer, SiteKind::MlpOut);
-        let found = search(&self.model, &[], site, &requests, &Search::default(), false, &Context::default())?.remove(0);
+        let found =
+            search(&self.model, &[], site, &requests, &Search::default(), false, &Context::default())?
+                .remove(0);
         let mean: Vec<f64> = mean_row(&found.keys, f).iter().map(|x| f64::from(*x)).collect();
         let u = unit(&factor.solve(&mean))?;
         let residual: Vec<f64> = found.delta.iter().map(|x| f64::from(*x)).collect();
@@ -204,7 +233,8 @@ impl Peer {
     fn default_recipe(&self, ask: &Ask, overlay: &mut Overlay) -> anyhow::Result<(f64, usize)> {
         let text = |t: &Option<String>| t.clone().context("prompt, subject or target is missing");
         let facts = [Fact::new(text(&ask.prompt)?, text(&ask.subject)?, text(&ask.target)?)?];
-        let cx = Context { cache: Some(std::env::temp_dir().join("mutandis-bench-peer")), ..Context::default() };
+        let cx =
+            Context { cache: Some(std::env::temp_dir().join("mutandis-bench-peer")), ..Context::default() };
         let entry = find("rome")?;
         let job = Job { model: &self.model, stack: &[], facts: &facts, seed: 0 };
         let no_changes = json!({});

@@ -11,6 +11,7 @@ pub mod method;
 pub mod methods;
 pub mod patch;
 pub mod primitives;
+pub mod recipes;
 
 pub use context::{Context, Progress};
 pub use error::{Error, Result};

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::fact::Fact;
 use crate::methods::METHODS;
 use crate::patch::Patch;
+use crate::recipes;
 
 /// The three families of the KnowEdit paper (arXiv 2401.01286, §3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,14 +132,19 @@ impl Entry {
         (self.defaults)()
     }
 
-    /// Default settings with some replaced; nested objects are merged key by key.
-    pub fn settings(&self, changes: &Value) -> Value {
+    /// Settings in force: the published ones, then the model's recipe, then the user's changes;
+    /// nested objects are merged key by key.
+    pub fn settings(&self, model: &Model, changes: &Value) -> Value {
         let mut all = self.defaults();
+        if let Some(recipe) = recipes::for_model(model.architecture(), self.id) {
+            merge(&mut all, &recipe);
+        }
         merge(&mut all, changes);
         all
     }
 
-    /// Makes a patch with the given settings (absent ones as published).
+    /// Makes a patch with the given settings; absent ones come from the model's recipe, or are as
+    /// published.
     ///
     /// # Errors
     /// Where there is no fact, a fact or a setting does not fit, or the computation breaks down.
@@ -152,7 +158,7 @@ impl Entry {
         for fact in job.facts {
             fact.check()?;
         }
-        (self.edit)(&self.settings(settings), job, cx)
+        (self.edit)(&self.settings(job.model, settings), job, cx)
     }
 }
 

@@ -20,6 +20,7 @@ use mutandis::{Error, env::Env, interrupt::Interrupt};
 const ENDED_BY_INTERRUPT: i32 = 130;
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     let env = Env::capture();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

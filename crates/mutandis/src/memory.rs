@@ -44,3 +44,18 @@ mod tests {
         assert!(super::from_usage().unwrap() >= MORE as u64);
     }
 }
+
+/// Keeps freed memory for the next pass instead of giving it back page by page. A pass allocates
+/// and frees the same large buffers again and again; getting fresh pages from the system each
+/// time costs a tenth of an edit.
+pub(crate) fn keep_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const LARGE: libc::c_int = 1 << 30;
+        // SAFETY: sets two options of the allocator, before other threads run.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+        }
+    }
+}
