@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
+/// Jaro–Winkler similarity from which a text is a misspelling of a name; below, it is another.
+const MISSPELT: f64 = 0.8;
+
 /// How a fact relates to what the model says now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -139,18 +142,21 @@ impl Fact {
     /// Where the file cannot be read, or a record lacks a field or has it in another type: the
     /// line and the field are named.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let record = "each line is an object with `prompt`, `subject` and `target_new`";
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::input_hint(format!("cannot read the facts of `{}`: {e}", path.display()), record)
+        })?;
         let text = text.trim_start_matches('\u{feff}');
-        let bad = |line: usize, why: String| Error::Corrupt {
-            path: path.to_owned(),
-            what: "file of facts",
-            why: format!("line {line}: {why}"),
+        let bad = |line: usize, why: String| {
+            let what = format!("`{}` is not a valid file of facts: line {line}: {why}", path.display());
+            Error::input_hint(what, record)
         };
         let mut facts = vec![];
         if text.trim_start().starts_with('[') {
             let records: Vec<Value> = serde_json::from_str(text).map_err(|e| bad(e.line(), e.to_string()))?;
             for (i, record) in records.iter().enumerate() {
-                facts.push(Self::from_json(record).map_err(|why| bad(1, format!("record {i}: {why}")))?);
+                facts
+                    .push(Self::from_json(record).map_err(|why| bad(1, format!("record {}: {why}", i + 1)))?);
             }
         } else {
             for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
@@ -208,6 +214,13 @@ pub fn continuation(target: &str) -> String {
         Some(c) if joined(c) => target.to_owned(),
         _ => format!(" {target}"),
     }
+}
+
+/// The name that was meant, where the text is a misspelling of one.
+pub fn nearest<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = |name: &str| strsim::jaro_winkler(&name.to_lowercase(), &text.to_lowercase());
+    let best = names.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    (likeness(best) >= MISSPELT).then_some(best)
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -324,18 +337,13 @@ fn fold(chars: &[char]) -> (Vec<char>, Vec<usize>) {
 fn nearest_words<'a>(prompt: &'a str, subject: &str) -> Option<&'a str> {
     let count = subject.split_whitespace().count().max(1);
     let words: Vec<&str> = prompt.split_whitespace().collect();
-    let likeness = |s: &str| strsim::jaro_winkler(&s.to_lowercase(), &subject.to_lowercase());
-    let best = words
-        .windows(count.min(words.len().max(1)))
-        .map(|w| {
-            let start = w[0].as_ptr() as usize - prompt.as_ptr() as usize;
-            let last = w[w.len() - 1];
-            let end = last.as_ptr() as usize - prompt.as_ptr() as usize + last.len();
-            &prompt[start..end]
-        })
-        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    // Above this it is a misspelling, below it another word.
-    (likeness(best) >= 0.8).then_some(best)
+    let runs = words.windows(count.min(words.len().max(1))).map(|w| {
+        let start = w[0].as_ptr() as usize - prompt.as_ptr() as usize;
+        let last = w[w.len() - 1];
+        let end = last.as_ptr() as usize - prompt.as_ptr() as usize + last.len();
+        &prompt[start..end]
+    });
+    nearest(subject, runs)
 }
 
 #[cfg(test)]

@@ -263,16 +263,19 @@ impl Patch {
     /// Writes the file, whole or not at all.
     ///
     /// # Errors
-    /// Where the folder cannot be written to, or the disk is full.
+    /// Where the folder is absent or cannot be written to, or the disk is full.
     pub fn save(&self, path: &Path) -> Result<()> {
         let bytes = self.to_bytes()?;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(".mutandis-")
-            .tempfile_in(folder)
-            .map_err(Error::io("write", path))?;
-        file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
-        file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".mutandis-");
+        // Temporary files are private by default; a patch is as readable as any new file.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder).map_err(|e| unwritable(path, &e))?;
+        let written = file.write_all(&bytes).and_then(|()| file.as_file().sync_all());
+        written.map_err(|e| unwritable(path, &e))?;
+        file.persist(path).map_err(|e| unwritable(path, &e.error))?;
         Ok(())
     }
 
@@ -281,7 +284,12 @@ impl Patch {
     /// # Errors
     /// Where it cannot be read, is damaged, was changed, or is of a newer format.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = std::fs::read(path).map_err(|e| {
+            Error::input_hint(
+                format!("cannot read the patch `{}`: {e}", path.display()),
+                "give a `.patch.safetensors` file that `mutandis edit` wrote",
+            )
+        })?;
         Self::from_bytes(&bytes).map_err(|why| Error::Corrupt { path: path.to_owned(), what: "patch", why })
     }
 
@@ -377,6 +385,21 @@ impl WeightChange {
                 total.max(0.0).sqrt()
             }
         }
+    }
+}
+
+/// Why a patch cannot be written there, and what helps.
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => Error::input_hint(
+            format!("no space left to write `{}`: {error}", path.display()),
+            "free some space, or choose another place with `--out`; nothing was written",
+        ),
+        _ => Error::input_hint(
+            format!("cannot write `{}`: {error}", path.display()),
+            "choose a folder that exists and can be written to",
+        ),
     }
 }
 

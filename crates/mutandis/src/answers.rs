@@ -1,7 +1,8 @@
 //! What a model answers, before and after: short, with its probability.
 
+use mutandis::interrupt::Interrupt;
 use mutandis_edit::fact::continuation;
-use mutandis_engine::generate::{Generation, Prompt};
+use mutandis_engine::generate::{Generation, Prompt, StopReason};
 use mutandis_engine::tokenizer::Specials;
 use mutandis_engine::{Model, Overlay, Result};
 use serde::Serialize;
@@ -29,11 +30,30 @@ pub(crate) struct Question<'a> {
     pub(crate) target: Option<&'a str>,
 }
 
-/// Answers all questions in one batch.
+/// Questions that are answered side by side: more cost memory for their caches and gain nothing.
+const BATCH: usize = 32;
+
+/// Answers all questions.
 ///
 /// # Errors
-/// Where a prompt is empty or longer than the context.
-pub(crate) fn answers(model: &Model, patched: &Patched, questions: &[Question<'_>]) -> Result<Vec<Answer>> {
+/// Where a prompt is empty or longer than the context, or the user stops the work.
+pub(crate) fn answers(
+    model: &Model,
+    patched: &Patched,
+    questions: &[Question<'_>],
+    interrupt: &Interrupt,
+) -> anyhow::Result<Vec<Answer>> {
+    let mut all = Vec::with_capacity(questions.len());
+    for batch in questions.chunks(BATCH) {
+        interrupt.check()?;
+        all.extend(together(model, patched, batch)?);
+    }
+    interrupt.check()?;
+    Ok(all)
+}
+
+/// Answers questions in one batch.
+fn together(model: &Model, patched: &Patched, questions: &[Question<'_>]) -> Result<Vec<Answer>> {
     let tokenizer = model.tokenizer()?;
     let stack: Vec<&Overlay> = patched.overlays();
     let mut prompts = Vec::with_capacity(questions.len());
@@ -51,7 +71,7 @@ pub(crate) fn answers(model: &Model, patched: &Patched, questions: &[Question<'_
     let generated = Generation { max_tokens: longest, ..Generation::default() }.run(model, batch)?;
     let mut all = Vec::with_capacity(questions.len());
     for (question, made) in questions.iter().zip(&generated) {
-        let text = cut(&made.text, question.target);
+        let text = cut(&made.text, question.target, made.stop == StopReason::Length);
         // The fewest tokens whose text holds the whole answer.
         let mut count = made.tokens.len();
         for n in 1..=made.tokens.len() {
@@ -67,31 +87,9 @@ pub(crate) fn answers(model: &Model, patched: &Patched, questions: &[Question<'_
     Ok(all)
 }
 
-/// Probability of a target after a prompt, its tokens taken one after another.
-///
-/// # Errors
-/// Where the texts are empty or longer than the context.
-pub(crate) fn probability(model: &Model, patched: &Patched, prompt: &str, target: &str) -> Result<f32> {
-    use mutandis_engine::kernels::loss;
-    use mutandis_engine::{LogitRows, Pass, Sequence};
-    let tokenizer = model.tokenizer()?;
-    let mut ids = tokenizer.encode(&patched.prompt(prompt.trim_end()))?.ids;
-    let target = tokenizer.encode_continuation(&continuation(target))?.ids;
-    let first = ids.len().saturating_sub(1);
-    ids.extend(target.iter().take(target.len().saturating_sub(1)));
-    let stack = patched.overlays();
-    let pass = Pass {
-        sequences: vec![Sequence { tokens: &ids, overlays: &stack, ..Default::default() }],
-        logits: LogitRows::Rows((first..ids.len()).collect()),
-        ..Default::default()
-    };
-    let logits = model.forward(pass)?.logits;
-    let losses = loss::cross_entropy(model.isa(), &logits, model.architecture().vocabulary, &target);
-    Ok((-losses.iter().sum::<f32>()).exp())
-}
-
-/// The target where the text begins with it, else the text to the end of its first clause.
-fn cut(text: &str, target: Option<&str>) -> String {
+/// The target where the text begins with it, else the text to the end of its first clause, or of
+/// its last whole word where it `goes_on`.
+fn cut(text: &str, target: Option<&str>, goes_on: bool) -> String {
     let text = text.trim_start();
     if let Some(target) = target.map(str::trim)
         && let Some(rest) = text.strip_prefix(target)
@@ -99,8 +97,10 @@ fn cut(text: &str, target: Option<&str>) -> String {
     {
         return target.to_owned();
     }
-    let end =
-        text.find(['\n', ',', ';', '.', '!', '?', ':', '"', '(']).filter(|&i| i > 0).unwrap_or(text.len());
+    let clause = text.find(['\n', ',', ';', '.', '!', '?', ':', '"', '(']).filter(|&i| i > 0);
+    // Where tokens ran out before the clause did, the last word may be half a word.
+    let word = || text.rfind(char::is_whitespace).filter(|_| goes_on);
+    let end = clause.or_else(word).unwrap_or(text.len());
     text[..end].trim_end().to_owned()
 }
 
@@ -110,10 +110,12 @@ mod tests {
 
     #[test]
     fn an_answer_ends_with_its_clause_or_its_target() {
-        assert_eq!(cut(" Paris.\n\nThe", None), "Paris");
-        assert_eq!(cut(" Rome, the city of light", Some("Rome, the city")), "Rome, the city");
-        assert_eq!(cut(" Romeo and", Some("Rome")), "Romeo and");
-        assert_eq!(cut(" Mexico City", None), "Mexico City");
-        assert_eq!(cut(".", None), ".");
+        assert_eq!(cut(" Paris.\n\nThe", None, true), "Paris");
+        assert_eq!(cut(" Rome, the city of light", Some("Rome, the city"), true), "Rome, the city");
+        assert_eq!(cut(" Romeo and", Some("Rome"), false), "Romeo and");
+        assert_eq!(cut(" Mexico City", None, false), "Mexico City");
+        assert_eq!(cut(" the other anima", None, true), "the other");
+        assert_eq!(cut(" anima", None, true), "anima");
+        assert_eq!(cut(".", None, false), ".");
     }
 }

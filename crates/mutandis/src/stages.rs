@@ -22,7 +22,7 @@ impl<'a> Stages<'a> {
     /// Seconds spent in stages whose name begins so.
     pub(crate) fn seconds(&self, prefix: &str) -> f64 {
         let seconds = self.seconds.lock().unwrap_or_else(|e| e.into_inner());
-        seconds.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, s)| s).sum()
+        seconds.iter().filter(|(name, _)| name.starts_with(prefix)).fold(0.0, |sum, (_, s)| sum + s)
     }
 }
 

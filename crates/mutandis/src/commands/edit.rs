@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::answers::{Answer, Question, answers, probability};
+use super::methods::{method, settings};
+use crate::answers::{Answer, Question, answers};
 use crate::neighbours::neighbours;
 use crate::patched::Patched;
 use crate::stages::Stages;
 use mutandis::engine::Model;
-use mutandis_edit::{Context, Error, Fact, Job, Patch, find};
+use mutandis::interrupt::Interrupt;
+use mutandis_edit::{Context, Error, Fact, Job, Patch};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::session::Session;
 
@@ -80,15 +81,8 @@ struct FactReport {
     prompt: String,
     subject: String,
     target: String,
-    before: Side,
-    after: Side,
-}
-
-#[derive(Serialize)]
-struct Side {
-    #[serde(flatten)]
-    answer: Answer,
-    target_probability: f32,
+    before: Answer,
+    after: Answer,
 }
 
 #[derive(Serialize)]
@@ -119,18 +113,18 @@ const SHOWN: usize = 20;
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     // Everything that can be checked without the model is checked before it is loaded.
-    let entry = find(&args.method)?;
+    let entry = method(&args.method)?;
     let facts = facts(&args)?;
-    let settings = settings(&args.settings)?;
-    let out = args.out.clone().unwrap_or_else(|| default_name(&facts));
-    if out.exists() && !args.force && args.out.is_some() {
-        return Err(Error::input_hint(
-            format!("`{}` exists", out.display()),
-            "choose another name with `--out`, or overwrite it with `--force`",
-        )
-        .into());
+    let settings = settings(entry, &args.settings)?;
+    if args.also.iter().chain(&args.keep).any(|p| p.trim().is_empty()) {
+        let hint = "give the beginning of a sentence, as in `--keep \"The capital of Spain is\"`";
+        return Err(Error::input_hint("a prompt of `--also` or `--keep` is empty", hint).into());
     }
-    writable(&out)?;
+    if let Some(corpus) = &args.corpus {
+        readable(corpus)?;
+    }
+    let out = args.out.clone().unwrap_or_else(|| default_name(&facts));
+    writable(&out, args.force)?;
 
     let started = Instant::now();
     let model = session.load()?.model;
@@ -138,20 +132,9 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let before = Patched::load(&args.patches, &model)?;
     let questions = Questions::new(&args, &facts);
     let started = Instant::now();
-    let was = questions.ask(&model, &before, &facts)?;
+    let was = questions.ask(&model, &before, &facts, session.interrupt)?;
     let mut evaluate = started.elapsed().as_secs_f64();
-    let same =
-        facts.iter().zip(&was.facts).find(|(f, s)| s.answer.answer == f.target && s.answer.probability > 0.5);
-    if let Some((fact, side)) = same {
-        return Err(Error::input_hint(
-            format!(
-                "the model already answers `{}` to `{}` (probability {:.2})",
-                fact.target, fact.prompt, side.answer.probability
-            ),
-            "nothing is to be changed; give another target",
-        )
-        .into());
-    }
+    unanswered(&facts, &was.facts)?;
 
     let stages = Stages::new(&session.progress);
     let cx = Context {
@@ -172,7 +155,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let started = Instant::now();
     let mut all: Vec<Patch> = args.patches.iter().map(|p| Patch::load(p)).collect::<Result<_, _>>()?;
     all.push(patch);
-    let is = questions.ask(&model, &Patched::new(&all, &model)?, &facts)?;
+    let is = questions.ask(&model, &Patched::new(&all, &model)?, &facts, session.interrupt)?;
     evaluate += started.elapsed().as_secs_f64();
     let report = Report {
         patch: out.display().to_string(),
@@ -208,7 +191,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         seconds: Seconds { load, moments, edit: (total - moments).max(0.0), evaluate },
         peak_memory_bytes: crate::memory::peak().unwrap_or(0),
     };
-    session.output.print(&report, || report.text())?;
+    session.output.print(&report, || report.text(session.model.as_deref()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -228,27 +211,21 @@ fn facts(args: &Args) -> anyhow::Result<Vec<Fact>> {
     Ok(vec![Fact::new(prompt, args.subject.as_deref().unwrap_or_default(), target)?])
 }
 
-/// `a.b=value` pairs as nested JSON; a value that is not JSON is text.
-fn settings(pairs: &[String]) -> anyhow::Result<Value> {
-    let mut all = Value::Object(Default::default());
-    for pair in pairs {
-        let (key, value) = pair.split_once('=').ok_or_else(|| {
-            Error::input_hint(
-                format!("`--set {pair}` has no `=`"),
-                "write `--set KEY=VALUE`, as in `--set layer=6`",
-            )
-        })?;
-        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
-        let mut at = &mut all;
-        for part in key.split('.') {
-            if !at.is_object() {
-                *at = Value::Object(Default::default());
-            }
-            at = at.as_object_mut().expect("just made one").entry(part).or_insert(Value::Null);
-        }
-        *at = value;
-    }
-    Ok(all)
+/// Refuses facts that the model answers as asked already.
+fn unanswered(facts: &[Fact], answers: &[Answer]) -> anyhow::Result<()> {
+    let same: Vec<_> = facts.iter().zip(answers).filter(|(fact, now)| now.answer == fact.target).collect();
+    let Some((fact, now)) = same.first() else { return Ok(()) };
+    let mut what = format!(
+        "the model already answers `{}` to `{}` (probability {:.2})",
+        fact.target, fact.prompt, now.probability
+    );
+    let hint = if facts.len() == 1 {
+        "nothing is to be changed; give another target"
+    } else {
+        what.push_str(&format!("; so it does for {} of {} facts", same.len(), facts.len()));
+        "take them out of the file, or give them other targets"
+    };
+    Err(Error::input_hint(what, hint).into())
 }
 
 /// A file name from the first fact's subject and target that is not taken yet.
@@ -260,7 +237,7 @@ fn default_name(facts: &[Fact]) -> PathBuf {
         .to_lowercase()
         .chars()
         .map(|c| if c.is_alphanumeric() { c } else { '-' })
-        .take(60)
+        .take(48) // with its ending below 255 bytes, the longest name there is, in any script
         .collect();
     let slug = slug.split('-').filter(|s| !s.is_empty()).collect::<Vec<_>>().join("-");
     let slug = if slug.is_empty() { "edit" } else { &slug };
@@ -272,10 +249,50 @@ fn default_name(facts: &[Fact]) -> PathBuf {
 }
 
 /// Finds out before the work, not after it, that the patch cannot be written there.
-fn writable(path: &Path) -> anyhow::Result<()> {
+fn writable(path: &Path, force: bool) -> anyhow::Result<()> {
+    let shown = path.display();
+    if path.is_dir() || path.file_name().is_none() {
+        let hint = "give a file name, as in `--out rome.patch.safetensors`";
+        return Err(Error::input_hint(format!("`{shown}` is not a file name"), hint).into());
+    }
+    if path.exists() && !force {
+        let hint = "choose another name with `--out`, or overwrite it with `--force`";
+        return Err(Error::input_hint(format!("`{shown}` exists"), hint).into());
+    }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::Builder::new().prefix(".mutandis-").tempfile_in(folder).map_err(Error::io("write", path))?;
+    tempfile::Builder::new().prefix(".mutandis-").tempfile_in(folder).map_err(|error| {
+        let why = match error.kind() {
+            std::io::ErrorKind::NotFound if !folder.exists() => {
+                format!("the folder `{}` does not exist", folder.display())
+            }
+            // The name of the trial file would only mislead.
+            kind => kind.to_string(),
+        };
+        let hint = "choose a folder that exists and can be written to, with `--out`";
+        Error::input_hint(format!("cannot write `{shown}`: {why}"), hint)
+    })?;
     Ok(())
+}
+
+/// Finds out before the work that the text for the moments is not there.
+fn readable(corpus: &Path) -> anyhow::Result<()> {
+    let found = std::fs::metadata(corpus).and_then(|_| std::fs::File::open(corpus));
+    found.map(drop).map_err(|error| {
+        let hint = "give a text file, or leave out `--corpus`: the model writes its own text then";
+        Error::input_hint(format!("cannot read the corpus `{}`: {error}", corpus.display()), hint).into()
+    })
+}
+
+/// A word as shells take it.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    if !text.contains(['"', '$', '`', '\\', '!']) {
+        return format!("\"{text}\"");
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// What is asked before and after.
@@ -286,7 +303,7 @@ struct Questions {
 
 /// The answers to them.
 struct Answers {
-    facts: Vec<Side>,
+    facts: Vec<Answer>,
     also: Vec<Answer>,
     keep: Vec<Answer>,
 }
@@ -308,34 +325,35 @@ impl Questions {
         Self { also, keep }
     }
 
-    fn ask(&self, model: &Model, patched: &Patched, facts: &[Fact]) -> anyhow::Result<Answers> {
+    fn ask(
+        &self,
+        model: &Model,
+        patched: &Patched,
+        facts: &[Fact],
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Answers> {
         let mut questions: Vec<Question<'_>> =
             facts.iter().map(|f| Question { prompt: &f.prompt, target: Some(&f.target) }).collect();
         questions.extend(self.also.iter().map(|(p, t)| Question { prompt: p, target: t.as_deref() }));
         questions.extend(self.keep.iter().map(|p| Question { prompt: p, target: None }));
-        let mut all = answers(model, patched, &questions)?.into_iter();
-        let mut sides = Vec::with_capacity(facts.len());
-        for fact in facts {
-            let answer = all.next().unwrap_or(Answer { answer: String::new(), probability: 0.0 });
-            let target_probability = probability(model, patched, &fact.prompt, &fact.target)?;
-            sides.push(Side { answer, target_probability });
-        }
+        let mut all = answers(model, patched, &questions, interrupt)?.into_iter();
+        let facts = all.by_ref().take(facts.len()).collect();
         let also = all.by_ref().take(self.also.len()).collect();
-        Ok(Answers { facts: sides, also, keep: all.collect() })
+        Ok(Answers { facts, also, keep: all.collect() })
     }
 }
 
 impl Report {
-    fn text(&self) -> String {
+    fn text(&self, model: Option<&str>) -> String {
         let show = |a: &Answer| format!("{} ({:.1} %)", a.answer, 100.0 * a.probability);
         let mut lines = vec![];
         for f in self.facts.iter().take(SHOWN) {
             lines.push(f.prompt.clone());
-            lines.push(format!("  before  {}", show(&f.before.answer)));
-            lines.push(format!("  after   {}", show(&f.after.answer)));
+            lines.push(format!("  before  {}", show(&f.before)));
+            lines.push(format!("  after   {}", show(&f.after)));
         }
         if self.facts.len() > SHOWN {
-            let done = self.facts.iter().filter(|f| f.after.answer.answer == f.target).count();
+            let done = self.facts.iter().filter(|f| f.after.answer == f.target).count();
             lines.push(format!("{done} of {} facts are answered as asked", self.facts.len()));
         }
         if !self.also.is_empty() {
@@ -366,11 +384,11 @@ impl Report {
             self.peak_memory_bytes / 1_000_000
         ));
         lines.push(format!("patch: {}", self.patch));
-        lines.push(format!(
-            "try:   mutandis ask \"{}\" --patch {}",
-            self.facts.first().map_or("…", |f| &f.prompt),
-            self.patch
-        ));
+        let mut again = vec!["try:   mutandis ask".to_owned()];
+        again.push(quoted(self.facts.first().map_or("…", |f| &f.prompt)));
+        again.extend(model.map(|m| format!("--model {}", quoted(m))));
+        again.push(format!("--patch {}", quoted(&self.patch)));
+        lines.push(again.join(" "));
         lines.join("\n")
     }
 }

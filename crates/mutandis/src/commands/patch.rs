@@ -8,11 +8,15 @@ use mutandis_edit::Patch;
 use mutandis_edit::patch::WeightChange;
 use serde_json::json;
 
+use super::methods::plain;
 use crate::session::Session;
 
 /// Show and verify patches
 #[derive(Debug, clap::Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  mutandis patch show france-rome.patch.safetensors
+  mutandis patch verify france-rome.patch.safetensors --model gemma3")]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -47,7 +51,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
 
 fn show(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCode> {
     let patch = Patch::load(file)?;
-    let mut document = serde_json::to_value(&patch)?;
+    let mut document = plain(serde_json::to_value(&patch)?);
     let changes: Vec<_> = patch
         .weights
         .iter()
