@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::fact::Fact;
+use crate::fact::{Fact, nearest};
 use crate::methods::METHODS;
 use crate::patch::Patch;
 use crate::recipes;
@@ -169,7 +169,12 @@ impl Entry {
 pub fn find(id: &str) -> Result<&'static Entry> {
     METHODS.iter().find(|m| m.id == id).ok_or_else(|| {
         let known: Vec<&str> = METHODS.iter().map(|m| m.id).collect();
-        Error::input_hint(format!("there is no method `{id}`"), format!("methods: {}", known.join(", ")))
+        let meant =
+            nearest(id, known.iter().copied()).map(|m| format!("did you mean `{m}`? ")).unwrap_or_default();
+        Error::input_hint(
+            format!("there is no method `{id}`"),
+            format!("{meant}methods: {}", known.join(", ")),
+        )
     })
 }
 

@@ -110,7 +110,13 @@ impl Error {
             ),
             Self::NotFinite { .. } => Some("the checkpoint is damaged, or was saved from a diverged model".into()),
             Self::ChatTemplate { .. } => Some("leave out `--chat` to continue the text as it stands".into()),
-            _ => None,
+            Self::Unsupported { .. } => {
+                Some("use a model of a supported kind, or convert this one to GGUF or safetensors in one".into())
+            }
+            Self::Tokenizer { .. } => {
+                Some("put the model's own `tokenizer.json` beside its weights, or take a GGUF, which holds its own".into())
+            }
+            Self::Io { .. } => None,
         }
     }
 }

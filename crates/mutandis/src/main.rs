@@ -21,6 +21,7 @@ const ENDED_BY_INTERRUPT: i32 = 130;
 
 fn main() -> ExitCode {
     memory::keep_freed();
+    memory::survive_size_limits();
     let env = Env::capture();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

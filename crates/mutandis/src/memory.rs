@@ -59,3 +59,13 @@ pub(crate) fn keep_freed() {
         }
     }
 }
+
+/// Makes a write beyond a size limit fail like one on a full disk, with an error that is told,
+/// instead of ending the process.
+pub(crate) fn survive_size_limits() {
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal needs nothing but its number.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}

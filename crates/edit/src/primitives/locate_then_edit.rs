@@ -13,7 +13,7 @@ use super::rank_one::{mean_row, rank_one, unit};
 use super::request::Request;
 use super::value_search::{Found, Search, search};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::method::Job;
 use crate::patch::{Patch, SearchInfo, SolveInfo, WeightChange};
 
@@ -51,6 +51,9 @@ impl Default for Settings {
     }
 }
 
+/// Most prefixes of one length: what a search of one fact holds in memory grows with them.
+const MOST_PREFIXES: usize = 200;
+
 /// The key and the present output that a method's constraint is about: `(key [f], output [d])`.
 pub type Constraint = fn(found: &Found, mean_key: &[f32], mean_output: &[f32]) -> (Vec<f32>, Vec<f32>);
 
@@ -65,6 +68,13 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
+    settings.search.check()?;
+    if let Some(count) = settings.prefixes.iter().find(|c| **c > MOST_PREFIXES) {
+        return Err(Error::input_hint(
+            format!("`prefixes` asks for {count}, expected at most {MOST_PREFIXES}"),
+            "ten of each are published; more cost time and memory and gain little",
+        ));
+    }
     let model = job.model;
     let a = model.architecture();
     let layer = settings.layer.unwrap_or(a.layers / 6);

@@ -42,6 +42,39 @@ impl Default for Search {
     }
 }
 
+impl Search {
+    /// Checks that the settings can lead anywhere.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot, with what is expected.
+    pub fn check(&self) -> Result<()> {
+        let bad = |name: &str, value: f32, expected: &str| {
+            Err(Error::input_hint(
+                format!("`search.{name}` is {value}, expected {expected}"),
+                "leave it out for the published value",
+            ))
+        };
+        if self.steps == 0 || self.steps > 10_000 {
+            return bad("steps", self.steps as f32, "1 to 10000");
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate <= 100.0) {
+            return bad("learning-rate", self.learning_rate, "more than 0, at most 100");
+        }
+        if !(self.clamp > 0.0 && self.clamp.is_finite()) {
+            return bad("clamp", self.clamp, "more than 0");
+        }
+        for (name, value) in [("decay", self.decay), ("kl", self.kl)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return bad(name, value, "0 or more");
+            }
+        }
+        if self.stop_below.is_nan() {
+            return bad("stop-below", self.stop_below, "a number");
+        }
+        Ok(())
+    }
+}
+
 /// One step's loss and its parts, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepLoss {
@@ -90,6 +123,7 @@ pub fn search(
     keep_trace: bool,
     cx: &Context<'_>,
 ) -> Result<Vec<Found>> {
+    settings.check()?;
     let d = model.architecture().width;
     cx.progress.begin("preparing the search", 0);
     let prepared = Prepared::new(model, stack, site, requests)?;

@@ -233,7 +233,7 @@ mod tests {
                     &up,
                     40,
                     |u| forward(isa, act, &gate, Some(u), 20),
-                    |u, dk| backward(isa, act, &gate, Some(u), dk, 20).1.unwrap(),
+                    |u, dk| backward(isa, act, &gate, Some(u), dk, 20).1.expect("an up projection was given"),
                 );
                 assert_gradient(
                     &gate,

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use super::methods::{method, settings};
+use super::methods::settings;
 use crate::answers::{Answer, Question, answers};
 use crate::neighbours::neighbours;
 use crate::patched::Patched;
 use crate::stages::Stages;
 use mutandis::engine::Model;
 use mutandis::interrupt::Interrupt;
-use mutandis_edit::{Context, Error, Fact, Job, Patch};
+use mutandis_edit::{Context, Error, Fact, Job, Patch, find};
 use serde::Serialize;
 
 use crate::session::Session;
@@ -113,7 +113,7 @@ const SHOWN: usize = 20;
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     // Everything that can be checked without the model is checked before it is loaded.
-    let entry = method(&args.method)?;
+    let entry = find(&args.method)?;
     let facts = facts(&args)?;
     let settings = settings(entry, &args.settings)?;
     if args.also.iter().chain(&args.keep).any(|p| p.trim().is_empty()) {

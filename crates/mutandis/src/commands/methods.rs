@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use mutandis_edit::fact::nearest;
-use mutandis_edit::{Entry, Error, METHODS};
+use mutandis_edit::{Entry, Error, METHODS, find};
 use serde_json::{Value, json};
 
 use crate::session::Session;
@@ -42,7 +42,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
             })?;
         }
         Some(Action::Show { id }) => {
-            let method = method(&id)?;
+            let method = find(&id)?;
             let mut document = summary(method);
             document["documentation"] = json!(method.doc);
             document["settings"] = plain(method.defaults());
@@ -103,22 +103,6 @@ fn all_settings(method: &Entry) -> Vec<Setting> {
     let mut found = vec![];
     walk("", &plain(method.defaults()), &schema, &schema, &mut found);
     found
-}
-
-/// The method of that name.
-///
-/// # Errors
-/// Where there is none, with the nearest and the list.
-pub(super) fn method(id: &str) -> anyhow::Result<&'static Entry> {
-    let known = || METHODS.iter().map(|m| m.id);
-    METHODS.iter().find(|m| m.id == id).ok_or_else(|| {
-        let list = known().collect::<Vec<_>>().join(", ");
-        let hint = match nearest(id, known()) {
-            Some(near) => format!("did you mean `{near}`? methods: {list}"),
-            None => format!("methods: {list}"),
-        };
-        Error::input_hint(format!("there is no method `{id}`"), hint).into()
-    })
 }
 
 /// `a.b=value` pairs as nested JSON, each checked against the method's settings. What is not JSON
