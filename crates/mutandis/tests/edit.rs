@@ -368,7 +368,7 @@ fn an_edit_that_is_interrupted_leaves_nothing() {
     };
     let sandbox = Sandbox::new();
     let model = stories();
-    let endless = ["--set", "search.steps=100000000", "--set", "search.stop-below=0"];
+    let endless = ["--set", "search.steps=10000", "--set", "search.stop-below=0"];
     let fact = ["edit", PROMPT, "--subject", "Lily", "--to", "cat", "--model", &model];
     let mut command = sandbox.command(&[&fact[..], &QUICK[..], &endless[..]].concat());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
