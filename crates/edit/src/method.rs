@@ -50,8 +50,6 @@ impl Job<'_> {
 }
 
 /// An editing method: a pure function from a model and facts to a patch.
-///
-/// The implementing type's doc comment is what `mutandis methods show` prints.
 pub trait Method: Sized + 'static {
     /// Short name in kebab-case.
     const ID: &'static str;
@@ -61,7 +59,8 @@ pub trait Method: Sized + 'static {
     const PAPER: &'static str;
     /// One line: what it does.
     const SUMMARY: &'static str;
-    /// What it does, when to use it and when not, cost, differences from the paper.
+    /// What it does, when to use it and when not, cost, differences from the paper: what
+    /// `mutandis methods show` prints.
     const DOC: &'static str;
     /// Settings; `Default` holds the paper's values.
     type Config: Default + Serialize + DeserializeOwned + JsonSchema;

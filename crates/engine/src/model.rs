@@ -186,9 +186,12 @@ impl Model {
     /// # Errors
     /// Where the model has no such weight.
     pub fn weight(&self, role: Role, layer: usize) -> Result<Vec<f32>> {
-        let loader =
-            Loader { checkpoint: &self.checkpoint, architecture: &self.architecture, storage: self.storage };
+        let loader = self.loader();
         self.install(|| Ok(loader.matrix(role, layer)?.to_f32()))
+    }
+
+    fn loader(&self) -> Loader<'_> {
+        Loader { checkpoint: &self.checkpoint, architecture: &self.architecture, storage: self.storage }
     }
 
     /// The frozen linear map of a role, where the family has one.
@@ -228,8 +231,7 @@ impl Model {
         if let Some(packed) = linear.backward.get() {
             return Ok(packed);
         }
-        let loader =
-            Loader { checkpoint: &self.checkpoint, architecture: &self.architecture, storage: self.storage };
+        let loader = self.loader();
         let matrix = loader.matrix(loader.stored_role(linear.role), linear.layer)?;
         Ok(linear.backward.get_or_init(|| Packed::transposed(&matrix, self.storage)))
     }
@@ -237,8 +239,7 @@ impl Model {
     /// Embedding rows of tokens, scaled, `[t, d]`.
     pub(crate) fn embed(&self, tokens: impl Iterator<Item = u32>) -> Result<Vec<f32>> {
         let d = self.architecture.width;
-        let loader =
-            Loader { checkpoint: &self.checkpoint, architecture: &self.architecture, storage: self.storage };
+        let loader = self.loader();
         let matrix = loader.matrix(Role::Embedding, 0)?;
         let mut out = Vec::new();
         for token in tokens {

@@ -1,4 +1,5 @@
-//! How much memory this process has used.
+//! What this process asks of the system: the memory it has used, and what becomes of freed memory
+//! and of writes beyond a limit.
 
 /// The most memory that was resident at once, in bytes, the mapped parts of the checkpoint
 /// included; `None` where the system does not say.
@@ -32,19 +33,6 @@ fn from_usage() -> Option<u64> {
     None
 }
 
-#[cfg(all(test, target_os = "linux"))]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
-mod tests {
-    #[test]
-    fn what_is_touched_counts() {
-        const MORE: usize = 64 << 20;
-        let before = super::peak().unwrap();
-        let touched = std::hint::black_box(vec![1u8; MORE]);
-        assert!(super::peak().unwrap() >= before.max(MORE as u64), "{} bytes were touched", touched.len());
-        assert!(super::from_usage().unwrap() >= MORE as u64);
-    }
-}
-
 /// Keeps freed memory for the next pass instead of giving it back page by page. A pass allocates
 /// and frees the same large buffers again and again; getting fresh pages from the system each
 /// time costs a tenth of an edit.
@@ -67,5 +55,18 @@ pub(crate) fn survive_size_limits() {
     // SAFETY: ignoring a signal needs nothing but its number.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    #[test]
+    fn what_is_touched_counts() {
+        const MORE: usize = 64 << 20;
+        let before = super::peak().unwrap();
+        let touched = std::hint::black_box(vec![1u8; MORE]);
+        assert!(super::peak().unwrap() >= before.max(MORE as u64), "{} bytes were touched", touched.len());
+        assert!(super::from_usage().unwrap() >= MORE as u64);
     }
 }

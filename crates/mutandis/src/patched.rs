@@ -17,15 +17,20 @@ pub(crate) struct Patched {
 impl Patched {
     /// Reads and verifies patch files, in order, and checks that they were made for this model.
     pub(crate) fn load(paths: &[PathBuf], model: &Model) -> anyhow::Result<Self> {
+        let mut patched = Self::default();
+        // All files are read before any is used: a damaged one is told before a foreign one.
         let patches = paths.iter().map(|p| Patch::load(p)).collect::<Result<Vec<_>, _>>()?;
-        Self::new(&patches, model)
+        patches.iter().try_for_each(|patch| patched.push(patch, model))?;
+        Ok(patched)
     }
 
-    /// Puts patches in force, in order.
-    pub(crate) fn new(patches: &[Patch], model: &Model) -> anyhow::Result<Self> {
-        let overlays = patches.iter().map(|p| p.overlay(model)).collect::<Result<Vec<_>, _>>()?;
-        let prefix: String = patches.iter().filter_map(|p| p.prefix.as_deref()).collect();
-        Ok(Self { overlays, prefix: (!prefix.is_empty()).then_some(prefix) })
+    /// Puts one more patch in force, on top of the others.
+    pub(crate) fn push(&mut self, patch: &Patch, model: &Model) -> anyhow::Result<()> {
+        self.overlays.push(patch.overlay(model)?);
+        if let Some(prefix) = patch.prefix.as_deref().filter(|p| !p.is_empty()) {
+            self.prefix.get_or_insert_default().push_str(prefix);
+        }
+        Ok(())
     }
 
     /// The weight changes, as passes take them.

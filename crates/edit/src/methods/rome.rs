@@ -5,24 +5,9 @@ use crate::error::Result;
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
 use crate::primitives::locate_then_edit::{self, Settings};
+use crate::primitives::value_search::Found;
 
-/// Writes each fact as one rank-one change of one MLP's down projection.
-///
-/// What it does: finds the value that makes the model say the target (eq. 4), and changes the
-/// layer so that the subject's key is mapped to it, along C⁻¹k (eq. 2).
-///
-/// When to use: to compare with published results. When not: for edits that are to be kept;
-/// `r-rome` costs the same and does not collapse.
-///
-/// Cost: one search, about half a minute of PyTorch and a second or two here; the moments of the
-/// layer once for each model.
-///
-/// Known flaw, kept as published (arXiv 2403.07175): the direction comes from the mean key over
-/// contexts, but the constraint is about the key of the bare prompt. Where these two disagree the
-/// denominator k·u is small, the change huge, and the model breaks.
-///
-/// DIFFERENCE from EasyEdit: C is used (it ships C = I; `--set moments=false` does the same), the
-/// lookup token is found by characters, targets are joined as tokens, prefixes are seeded.
+/// ROME as published; [`Method::DOC`] describes it.
 pub(super) struct Rome;
 
 impl Method for Rome {
@@ -45,12 +30,9 @@ impl Method for Rome {
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
         // The bare prompt's key and output, while the direction is the mean key's.
-        let bare = |found: &_, key: &[f32], _: &[f32]| bare_prompt(found, key.len());
+        let bare =
+            |found: &Found, key: &[f32], _: &[f32]| (found.keys[..key.len()].to_vec(), found.initial.clone());
         locate_then_edit::edit(config, bare, job, cx, &mut patch)?;
         Ok(patch)
     }
-}
-
-fn bare_prompt(found: &crate::primitives::value_search::Found, f: usize) -> (Vec<f32>, Vec<f32>) {
-    (found.keys[..f].to_vec(), found.initial.clone())
 }

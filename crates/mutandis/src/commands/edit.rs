@@ -11,7 +11,7 @@ use crate::patched::Patched;
 use crate::stages::Stages;
 use mutandis::engine::Model;
 use mutandis::interrupt::Interrupt;
-use mutandis_edit::{Context, Error, Fact, Job, Patch, find};
+use mutandis_edit::{Context, Error, Fact, Job, find};
 use serde::Serialize;
 
 use crate::session::Session;
@@ -129,10 +129,10 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let started = Instant::now();
     let model = session.load()?.model;
     let load = started.elapsed().as_secs_f64();
-    let before = Patched::load(&args.patches, &model)?;
+    let mut patched = Patched::load(&args.patches, &model)?;
     let questions = Questions::new(&args, &facts);
     let started = Instant::now();
-    let was = questions.ask(&model, &before, &facts, session.interrupt)?;
+    let was = questions.ask(&model, &patched, &facts, session.interrupt)?;
     let mut evaluate = started.elapsed().as_secs_f64();
     unanswered(&facts, &was.facts)?;
 
@@ -144,7 +144,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         interrupt: session.interrupt.flag(),
     };
     let started = Instant::now();
-    let stack = before.overlays();
+    let stack = patched.overlays();
     let job = Job { model: &model, stack: &stack, facts: &facts, seed: args.seed };
     let patch = entry.edit(&settings, &job, &cx)?;
     let total = started.elapsed().as_secs_f64();
@@ -153,9 +153,8 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     patch.save(&out)?;
 
     let started = Instant::now();
-    let mut all: Vec<Patch> = args.patches.iter().map(|p| Patch::load(p)).collect::<Result<_, _>>()?;
-    all.push(patch);
-    let is = questions.ask(&model, &Patched::new(&all, &model)?, &facts, session.interrupt)?;
+    patched.push(&patch, &model)?;
+    let is = questions.ask(&model, &patched, &facts, session.interrupt)?;
     evaluate += started.elapsed().as_secs_f64();
     let report = Report {
         patch: out.display().to_string(),
