@@ -80,7 +80,8 @@ struct Peer {
 }
 
 fn main() -> anyhow::Result<()> {
-    keep_freed();
+    // As the command does.
+    mutandis::memory::keep_freed();
     let args = Args::parse();
     let storage = if args.as_stored { Storage::AsStored } else { Storage::F32 };
     let options = Options { storage, threads: Some(args.threads), isa: None };
@@ -91,18 +92,6 @@ fn main() -> anyhow::Result<()> {
         say(&answer.unwrap_or_else(|e: anyhow::Error| json!({"error": format!("{e:#}")})))?;
     }
     Ok(())
-}
-
-/// As the command does (`crates/mutandis/src/memory.rs`): freed memory serves the next pass.
-fn keep_freed() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        // SAFETY: sets two options of the allocator, before other threads run.
-        unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
-        }
-    }
 }
 
 fn say(value: &Value) -> anyhow::Result<()> {

@@ -6,12 +6,13 @@
 
 use crate::architecture::{Mlp, ResidualForm, Role};
 use crate::error::{Error, Result};
-use crate::forward::{LayerTape, OverlayRun, Tape, add, gather, overlay_runs, picked_runs, shape_of};
+use crate::forward::{LayerTape, Tape, shape_of};
 use crate::kernels::attention::{self, View};
 use crate::kernels::gemm;
 use crate::kernels::{activation, norm};
 use crate::model::{Linear, Model};
-use crate::overlay::WeightId;
+use crate::overlay::{OverlayRun, WeightId, overlay_runs, picked_runs};
+use crate::rows::{add, gather};
 use crate::site::{Action, Read, Site, SiteKind};
 use crate::validate;
 

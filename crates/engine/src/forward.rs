@@ -6,15 +6,21 @@
 //! read. What a change at layer `l`, position `p` cannot reach (layers below `l`, positions
 //! before `p`) thus need not be computed twice.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use crate::architecture::{Mlp, ResidualForm};
 use crate::cache::{Cache, Past};
 use crate::error::Result;
 use crate::kernels::attention::{self, Segment, Shape, View};
 use crate::kernels::gemm::{Product, rows_times};
+use crate::kernels::norm::NormWeights;
 use crate::kernels::rotary::RotaryTable;
 use crate::kernels::{activation, norm};
 use crate::model::{Layer, Linear, Model};
-use crate::overlay::{Overlay, WeightId};
+use crate::overlay::{Overlay, add_overlays, overlay_runs, picked_runs};
+use crate::rows::{Spare, add, gather};
 use crate::site::{Action, Intervention, Read, Site, SiteKind};
 use crate::validate::{self, Spans};
 
@@ -190,6 +196,7 @@ struct Runner<'m, 'p> {
     pass: Pass<'p>,
     spans: Spans,
     reads: Vec<Vec<f32>>,
+    spare: Spare,
     last_layer: usize,
     logit_rows: Vec<usize>,
 }
@@ -213,7 +220,7 @@ impl<'m, 'p> Runner<'m, 'p> {
         let last_layer =
             if whole { a.layers - 1 } else { pass.reads.iter().map(|r| r.site.layer).max().unwrap_or(0) };
         let reads = vec![vec![]; pass.reads.len()];
-        Ok(Self { model, pass, spans, reads, last_layer, logit_rows })
+        Ok(Self { model, pass, spans, reads, spare: Spare::default(), last_layer, logit_rows })
     }
 
     fn run(mut self) -> Result<Outcome<'p>> {
@@ -294,7 +301,6 @@ impl<'m, 'p> Runner<'m, 'p> {
     fn layer(&mut self, l: usize, x: &mut Vec<f32>, tables: &Tables) -> Result<LayerTape> {
         let model = self.model;
         let a = model.architecture();
-        let isa = model.isa();
         let layer = &model.layers[l];
         let mut tape = LayerTape::default();
         self.visit(l, SiteKind::Input, a.width, x);
@@ -302,7 +308,7 @@ impl<'m, 'p> Runner<'m, 'p> {
             tape.input.clone_from(x);
         }
 
-        let mut h = norm::forward(isa, &layer.attention_norm, x);
+        let mut h = self.norm(&layer.attention_norm, x);
         // One norm may serve both: a change of what attention reads leaves the MLP's input alone.
         let shared = layer.mlp_norm.is_none().then(|| h.clone());
         self.visit(l, SiteKind::AttentionIn, a.width, &mut h);
@@ -311,9 +317,9 @@ impl<'m, 'p> Runner<'m, 'p> {
         self.visit(l, SiteKind::Key, a.kv_width(), &mut k);
         self.visit(l, SiteKind::Value, a.kv_width(), &mut v);
         if let (Some(qn), Some(kn)) = (&layer.query_norm, &layer.key_norm) {
-            let (q_normed, k_normed) = (norm::forward(isa, qn, &q), norm::forward(isa, kn, &k));
-            tape.query_raw = Some(std::mem::replace(&mut q, q_normed));
-            tape.key_raw = Some(std::mem::replace(&mut k, k_normed));
+            let (q_normed, k_normed) = (self.norm(qn, &q), self.norm(kn, &k));
+            tape.query_raw = self.done_with(std::mem::replace(&mut q, q_normed));
+            tape.key_raw = self.done_with(std::mem::replace(&mut k, k_normed));
         }
         let shape = shape_of(model, l);
         if let Some(table) = tables.at(shape.window.is_some()) {
@@ -324,12 +330,13 @@ impl<'m, 'p> Runner<'m, 'p> {
         self.visit(l, SiteKind::AttentionKey, a.query_width(), &mut context);
         let [mut attended] = self.project([&layer.attention_out], &context);
         self.visit(l, SiteKind::AttentionOut, a.width, &mut attended);
-        if self.pass.record {
-            (tape.query, tape.context) = (q, context);
-        }
+        self.spare.give(k);
+        self.spare.give(v);
+        tape.query = self.done_with(q).unwrap_or_default();
+        tape.context = self.done_with(context).unwrap_or_default();
         if let Some(post) = &layer.attention_post_norm {
-            let normed = norm::forward(isa, post, &attended);
-            tape.attention_out = Some(std::mem::replace(&mut attended, normed));
+            let normed = self.norm(post, &attended);
+            tape.attention_out = self.done_with(std::mem::replace(&mut attended, normed));
         }
         if self.done_after(l, SiteKind::AttentionOut) {
             return Ok(tape);
@@ -339,29 +346,27 @@ impl<'m, 'p> Runner<'m, 'p> {
             tape.middle = self.pass.record.then(|| x.clone());
         }
         let mut mlp_in = match (&layer.mlp_norm, shared) {
-            (Some(n), _) => norm::forward(isa, n, x),
+            (Some(n), _) => self.norm(n, x),
             (None, shared) => shared.expect("kept where the MLP has no norm of its own"),
         };
-        if self.pass.record {
-            tape.attention_in = h;
-        }
+        tape.attention_in = self.done_with(h).unwrap_or_default();
         self.visit(l, SiteKind::MlpIn, a.width, &mut mlp_in);
         let mut mlp = match self.mlp(l, layer, &mlp_in, &mut tape) {
             Some(mlp) => mlp,
             None => return Ok(tape),
         };
-        if self.pass.record {
-            tape.mlp_in = mlp_in;
-        }
+        tape.mlp_in = self.done_with(mlp_in).unwrap_or_default();
         self.visit(l, SiteKind::MlpOut, a.width, &mut mlp);
         if let Some(post) = &layer.mlp_post_norm {
-            let normed = norm::forward(isa, post, &mlp);
-            tape.mlp_out = Some(std::mem::replace(&mut mlp, normed));
+            let normed = self.norm(post, &mlp);
+            tape.mlp_out = self.done_with(std::mem::replace(&mut mlp, normed));
         }
         if a.residual != ResidualForm::Sequential {
             add(x, &attended);
         }
         add(x, &mlp);
+        self.spare.give(attended);
+        self.spare.give(mlp);
         self.visit(l, SiteKind::Residual, a.width, x);
         Ok(tape)
     }
@@ -374,18 +379,17 @@ impl<'m, 'p> Runner<'m, 'p> {
         let mut key = match (a.mlp, &layer.gate) {
             (Mlp::Gated(act), Some(gate)) => {
                 let [g, u] = self.project([gate, &layer.up], mlp_in);
-                let key = activation::forward(isa, act, &g, Some(&u), f);
-                if self.pass.record {
-                    (tape.gate, tape.up) = (Some(g), u);
-                }
+                let mut key = self.spare.take(g.len());
+                activation::forward(isa, act, &g, Some(&u), f, &mut key);
+                tape.gate = self.done_with(g);
+                tape.up = self.done_with(u).unwrap_or_default();
                 key
             }
             (Mlp::Gated(act) | Mlp::Plain(act), _) => {
                 let [u] = self.project([&layer.up], mlp_in);
-                let key = activation::forward(isa, act, &u, None, f);
-                if self.pass.record {
-                    tape.up = u;
-                }
+                let mut key = self.spare.take(u.len());
+                activation::forward(isa, act, &u, None, f, &mut key);
+                tape.up = self.done_with(u).unwrap_or_default();
                 key
             }
         };
@@ -394,9 +398,7 @@ impl<'m, 'p> Runner<'m, 'p> {
             return None;
         }
         let [out] = self.project([&layer.mlp_out], &key);
-        if self.pass.record {
-            tape.key = key;
-        }
+        tape.key = self.done_with(key).unwrap_or_default();
         Some(out)
     }
 
@@ -410,16 +412,21 @@ impl<'m, 'p> Runner<'m, 'p> {
         kept: &mut Vec<Segment>,
     ) -> Vec<f32> {
         let width = self.model.architecture().kv_width();
-        let mut fresh = Vec::with_capacity(self.spans.len());
-        for ((rows, _), s) in self.spans.iter().zip(&mut self.pass.sequences) {
+        let keep = |(rows, _): &(Range<usize>, usize), s: &mut Sequence<'_>| {
             let (k, v) = (&k[rows.start * width..rows.end * width], &v[rows.start * width..rows.end * width]);
             let mut own = Segment::new(width);
             match &mut s.cache {
                 Some(cache) => cache.layers[l].append(k, v),
                 None => own.append(k, v),
             }
-            fresh.push(own);
-        }
+            own
+        };
+        let batch = self.spans.iter().zip(&mut self.pass.sequences);
+        let fresh: Vec<Segment> = if self.spans.len() > 1 && k.len() > 20_000 {
+            batch.collect::<Vec<_>>().into_par_iter().map(|(span, s)| keep(span, s)).collect()
+        } else {
+            batch.map(|(span, s)| keep(span, s)).collect()
+        };
         let views: Vec<View<'_>> = self
             .spans
             .iter()
@@ -435,7 +442,8 @@ impl<'m, 'p> Runner<'m, 'p> {
                 }
             })
             .collect();
-        let out = attention::forward(self.model.isa(), shape, q, &views);
+        let mut out = self.spare.take(q.len());
+        attention::forward(self.model.isa(), shape, q, &views, &mut out);
         if self.pass.record {
             // With a cache the tape keeps a copy of it: the cache goes on growing.
             *kept = fresh
@@ -448,9 +456,9 @@ impl<'m, 'p> Runner<'m, 'p> {
     }
 
     /// Several linear maps of the same input, with the patches of each sequence.
-    fn project<const N: usize>(&self, linears: [&Linear; N], x: &[f32]) -> [Vec<f32>; N] {
+    fn project<const N: usize>(&mut self, linears: [&Linear; N], x: &[f32]) -> [Vec<f32>; N] {
         let m = self.pass.rows();
-        let mut outs = linears.map(|l| vec![0.0; m * l.forward.n]);
+        let mut outs = linears.map(|l| self.spare.take(m * l.forward.n));
         let mut products: Vec<Product<'_>> = linears
             .iter()
             .zip(&mut outs)
@@ -472,11 +480,11 @@ impl<'m, 'p> Runner<'m, 'p> {
         let model = self.model;
         let a = model.architecture();
         let h = if wants_final || self.pass.interventions.iter().any(|i| i.site.kind == SiteKind::FinalNorm) {
-            let mut all = norm::forward(model.isa(), &model.final_norm, x);
+            let mut all = self.norm(&model.final_norm, x);
             self.visit(a.layers - 1, SiteKind::FinalNorm, a.width, &mut all);
             gather(&all, &self.logit_rows, a.width)
         } else {
-            norm::forward(model.isa(), &model.final_norm, &gather(x, &self.logit_rows, a.width))
+            self.norm(&model.final_norm, &gather(x, &self.logit_rows, a.width))
         };
         let m = self.logit_rows.len();
         let mut logits = vec![0.0; m * a.vocabulary];
@@ -495,6 +503,21 @@ impl<'m, 'p> Runner<'m, 'p> {
             }
         }
         (logits, if self.pass.record { h } else { vec![] }, before)
+    }
+
+    fn norm(&mut self, weights: &NormWeights, x: &[f32]) -> Vec<f32> {
+        let mut out = self.spare.take(x.len());
+        norm::forward(self.model.isa(), weights, x, &mut out);
+        out
+    }
+
+    /// What is kept for a backward pass; else the next layer gets the buffer.
+    fn done_with(&mut self, buffer: Vec<f32>) -> Option<Vec<f32>> {
+        if self.pass.record {
+            return Some(buffer);
+        }
+        self.spare.give(buffer);
+        None
     }
 
     /// Applies the interventions at a site, then its reads.
@@ -527,69 +550,5 @@ impl<'m, 'p> Runner<'m, 'p> {
                 }
             }
         }
-    }
-}
-
-/// Neighbouring sequences that carry the same patches, as one run of rows.
-pub(crate) struct OverlayRun<'a> {
-    pub(crate) rows: std::ops::Range<usize>,
-    pub(crate) overlays: &'a [&'a Overlay],
-}
-
-pub(crate) fn overlay_runs<'a>(
-    batch: impl Iterator<Item = (std::ops::Range<usize>, &'a [&'a Overlay])>,
-) -> Vec<OverlayRun<'a>> {
-    let mut runs: Vec<OverlayRun<'a>> = vec![];
-    for (rows, overlays) in batch {
-        if overlays.is_empty() {
-            continue;
-        }
-        let same = |r: &OverlayRun<'_>| {
-            r.rows.end == rows.start
-                && r.overlays.len() == overlays.len()
-                && r.overlays.iter().zip(overlays).all(|(a, b)| std::ptr::eq(*a, *b))
-        };
-        match runs.last_mut().filter(|r| same(r)) {
-            Some(run) => run.rows.end = rows.end,
-            None => runs.push(OverlayRun { rows, overlays }),
-        }
-    }
-    runs
-}
-
-/// The runs among picked rows: their ranges count the picked rows, in the order of `picked`.
-pub(crate) fn picked_runs<'a>(runs: &[OverlayRun<'a>], picked: &[usize]) -> Vec<OverlayRun<'a>> {
-    let mut out: Vec<(usize, OverlayRun<'a>)> = vec![];
-    for (n, &row) in picked.iter().enumerate() {
-        let from = runs.partition_point(|r| r.rows.end <= row);
-        let Some(run) = runs.get(from).filter(|r| r.rows.contains(&row)) else { continue };
-        match out.last_mut().filter(|(i, last)| *i == from && last.rows.end == n) {
-            Some((_, last)) => last.rows.end = n + 1,
-            None => out.push((from, OverlayRun { rows: n..n + 1, overlays: run.overlays })),
-        }
-    }
-    out.into_iter().map(|(_, run)| run).collect()
-}
-
-/// Adds what the patches change in the result of a linear map.
-fn add_overlays(model: &Model, linear: &Linear, runs: &[OverlayRun<'_>], x: &[f32], out: &mut [f32]) {
-    let id = WeightId { layer: linear.layer, role: linear.role };
-    let (inn, n) = (linear.forward.depth, linear.forward.n);
-    for OverlayRun { rows: r, overlays } in runs {
-        for delta in overlays.iter().flat_map(|o| o.at(id)) {
-            let (x, out) = (&x[r.start * inn..r.end * inn], &mut out[r.start * n..r.end * n]);
-            delta.add_forward(model.isa(), x, r.len(), out);
-        }
-    }
-}
-
-/// Rows picked out of many.
-pub(crate) fn gather(from: &[f32], rows: &[usize], width: usize) -> Vec<f32> {
-    rows.iter().flat_map(|&r| &from[r * width..(r + 1) * width]).copied().collect()
-}
-
-pub(crate) fn add(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += y;
     }
 }

@@ -15,6 +15,7 @@ pub mod generate;
 pub mod kernels;
 pub mod model;
 pub mod overlay;
+mod rows;
 pub mod sampling;
 pub mod site;
 #[cfg(test)]

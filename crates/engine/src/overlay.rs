@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::kernels::gemm::{self, Product};
 use crate::kernels::pack::{Packed, Storage};
+use crate::model::{Linear, Model};
 
 /// A linear map of the model: the weight of a role at a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -135,5 +136,64 @@ impl Overlay {
     /// Whether nothing is changed.
     pub fn is_empty(&self) -> bool {
         self.deltas.is_empty()
+    }
+}
+
+/// Neighbouring sequences that carry the same patches, as one run of rows.
+pub(crate) struct OverlayRun<'a> {
+    pub(crate) rows: std::ops::Range<usize>,
+    pub(crate) overlays: &'a [&'a Overlay],
+}
+
+pub(crate) fn overlay_runs<'a>(
+    batch: impl Iterator<Item = (std::ops::Range<usize>, &'a [&'a Overlay])>,
+) -> Vec<OverlayRun<'a>> {
+    let mut runs: Vec<OverlayRun<'a>> = vec![];
+    for (rows, overlays) in batch {
+        if overlays.is_empty() {
+            continue;
+        }
+        let same = |r: &OverlayRun<'_>| {
+            r.rows.end == rows.start
+                && r.overlays.len() == overlays.len()
+                && r.overlays.iter().zip(overlays).all(|(a, b)| std::ptr::eq(*a, *b))
+        };
+        match runs.last_mut().filter(|r| same(r)) {
+            Some(run) => run.rows.end = rows.end,
+            None => runs.push(OverlayRun { rows, overlays }),
+        }
+    }
+    runs
+}
+
+/// The runs among picked rows: their ranges count the picked rows, in the order of `picked`.
+pub(crate) fn picked_runs<'a>(runs: &[OverlayRun<'a>], picked: &[usize]) -> Vec<OverlayRun<'a>> {
+    let mut out: Vec<(usize, OverlayRun<'a>)> = vec![];
+    for (n, &row) in picked.iter().enumerate() {
+        let from = runs.partition_point(|r| r.rows.end <= row);
+        let Some(run) = runs.get(from).filter(|r| r.rows.contains(&row)) else { continue };
+        match out.last_mut().filter(|(i, last)| *i == from && last.rows.end == n) {
+            Some((_, last)) => last.rows.end = n + 1,
+            None => out.push((from, OverlayRun { rows: n..n + 1, overlays: run.overlays })),
+        }
+    }
+    out.into_iter().map(|(_, run)| run).collect()
+}
+
+/// Adds what the patches change in the result of a linear map.
+pub(crate) fn add_overlays(
+    model: &Model,
+    linear: &Linear,
+    runs: &[OverlayRun<'_>],
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let id = WeightId { layer: linear.layer, role: linear.role };
+    let (inn, n) = (linear.forward.depth, linear.forward.n);
+    for OverlayRun { rows: r, overlays } in runs {
+        for delta in overlays.iter().flat_map(|o| o.at(id)) {
+            let (x, out) = (&x[r.start * inn..r.end * inn], &mut out[r.start * n..r.end * n]);
+            delta.add_forward(model.isa(), x, r.len(), out);
+        }
     }
 }

@@ -10,6 +10,7 @@ pub mod atomic;
 pub mod env;
 mod error;
 pub mod interrupt;
+pub mod memory;
 pub mod models;
 pub mod progress;
 

@@ -3,7 +3,6 @@
 mod answers;
 mod cli;
 mod commands;
-mod memory;
 mod neighbours;
 mod output;
 mod patched;
@@ -20,8 +19,8 @@ use mutandis::{Error, env::Env, interrupt::Interrupt};
 const ENDED_BY_INTERRUPT: i32 = 130;
 
 fn main() -> ExitCode {
-    memory::keep_freed();
-    memory::survive_size_limits();
+    mutandis::memory::keep_freed();
+    mutandis::memory::survive_size_limits();
     let env = Env::capture();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

@@ -3,7 +3,7 @@
 
 /// The most memory that was resident at once, in bytes, the mapped parts of the checkpoint
 /// included; `None` where the system does not say.
-pub(crate) fn peak() -> Option<u64> {
+pub fn peak() -> Option<u64> {
     high_water().or_else(from_usage)
 }
 
@@ -35,22 +35,24 @@ fn from_usage() -> Option<u64> {
 
 /// Keeps freed memory for the next pass instead of giving it back page by page. A pass allocates
 /// and frees the same large buffers again and again; getting fresh pages from the system each
-/// time costs a tenth of an edit.
-pub(crate) fn keep_freed() {
+/// time costs a tenth of it. To be called before other threads run.
+pub fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        const LARGE: libc::c_int = 1 << 30;
-        // SAFETY: sets two options of the allocator, before other threads run.
-        unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+        // glibc maps what is larger than a limit, 32 MiB at most, afresh each time, and threads
+        // other than the first have heaps of 64 MiB, which they give back: neither is used.
+        for (option, value) in
+            [(libc::M_MMAP_MAX, 0), (libc::M_ARENA_MAX, 1), (libc::M_TRIM_THRESHOLD, libc::c_int::MAX)]
+        {
+            // SAFETY: sets an option of the allocator.
+            unsafe { libc::mallopt(option, value) };
         }
     }
 }
 
 /// Makes a write beyond a size limit fail like one on a full disk, with an error that is told,
 /// instead of ending the process.
-pub(crate) fn survive_size_limits() {
+pub fn survive_size_limits() {
     #[cfg(unix)]
     // SAFETY: ignoring a signal needs nothing but its number.
     unsafe {

@@ -3,10 +3,10 @@
 use super::{Arithmetic, Isa, Shared, for_rows, per_isa};
 use crate::architecture::Activation;
 
-/// `key = act(gate) · up`, or `act(gate)` without `up`; all `[m, f]`.
-pub fn forward(isa: Isa, act: Activation, gate: &[f32], up: Option<&[f32]>, f: usize) -> Vec<f32> {
-    let mut out = vec![0.0; gate.len()];
-    let shared = Shared::new(&mut out);
+/// `out = act(gate) · up`, or `act(gate)` without `up`; all `[m, f]`.
+pub fn forward(isa: Isa, act: Activation, gate: &[f32], up: Option<&[f32]>, f: usize, out: &mut [f32]) {
+    assert_eq!(gate.len(), out.len());
+    let shared = Shared::new(out);
     for_rows(gate.len() / f, 20 * f, |rows| {
         let range = rows.start * f..rows.end * f;
         // SAFETY: each row is written by one task.
@@ -18,7 +18,6 @@ pub fn forward(isa: Isa, act: Activation, gate: &[f32], up: Option<&[f32]>, f: u
             }
         }
     });
-    out
 }
 
 /// Gradients with respect to `gate` and `up`, given that of `key`.
@@ -171,6 +170,12 @@ mod tests {
 
     const ALL: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
 
+    fn run(isa: Isa, act: Activation, gate: &[f32], up: Option<&[f32]>, f: usize) -> Vec<f32> {
+        let mut out = vec![0.0; gate.len()];
+        forward(isa, act, gate, up, f, &mut out);
+        out
+    }
+
     #[test]
     fn exponential_is_accurate_and_saturates() {
         per_isa! { fn exps(x: &[f32], out: &mut [f32]) = exps_body }
@@ -212,7 +217,7 @@ mod tests {
         for act in ALL {
             for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
                 let expected: Vec<f32> = x.iter().map(|&x| exact(act, x)).collect();
-                assert_close("activation", &forward(isa, act, &x, None, 500), &expected, 1e-6);
+                assert_close("activation", &run(isa, act, &x, None, 500), &expected, 1e-6);
             }
         }
     }
@@ -226,19 +231,19 @@ mod tests {
                 assert_gradient(
                     &gate,
                     40,
-                    |g| forward(isa, act, g, Some(&up), 20),
+                    |g| run(isa, act, g, Some(&up), 20),
                     |g, dk| backward(isa, act, g, Some(&up), dk, 20).0,
                 );
                 assert_gradient(
                     &up,
                     40,
-                    |u| forward(isa, act, &gate, Some(u), 20),
+                    |u| run(isa, act, &gate, Some(u), 20),
                     |u, dk| backward(isa, act, &gate, Some(u), dk, 20).1.expect("an up projection was given"),
                 );
                 assert_gradient(
                     &gate,
                     40,
-                    |g| forward(isa, act, g, None, 20),
+                    |g| run(isa, act, g, None, 20),
                     |g, dk| backward(isa, act, g, None, dk, 20).0,
                 );
             }

@@ -62,9 +62,13 @@ impl Segment {
     pub fn append(&mut self, keys: &[f32], values: &[f32]) {
         let t = keys.len() / self.width;
         self.reserve(self.len + t);
-        for (i, row) in keys.chunks_exact(self.width).enumerate() {
-            for (d, x) in row.iter().enumerate() {
-                self.keys[d * self.capacity + self.len + i] = *x;
+        // By whole cache lines of the rows: the lines that they go to stay at hand meanwhile.
+        for first in (0..self.width).step_by(LANES) {
+            let lanes = LANES.min(self.width - first);
+            for (i, row) in keys.chunks_exact(self.width).enumerate() {
+                for (d, x) in (first..).zip(&row[first..first + lanes]) {
+                    self.keys[d * self.capacity + self.len + i] = *x;
+                }
             }
         }
         self.values.extend_from_slice(values);
@@ -129,10 +133,10 @@ pub struct View<'a> {
 /// Query rows handled by one task.
 const TILE: usize = 32;
 
-/// Attention of the rows of `q [rows, h·k]`: result of the same shape.
-pub fn forward(isa: Isa, shape: &Shape, q: &[f32], views: &[View<'_>]) -> Vec<f32> {
-    let mut out = vec![0.0; q.len()];
-    let shared = Shared::new(&mut out);
+/// Attention of the rows of `q [rows, h·k]`: `out` of the same shape.
+pub fn forward(isa: Isa, shape: &Shape, q: &[f32], views: &[View<'_>], out: &mut [f32]) {
+    assert_eq!(q.len(), out.len());
+    let shared = Shared::new(out);
     let tasks: Vec<(&View<'_>, usize, usize)> = views
         .iter()
         .flat_map(|v| {
@@ -150,7 +154,6 @@ pub fn forward(isa: Isa, shape: &Shape, q: &[f32], views: &[View<'_>]) -> Vec<f3
     } else {
         tasks.into_par_iter().with_max_len(1).for_each(run);
     }
-    out
 }
 
 fn forward_tile(
@@ -462,7 +465,15 @@ mod tests {
 
     fn run(isa: Isa, shape: &Shape, q: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
         let (past, own) = segments(shape, keys, values);
-        forward(isa, shape, q, &[View { rows: 0..NEW, position: PAST, segments: vec![&past, &own] }])
+        let mut out = vec![0.0; q.len()];
+        forward(
+            isa,
+            shape,
+            q,
+            &[View { rows: 0..NEW, position: PAST, segments: vec![&past, &own] }],
+            &mut out,
+        );
+        out
     }
 
     /// The definition, in f64, head by head.
@@ -563,7 +574,10 @@ mod tests {
         let shape = Shape { heads: 3, kv_heads: 1, head_width: 24, scale: 0.2, window: None, soft_cap: None };
         let q = random(3, 72);
         let at = |s: &Segment, position| {
-            forward(Isa::detect(), &shape, &q, &[View { rows: 0..1, position, segments: vec![s] }])
+            let mut out = vec![0.0; q.len()];
+            let view = View { rows: 0..1, position, segments: vec![s] };
+            forward(Isa::detect(), &shape, &q, &[view], &mut out);
+            out
         };
         assert_eq!(at(&grown, 69), at(&whole, 69));
         grown.truncate(40);

@@ -6,7 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+    __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
+    _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
 };
 use std::cell::RefCell;
 use std::ops::Range;
@@ -19,12 +20,12 @@ use super::{Isa, Shared};
 
 /// Steps summed in registers before they are added to the result. A multiple of every block
 /// format's length, so that a block is decoded whole.
-pub const DEPTH_BLOCK: usize = 256;
+pub const DEPTH_BLOCK: usize = 384;
 
 /// Steps per turn of the innermost loop.
 const UNROLL: usize = 4;
 
-/// Rows worked on together: their part of a depth block stays in the second-level cache while the
+/// Rows of a task: their part of a depth block stays in the second-level cache while the
 /// panels of a task pass by.
 const ROW_BLOCK: usize = 192;
 
@@ -60,29 +61,40 @@ pub fn rows_times(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>], a
             (p.matrix, p.bias, Shared::new(p.out))
         })
         .collect();
+    // Tasks of nearly equal size: enough of them that a thread which is interrupted leaves the rest
+    // to the others, each long enough to hide its start.
+    let (unit, tile) = (panels_per_unit(isa), rows_per_tile(isa));
     let panels: usize = targets.iter().map(|t| t.0.panels()).sum();
-    // Enough tasks to balance, each long enough to hide its start.
-    let step = panels_per_unit(isa);
-    let tasks = rayon::current_num_threads() * 4;
-    let chunk = panels.div_ceil(tasks).next_multiple_of(step);
-    let work: Vec<(usize, Range<usize>)> = targets
+    let row_blocks = m.div_ceil(ROW_BLOCK);
+    let wanted = rayon::current_num_threads() * if row_blocks == 1 { 4 } else { 2 };
+    let work: Vec<(usize, Range<usize>, Range<usize>)> = targets
         .iter()
         .enumerate()
         .flat_map(|(i, t)| {
-            let panels = t.0.panels();
-            (0..panels.div_ceil(chunk)).map(move |c| (i, c * chunk..((c + 1) * chunk).min(panels)))
+            let (own, blocks) = (t.0.panels(), parts(m, tile, row_blocks));
+            let chunks = parts(own, unit, (own * wanted).div_ceil(panels));
+            chunks.flat_map(move |c| blocks.clone().map(move |rows| (i, c.clone(), rows)))
         })
         .collect();
-    let run = |(i, panels): (usize, Range<usize>)| {
+    let run = |(i, panels, rows): (usize, Range<usize>, Range<usize>)| {
         let (matrix, bias, out) = &targets[i];
         let task = Task { isa, x, m, matrix, bias: *bias, out, add };
-        SCRATCH.with_borrow_mut(|scratch| task.run(panels, scratch));
+        SCRATCH.with_borrow_mut(|scratch| task.run(panels, rows, scratch));
     };
     if rayon::current_num_threads() == 1 || m * depth * panels * LANES < 60_000 {
         work.into_iter().for_each(run);
     } else {
         work.into_par_iter().with_max_len(1).for_each(run);
     }
+}
+
+/// `0..len` in `count` parts, or fewer, of nearly equal size; all but the last end at a multiple of
+/// `unit`.
+fn parts(len: usize, unit: usize, count: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let units = len.div_ceil(unit);
+    let count = count.min(units);
+    let edge = move |i: usize| (i * units / count * unit).min(len);
+    (0..count).map(move |i| edge(i)..edge(i + 1))
 }
 
 /// `y = x · matrix`, the single, plain case of [`rows_times`].
@@ -95,6 +107,15 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, matrix: &Packed) -> Vec<f32> {
 /// Panels multiplied at once: as many as the registers have room for.
 fn panels_per_unit(isa: Isa) -> usize {
     if isa == Isa::Avx512 { 3 } else { 1 }
+}
+
+/// Rows multiplied at once.
+fn rows_per_tile(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 8,
+        Isa::Avx2 => 6,
+        Isa::Portable => 2,
+    }
 }
 
 struct Scratch {
@@ -123,22 +144,17 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    fn run(&self, panels: Range<usize>, scratch: &mut Scratch) {
+    fn run(&self, panels: Range<usize>, rows: Range<usize>, scratch: &mut Scratch) {
         if self.m <= FEW && self.matrix.has_few_rows(self.isa) {
             let sums = &mut scratch.sums[..self.m * LANES];
             for panel in panels {
                 self.matrix.few_rows(panel, self.x, self.m, sums);
-                self.write(0..self.m, panel, 1, sums);
+                self.write(0..self.m, panel..panel + 1, 1, sums);
             }
             return;
         }
-        // Blocks of equal size, rather than a small one at the end.
-        let row_blocks = self.m.div_ceil(ROW_BLOCK);
         for first in panels.clone().step_by(PANEL_BLOCK) {
-            for block in 0..row_blocks {
-                let rows = block * self.m / row_blocks..(block + 1) * self.m / row_blocks;
-                self.block(rows, first..(first + PANEL_BLOCK).min(panels.end), scratch);
-            }
+            self.block(rows.clone(), first..(first + PANEL_BLOCK).min(panels.end), scratch);
         }
     }
 
@@ -163,31 +179,45 @@ impl Task<'_> {
                 }
             }
         }
-        for (first, sums) in panels.clone().step_by(unit).zip(sums.chunks(m * unit * LANES)) {
-            self.write(rows.clone(), first, unit.min(panels.end - first), sums);
+        self.write(rows, panels, unit, sums);
+    }
+
+    /// Finished sums `[unit][rows][panels of a unit · LANES]` to their columns of the result, row
+    /// by row: neighbouring panels are one run of memory there.
+    fn write(&self, rows: Range<usize>, panels: Range<usize>, unit: usize, sums: &[f32]) {
+        let (m, n) = (rows.len(), self.matrix.n);
+        for (r, row) in rows.enumerate() {
+            for first in panels.clone().step_by(unit) {
+                let columns = unit.min(panels.end - first) * LANES;
+                let from = first * LANES;
+                let sums = &sums[(first - panels.start) * m * LANES + r * columns..][..columns];
+                // SAFETY: these columns belong to this task alone.
+                let out = unsafe { self.out.slice(row * n + from, columns.min(n - from)) };
+                self.write_columns(from, sums, out);
+            }
         }
     }
 
-    /// Finished sums `[rows, panels · LANES]` to their columns of the result.
-    fn write(&self, rows: Range<usize>, first_panel: usize, panels: usize, sums: &[f32]) {
-        let n = self.matrix.n;
-        let from = first_panel * LANES;
-        let columns = panels * LANES;
-        let width = columns.min(n - from);
-        for (r, sums) in rows.zip(sums.chunks_exact(columns)) {
-            // SAFETY: these columns belong to this task alone.
-            let out = unsafe { self.out.slice(r * n + from, width) };
-            match (self.add, self.bias) {
-                (false, None) => out.copy_from_slice(&sums[..width]),
-                (false, Some(bias)) => {
-                    for ((o, s), b) in out.iter_mut().zip(sums).zip(&bias[from..]) {
-                        *o = s + b;
+    #[inline(always)]
+    fn write_columns(&self, from: usize, sums: &[f32], out: &mut [f32]) {
+        match (self.add, self.bias) {
+            (false, None) => match (<&mut [f32; LANES]>::try_from(&mut *out), sums) {
+                // The usual case, without a call.
+                (Ok(out), &[ref sums @ ..]) if sums.len() == LANES => {
+                    for j in 0..LANES {
+                        out[j] = sums[j];
                     }
                 }
-                (true, bias) => {
-                    for (j, (o, s)) in out.iter_mut().zip(sums).enumerate() {
-                        *o += s + bias.map_or(0.0, |b| b[from + j]);
-                    }
+                _ => out.copy_from_slice(&sums[..out.len()]),
+            },
+            (false, Some(bias)) => {
+                for ((o, s), b) in out.iter_mut().zip(sums).zip(&bias[from..]) {
+                    *o = s + b;
+                }
+            }
+            (true, bias) => {
+                for (j, (o, s)) in out.iter_mut().zip(sums).enumerate() {
+                    *o += s + bias.map_or(0.0, |b| b[from + j]);
                 }
             }
         }
@@ -239,7 +269,7 @@ pub(super) fn block(
             steps: usize,
             sums: &mut [f32],
         ) {
-            block_body::<Fused, 6, 1>(x, stride, m, &[panels[0]], pitch, steps, sums);
+            block_body::<Pair, 6, 1>(x, stride, m, &[panels[0]], pitch, steps, sums);
         }
         match isa {
             // SAFETY: the processor has the instructions (see `per_isa`).
@@ -344,8 +374,54 @@ impl Steps for Wide {
     }
 }
 
-/// Tiles of at most `M` rows, and of nearly equal size: one of a single row would spend its time
-/// waiting for its own sums.
+/// Two 256-bit registers.
+#[cfg(target_arch = "x86_64")]
+struct Pair;
+
+#[cfg(target_arch = "x86_64")]
+impl Arithmetic for Pair {
+    const CHAIN: usize = Fused::CHAIN;
+
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        Fused::fma(a, b, c)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Steps for Pair {
+    type Lanes = [__m256; 2];
+
+    #[inline(always)]
+    fn zero() -> [__m256; 2] {
+        // SAFETY: all bits zero are sixteen zeros.
+        unsafe { std::mem::zeroed() }
+    }
+
+    #[inline(always)]
+    unsafe fn step(a: f32, weights: *const f32, sums: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = _mm256_set1_ps(a);
+            [
+                _mm256_fmadd_ps(a, _mm256_loadu_ps(weights), sums[0]),
+                _mm256_fmadd_ps(a, _mm256_loadu_ps(weights.add(8)), sums[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_to(out: *mut f32, sums: [__m256; 2]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), sums[0]));
+            _mm256_storeu_ps(out.add(8), _mm256_add_ps(_mm256_loadu_ps(out.add(8)), sums[1]));
+        }
+    }
+}
+
+/// Tiles of `M` rows; a short one at the end shares its rows with the one before it, as a tile of
+/// a single row would spend its time waiting for its own sums.
 #[inline(always)]
 fn block_body<A: Steps, const M: usize, const P: usize>(
     x: &[f32],
@@ -356,9 +432,10 @@ fn block_body<A: Steps, const M: usize, const P: usize>(
     steps: usize,
     sums: &mut [f32],
 ) {
-    let tiles = m.div_ceil(M);
-    for t in 0..tiles {
-        let (from, to) = (t * m / tiles, (t + 1) * m / tiles);
+    let mut from = 0;
+    while from < m {
+        let left = m - from;
+        let to = from + if left > M && left < 2 * M { left.div_ceil(2) } else { left.min(M) };
         let (x, sums) = (&x[from * stride..], &mut sums[from * P * LANES..to * P * LANES]);
         match to - from {
             rows if rows == M => tile::<A, M, P>(x, stride, panels, pitch, steps, sums),
@@ -370,6 +447,7 @@ fn block_body<A: Steps, const M: usize, const P: usize>(
             6 => tile::<A, 6, P>(x, stride, panels, pitch, steps, sums),
             _ => tile::<A, 7, P>(x, stride, panels, pitch, steps, sums),
         }
+        from = to;
     }
 }
 
@@ -403,6 +481,9 @@ fn tile<A: Steps, const M: usize, const P: usize>(
             unsafe { step::<A, M, P>(&rows, panels, pitch, k, &mut acc) };
             k += 1;
         }
+        // Not known to be the sums of the last turn: else the compiler would keep both these and
+        // the running ones, more than there are registers, and move them about at every turn.
+        let sums = std::hint::black_box(&mut *sums);
         for (i, acc) in acc.into_iter().enumerate() {
             for (p, acc) in acc.into_iter().enumerate() {
                 let out = &mut sums[(i * P + p) * LANES..][..LANES];

@@ -14,11 +14,11 @@ pub struct NormWeights {
     pub shift: Option<Vec<f32>>,
 }
 
-/// Norm of each row: `x [m, d]` to `[m, d]`.
-pub fn forward(isa: Isa, weights: &NormWeights, x: &[f32]) -> Vec<f32> {
+/// Norm of each row: `x [m, d]` to `out [m, d]`.
+pub fn forward(isa: Isa, weights: &NormWeights, x: &[f32], out: &mut [f32]) {
     let d = weights.scale.len();
-    let mut out = vec![0.0; x.len()];
-    let shared = Shared::new(&mut out);
+    assert_eq!(x.len(), out.len());
+    let shared = Shared::new(out);
     for_rows(x.len() / d, 8 * d, |rows| {
         for r in rows {
             // SAFETY: each row is written by one task.
@@ -32,7 +32,6 @@ pub fn forward(isa: Isa, weights: &NormWeights, x: &[f32]) -> Vec<f32> {
             }
         }
     });
-    out
 }
 
 /// Gradient with respect to `x`, given `dy [m, d]`.
@@ -162,7 +161,11 @@ mod tests {
                 assert_gradient(
                     &random(3, 2 * d),
                     2 * d,
-                    |x| forward(isa, &weights, x),
+                    |x| {
+                        let mut y = vec![0.0; x.len()];
+                        forward(isa, &weights, x, &mut y);
+                        y
+                    },
                     |x, dy| backward(isa, &weights, x, dy),
                 );
             }

@@ -9,7 +9,9 @@ use mutandis::{
 use serde::Serialize;
 
 use super::decoding::{Decoding, chat_template};
-use crate::{memory, output, patched::Patched, session::Session};
+use mutandis::memory;
+
+use crate::{output, patched::Patched, session::Session};
 
 /// How many of the likeliest first tokens are told.
 const TOP: usize = 20;

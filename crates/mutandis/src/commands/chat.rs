@@ -20,7 +20,9 @@ use mutandis::{
 use serde::Serialize;
 
 use super::decoding::{Decoding, chat_template};
-use crate::{memory, output, patched::Patched, session::Session};
+use mutandis::memory;
+
+use crate::{output, patched::Patched, session::Session};
 
 /// How long a Ctrl-C may go unseen while the user types.
 const GLANCE: Duration = Duration::from_millis(100);

@@ -188,7 +188,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
             })
             .collect(),
         seconds: Seconds { load, moments, edit: (total - moments).max(0.0), evaluate },
-        peak_memory_bytes: crate::memory::peak().unwrap_or(0),
+        peak_memory_bytes: mutandis::memory::peak().unwrap_or(0),
     };
     session.output.print(&report, || report.text(session.model.as_deref()))?;
     Ok(ExitCode::SUCCESS)

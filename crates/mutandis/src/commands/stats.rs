@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let report = Report {
         layers: rows,
         seconds: started.elapsed().as_secs_f64(),
-        peak_memory_bytes: crate::memory::peak().unwrap_or(0),
+        peak_memory_bytes: mutandis::memory::peak().unwrap_or(0),
     };
     session.output.print(&report, || {
         let mut lines = vec!["layer   tokens    trace of C   error (split halves)".to_owned()];
