@@ -189,7 +189,7 @@ fn forward_tile(
             }
             sums.fill(0.0);
             let keys = &segment.keys[kv_head * k * segment.capacity + column..];
-            block(isa, &queries, k, m, &[keys], segment.capacity, k, &mut sums);
+            block(isa, &queries, k, m, &[keys], segment.capacity, k, &[], &mut sums);
             for (r, s) in sums.chunks_exact(LANES).enumerate() {
                 scores[r * columns + at + column..][..LANES].copy_from_slice(s);
             }
@@ -218,14 +218,14 @@ fn forward_tile(
                 let weights = &scores[at + step..];
                 let values = &segment.values[step * segment.width + column..];
                 if lanes == LANES && values.len() >= (steps - 1) * segment.width + LANES {
-                    block(isa, weights, columns, m, &[values], segment.width, steps, tile);
+                    block(isa, weights, columns, m, &[values], segment.width, steps, &[], tile);
                 } else {
                     // A head narrower than a register: copied out, padded with zeros.
                     let mut padded = vec![0.0f32; steps * LANES];
                     for (s, lane) in padded.chunks_exact_mut(LANES).enumerate() {
                         lane[..lanes].copy_from_slice(&values[s * segment.width..][..lanes]);
                     }
-                    block(isa, weights, columns, m, &[&padded], LANES, steps, tile);
+                    block(isa, weights, columns, m, &[&padded], LANES, steps, &[], tile);
                 }
             }
         }

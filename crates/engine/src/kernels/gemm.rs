@@ -6,8 +6,9 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
-    _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+    __m256, __m512, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+    _mm512_storeu_ps,
 };
 use std::cell::RefCell;
 use std::ops::Range;
@@ -21,6 +22,9 @@ use super::{Isa, Shared};
 /// Steps summed in registers before they are added to the result. A multiple of every block
 /// format's length, so that a block is decoded whole.
 pub const DEPTH_BLOCK: usize = 384;
+
+/// Bytes that memory is fetched in.
+const CACHE_LINE: usize = 64;
 
 /// Steps per turn of the innermost loop.
 const UNROLL: usize = 4;
@@ -172,10 +176,12 @@ impl Task<'_> {
                     let decoded = decoded.next().expect("three blocks");
                     self.matrix.panel(isa, first + p, from, steps, decoded)
                 };
+                let next = first + unit;
+                let ahead = if next < panels.end { self.matrix.stored(next, from, steps) } else { &[] };
                 match unit.min(panels.end - first) {
-                    1 => block(isa, x, depth, m, &[panel(0)], LANES, steps, sums),
-                    2 => block(isa, x, depth, m, &[panel(0), panel(1)], LANES, steps, sums),
-                    _ => block(isa, x, depth, m, &[panel(0), panel(1), panel(2)], LANES, steps, sums),
+                    1 => block(isa, x, depth, m, &[panel(0)], LANES, steps, ahead, sums),
+                    2 => block(isa, x, depth, m, &[panel(0), panel(1)], LANES, steps, ahead, sums),
+                    _ => block(isa, x, depth, m, &[panel(0), panel(1), panel(2)], LANES, steps, ahead, sums),
                 }
             }
         }
@@ -201,13 +207,9 @@ impl Task<'_> {
     #[inline(always)]
     fn write_columns(&self, from: usize, sums: &[f32], out: &mut [f32]) {
         match (self.add, self.bias) {
-            (false, None) => match (<&mut [f32; LANES]>::try_from(&mut *out), sums) {
-                // The usual case, without a call.
-                (Ok(out), &[ref sums @ ..]) if sums.len() == LANES => {
-                    for j in 0..LANES {
-                        out[j] = sums[j];
-                    }
-                }
+            (false, None) => match (out.as_chunks_mut::<LANES>(), sums.as_chunks::<LANES>()) {
+                // Whole panels, the usual case, without a call for each.
+                ((out, []), (sums, [])) => out.iter_mut().zip(sums).for_each(|(o, s)| *o = *s),
                 _ => out.copy_from_slice(&sums[..out.len()]),
             },
             (false, Some(bias)) => {
@@ -227,7 +229,8 @@ impl Task<'_> {
 use super::{Apart, Arithmetic, Fused};
 
 /// Adds `x [m, steps] · panels [steps, P·LANES]` to `sums [m, P·LANES]`; `P` is at most
-/// [`panels_per_unit`]. Rows of `x` are `stride` apart, steps of a panel `pitch`.
+/// [`panels_per_unit`]. Rows of `x` are `stride` apart, steps of a panel `pitch`; meanwhile what lies
+/// `ahead` is fetched.
 pub(super) fn block(
     isa: Isa,
     x: &[f32],
@@ -236,6 +239,7 @@ pub(super) fn block(
     panels: &[&[f32]],
     pitch: usize,
     steps: usize,
+    ahead: &[u8],
     sums: &mut [f32],
 ) {
     assert!(steps > 0 && panels.iter().all(|p| p.len() >= (steps - 1) * pitch + LANES));
@@ -250,12 +254,15 @@ pub(super) fn block(
             panels: &[&[f32]],
             pitch: usize,
             steps: usize,
+            ahead: &[u8],
             sums: &mut [f32],
         ) {
             match *panels {
-                [a] => block_body::<Wide, 8, 1>(x, stride, m, &[a], pitch, steps, sums),
-                [a, b] => block_body::<Wide, 8, 2>(x, stride, m, &[a, b], pitch, steps, sums),
-                [a, b, c, ..] => block_body::<Wide, 8, 3>(x, stride, m, &[a, b, c], pitch, steps, sums),
+                [a] => block_body::<Wide, 8, 1>(x, stride, m, &[a], pitch, steps, ahead, sums),
+                [a, b] => block_body::<Wide, 8, 2>(x, stride, m, &[a, b], pitch, steps, ahead, sums),
+                [a, b, c, ..] => {
+                    block_body::<Wide, 8, 3>(x, stride, m, &[a, b, c], pitch, steps, ahead, sums)
+                }
                 [] => {}
             }
         }
@@ -267,19 +274,20 @@ pub(super) fn block(
             panels: &[&[f32]],
             pitch: usize,
             steps: usize,
+            ahead: &[u8],
             sums: &mut [f32],
         ) {
-            block_body::<Pair, 6, 1>(x, stride, m, &[panels[0]], pitch, steps, sums);
+            block_body::<Pair, 6, 1>(x, stride, m, &[panels[0]], pitch, steps, ahead, sums);
         }
         match isa {
             // SAFETY: the processor has the instructions (see `per_isa`).
-            Isa::Avx512 => return unsafe { avx512(x, stride, m, panels, pitch, steps, sums) },
+            Isa::Avx512 => return unsafe { avx512(x, stride, m, panels, pitch, steps, ahead, sums) },
             // SAFETY: as above.
-            Isa::Avx2 => return unsafe { avx2(x, stride, m, panels, pitch, steps, sums) },
+            Isa::Avx2 => return unsafe { avx2(x, stride, m, panels, pitch, steps, ahead, sums) },
             Isa::Portable => {}
         }
     }
-    block_body::<Apart, 2, 1>(x, stride, m, &[panels[0]], pitch, steps, sums);
+    block_body::<Apart, 2, 1>(x, stride, m, &[panels[0]], pitch, steps, ahead, sums);
 }
 
 /// The registers that a tile is made of: sums of [`LANES`] neighbouring columns.
@@ -420,6 +428,18 @@ impl Steps for Pair {
     }
 }
 
+/// Asks for memory that will be read soon: the first tile of a panel would wait for every line of it.
+#[inline(always)]
+fn fetch(memory: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in memory.chunks(CACHE_LINE) {
+        // SAFETY: a hint, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = memory;
+}
+
 /// Tiles of `M` rows; a short one at the end shares its rows with the one before it, as a tile of
 /// a single row would spend its time waiting for its own sums.
 #[inline(always)]
@@ -430,12 +450,14 @@ fn block_body<A: Steps, const M: usize, const P: usize>(
     panels: &[&[f32]; P],
     pitch: usize,
     steps: usize,
+    ahead: &[u8],
     sums: &mut [f32],
 ) {
     let mut from = 0;
     while from < m {
         let left = m - from;
         let to = from + if left > M && left < 2 * M { left.div_ceil(2) } else { left.min(M) };
+        fetch(&ahead[from * ahead.len() / m..to * ahead.len() / m]);
         let (x, sums) = (&x[from * stride..], &mut sums[from * P * LANES..to * P * LANES]);
         match to - from {
             rows if rows == M => tile::<A, M, P>(x, stride, panels, pitch, steps, sums),
@@ -460,6 +482,7 @@ fn tile<A: Steps, const M: usize, const P: usize>(
     steps: usize,
     sums: &mut [f32],
 ) {
+    assert!(sums.len() >= M * P * LANES);
     let mut rows: [&[f32]; M] = [&[]; M];
     for (i, row) in rows.iter_mut().enumerate() {
         *row = &x[i * stride..i * stride + steps];
@@ -483,12 +506,11 @@ fn tile<A: Steps, const M: usize, const P: usize>(
         }
         // Not known to be the sums of the last turn: else the compiler would keep both these and
         // the running ones, more than there are registers, and move them about at every turn.
-        let sums = std::hint::black_box(&mut *sums);
+        let sums = std::hint::black_box(sums.as_mut_ptr());
         for (i, acc) in acc.into_iter().enumerate() {
             for (p, acc) in acc.into_iter().enumerate() {
-                let out = &mut sums[(i * P + p) * LANES..][..LANES];
-                // SAFETY: `out` has `LANES` elements.
-                unsafe { A::add_to(out.as_mut_ptr(), acc) };
+                // SAFETY: `sums` has `M · P · LANES` elements.
+                unsafe { A::add_to(sums.add((i * P + p) * LANES), acc) };
             }
         }
     }

@@ -123,6 +123,23 @@ impl Packed {
         }
     }
 
+    /// The memory behind the same steps of a panel, scales and offsets left out.
+    pub(super) fn stored(&self, panel: usize, from: usize, steps: usize) -> &[u8] {
+        let start = (panel * self.depth + from) * LANES;
+        match &self.store {
+            Store::F32(values) => bytemuck::cast_slice(&values[start..start + steps * LANES]),
+            Store::Bf16(values) => {
+                let values = &values[start..start + steps * LANES];
+                // SAFETY: plain numbers, twice as many bytes.
+                unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), 2 * values.len()) }
+            }
+            Store::Codes(codes) => {
+                let bytes = codes.width.bytes_per_step();
+                &codes.codes[(panel * self.depth + from) * bytes..][..steps * bytes]
+            }
+        }
+    }
+
     /// Whether [`Self::few_rows`] can be used.
     pub(super) fn has_few_rows(&self, isa: super::Isa) -> bool {
         matches!(&self.store, Store::Codes(codes) if codes.has_few_rows(isa))
