@@ -14,6 +14,8 @@ pub trait Progress: Sync {
     fn step(&self, done: usize);
     /// The stage is over.
     fn end(&self);
+    /// Something went otherwise than hoped, and the work goes on all the same: one line.
+    fn note(&self, _text: &str) {}
 }
 
 /// Tells nobody.

@@ -4,6 +4,7 @@
 //! patch is a value: it saves, loads, stacks, and is taken off again bit for bit. This crate knows
 //! no metric, prints nothing, reads no environment variable and opens no socket.
 
+pub mod atomic;
 mod context;
 mod error;
 pub mod fact;

@@ -5,7 +5,6 @@
 //! was made for and refuses every other.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 
 use mutandis_engine::{Delta, Model, Overlay, WeightId};
@@ -13,6 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::atomic;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
 use crate::method::Family;
@@ -266,17 +266,7 @@ impl Patch {
     /// Where the folder is absent or cannot be written to, or the disk is full.
     pub fn save(&self, path: &Path) -> Result<()> {
         let bytes = self.to_bytes()?;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".mutandis-");
-        // Temporary files are private by default; a patch is as readable as any new file.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder).map_err(|e| unwritable(path, &e))?;
-        let written = file.write_all(&bytes).and_then(|()| file.as_file().sync_all());
-        written.map_err(|e| unwritable(path, &e))?;
-        file.persist(path).map_err(|e| unwritable(path, &e.error))?;
-        Ok(())
+        atomic::write(path, |file| file.write_all(&bytes)).map_err(|e| unwritable(path, &e))
     }
 
     /// Reads and verifies a file, whole.

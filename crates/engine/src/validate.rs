@@ -30,7 +30,7 @@ pub(crate) fn sequences(model: &Model, pass: &Pass<'_>, first_layer: usize) -> R
         if end > a.context {
             return Err(Error::input_hint(
                 format!("a text of {end} tokens is longer than the model's context of {}", a.context),
-                "shorten the text, or ask for fewer new tokens",
+                "shorten the text, or ask for fewer new tokens where it is to be continued",
             ));
         }
         kept(a, i, s, first_layer)?;

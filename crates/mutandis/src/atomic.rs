@@ -1,64 +1,28 @@
-//! Writing files so that nobody ever sees half of one.
+//! Writing files so that nobody ever sees half of one, with errors that name the file.
 
 use std::{
-    fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::Path,
 };
 
+use mutandis_edit::atomic;
+
 use crate::{Error, Result};
 
-/// Writes `path` through a temporary file in the same folder, which must exist: `fill` writes the
-/// content, it is forced to the disk, then renamed. On any failure the temporary file is removed,
-/// and what was at `path` before is still there.
+/// [`atomic::write`].
 ///
 /// # Errors
 /// [`Error::DiskFull`] without space, [`Error::Io`] with the path otherwise.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let folder = folder_of(path);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".mutandis-");
-    // Temporary files are private by default; a result should be as readable as any new file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(Error::io("create a file in", folder))?;
-    let mut writer = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-    fill(&mut writer).and_then(|()| writer.flush()).map_err(Error::io("write", path))?;
-    drop(writer);
-    file.as_file().sync_all().map_err(Error::io("write", path))?;
-    file.persist(path).map_err(|failed| Error::io("write", path)(failed.error))?;
-    sync_folder(folder);
-    Ok(())
+    atomic::write(path, fill).map_err(Error::io("write", path))
 }
 
-/// Gives a finished file its final name: forces it to the disk, then renames it.
+/// [`atomic::promote`].
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::DiskFull`] with the final path; the file keeps its old name then.
 pub fn promote(partial: &Path, path: &Path) -> Result<()> {
-    File::options()
-        .append(true)
-        .open(partial)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| std::fs::rename(partial, path))
-        .map_err(Error::io("write", path))?;
-    sync_folder(folder_of(path));
-    Ok(())
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Makes the new name durable too. Not every file system can, and the file itself is whole by
-/// now, so a refusal is not an error.
-fn sync_folder(folder: &Path) {
-    if let Ok(folder) = File::open(folder) {
-        let _ = folder.sync_all();
-    }
+    atomic::promote(partial, path).map_err(Error::io("write", path))
 }
 
 #[cfg(test)]

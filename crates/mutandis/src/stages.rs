@@ -46,4 +46,8 @@ impl mutandis_edit::Progress for Stages<'_> {
             seconds.push((name, started.elapsed().as_secs_f64()));
         }
     }
+
+    fn note(&self, text: &str) {
+        self.progress.note(text);
+    }
 }

@@ -1,6 +1,6 @@
 //! Contexts: short prefixes, written by the model itself, before which an edit should hold too.
 
-use std::io::Write as _;
+use std::io::Write;
 use std::path::Path;
 
 use mutandis_engine::tokenizer::Specials;
@@ -8,6 +8,7 @@ use mutandis_engine::{Model, Sampling};
 use serde::{Deserialize, Serialize};
 
 use super::writing::{self, Line};
+use crate::atomic;
 use crate::context::Context;
 use crate::error::{Error, Result};
 
@@ -138,12 +139,8 @@ fn load(path: &Path, key: &str, count: usize) -> Option<Vec<String>> {
 fn save(path: &Path, kept: &Kept) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("write", path))?;
-    let json =
-        serde_json::to_vec_pretty(kept).map_err(std::io::Error::other).map_err(Error::io("write", path))?;
-    file.write_all(&json).map_err(Error::io("write", path))?;
-    file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
-    Ok(())
+    let json = |file: &mut dyn Write| Ok(serde_json::to_writer_pretty(file, kept)?);
+    atomic::write(path, json).map_err(Error::io("write", path))
 }
 
 #[cfg(test)]

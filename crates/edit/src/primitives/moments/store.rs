@@ -1,7 +1,6 @@
 //! Moments and unfinished sums as files.
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Moments;
 use super::sums::Sums;
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// Version of both forms of file, and of how keys are made: raised when either changes.
@@ -154,10 +154,7 @@ fn write<T: Serialize>(path: &Path, body: T, tensors: Vec<(String, Dtype, Vec<us
         .map_err(|e| corrupt(path, e.to_string()))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("write", path))?;
-    file.write_all(&whole).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
-    file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
-    Ok(())
+    atomic::write(path, |file| file.write_all(&whole)).map_err(Error::io("write", path))
 }
 
 /// The bytes of a file whose checksum holds, and what its header says.

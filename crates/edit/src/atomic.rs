@@ -1,0 +1,55 @@
+//! Writing files so that nobody ever sees half of one.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+/// Writes `path` through a temporary file in the same folder, which must exist: `fill` writes the
+/// content, it is forced to the disk, then renamed. On any failure the temporary file is removed,
+/// and what was at `path` before is still there.
+///
+/// # Errors
+/// What the system says.
+pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = folder_of(path);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".mutandis-");
+    // Temporary files are private by default; a result should be as readable as any new file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+    fill(&mut writer)?;
+    writer.flush()?;
+    drop(writer);
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|failed| failed.error)?;
+    sync_folder(folder);
+    Ok(())
+}
+
+/// Gives a finished file its final name: forces it to the disk, then renames it.
+///
+/// # Errors
+/// What the system says; the file keeps its old name then.
+pub fn promote(partial: &Path, path: &Path) -> io::Result<()> {
+    File::options().append(true).open(partial)?.sync_all()?;
+    std::fs::rename(partial, path)?;
+    sync_folder(folder_of(path));
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the new name durable too. Not every file system can, and the file itself is whole by
+/// now, so a refusal is not an error.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+}
