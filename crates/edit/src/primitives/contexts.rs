@@ -137,7 +137,7 @@ fn load(path: &Path, key: &str, count: usize) -> Option<Vec<String>> {
 }
 
 fn save(path: &Path, kept: &Kept) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = atomic::folder_of(path);
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let json = |file: &mut dyn Write| Ok(serde_json::to_writer_pretty(file, kept)?);
     atomic::write(path, json).map_err(Error::io("write", path))

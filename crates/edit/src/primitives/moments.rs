@@ -12,7 +12,6 @@ mod source;
 mod store;
 mod sums;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -232,13 +231,10 @@ pub fn moments(model: &Model, layers: &[usize], spec: &MomentSpec, cx: &Context<
             let _ = std::fs::remove_file(path);
         }
     }
-    let found: Vec<Moments> = found.into_iter().flatten().collect();
-    let mut said = BTreeSet::new();
-    for note in found.iter().flat_map(|m| &m.notes).filter(|note| said.insert(*note)) {
+    for note in &notes {
         cx.progress.note(note);
     }
-    drop(said);
-    Ok(found)
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// A kept file, if it is sound and is what its name promises.

@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{DEPTH_BLOCK, block};
+use super::gemm::DEPTH_BLOCK;
 use super::pack::LANES;
+use super::tile::block;
 use super::{Arithmetic, Isa, Shared, per_isa};
 
 /// What all layers of one kind have in common.

@@ -13,6 +13,7 @@ pub mod loss;
 pub mod norm;
 pub mod pack;
 pub mod rotary;
+mod tile;
 
 /// Instruction sets that the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -9,6 +9,7 @@
 //! the storage by a single bit.
 
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::codes::{CodeWidth, Codes};
@@ -129,9 +130,7 @@ impl Packed {
         match &self.store {
             Store::F32(values) => bytemuck::cast_slice(&values[start..start + steps * LANES]),
             Store::Bf16(values) => {
-                let values = &values[start..start + steps * LANES];
-                // SAFETY: plain numbers, twice as many bytes.
-                unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), 2 * values.len()) }
+                bytemuck::cast_slice(values[start..start + steps * LANES].reinterpret_cast())
             }
             Store::Codes(codes) => {
                 let bytes = codes.width.bytes_per_step();

@@ -152,7 +152,7 @@ fn write<T: Serialize>(path: &Path, body: T, tensors: Vec<(String, Dtype, Vec<us
         .map_err(|e| corrupt(path, e.to_string()))?;
     let whole = safetensors::serialize(views, Some(HashMap::from([(ENTRY.to_owned(), json)])))
         .map_err(|e| corrupt(path, e.to_string()))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = atomic::folder_of(path);
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     atomic::write(path, |file| file.write_all(&whole)).map_err(Error::io("write", path))
 }
