@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mutandis_edit::primitives::moments::{self, Moments};
 use mutandis_edit::primitives::rank_one::{mean_row, rank_one, unit};
 use mutandis_edit::primitives::request::Request;
 use mutandis_edit::primitives::value_search::{Found, Search, search};
@@ -116,8 +117,32 @@ fn check_rome(model: &Model, name: &str) {
     assert!(relative(&change.right, &golden.get("rome.u")) < UPDATE);
     assert!(relative(&change.left, &golden.get("rome.right")) < UPDATE);
 
+    check_logits(model, &golden, "rome", &tokens);
+
+    // The same with C from the recorded moments, as the paper has it.
+    let factor = moments::factor(&recorded_moments(5, f), 0.0).unwrap();
+    let u = unit(&factor.solve(&mean.iter().map(|x| f64::from(*x)).collect::<Vec<_>>())).unwrap();
+    let change = rank_one(&u, &bare, &residual).unwrap();
+    let (right, left) = (golden.get("rome_mom2.u"), golden.get("rome_mom2.right"));
+    assert!(relative(&change.right, &right) < UPDATE, "u with C: {:e}", relative(&change.right, &right));
+    assert!(relative(&change.left, &left) < UPDATE, "Λ with C: {:e}", relative(&change.left, &left));
+    check_logits(model, &golden, "rome_mom2", &tokens);
+}
+
+/// C = E[k kᵀ] of a layer, as the peer measured it.
+fn recorded_moments(layer: usize, f: usize) -> Moments {
+    let path = folder("MUTANDIS_SHARED", "shared").join("golden/moments.safetensors");
+    let file = Golden { bytes: std::fs::read(path).unwrap(), info: Value::Null };
+    let upper = file.get(&format!("upper.{layer}"));
+    let (base, source, notes) = (String::new(), String::new(), vec![]);
+    Moments { base, layer, f, count: 74_851, upper, error: 0.0, source, notes }
+}
+
+/// Logits of the bare prompt under a recorded rank-one edit of layer 5.
+fn check_logits(model: &Model, golden: &Golden, edit: &str, tokens: &Request) {
+    let get = |name: &str| golden.get(&format!("{edit}.{name}"));
     let mut overlay = Overlay::default();
-    let delta = Delta::low_rank(1, &golden.get("rome.right"), &golden.get("rome.u")).unwrap();
+    let delta = Delta::low_rank(1, &get("right"), &get("u")).unwrap();
     overlay.push(WeightId { layer: 5, role: Role::MlpOut }, delta);
     let stack = [&overlay];
     let pass = Pass {
@@ -128,10 +153,10 @@ fn check_rome(model: &Model, name: &str) {
     let logits = model.forward(pass).unwrap().logits;
     let worst = logits
         .iter()
-        .zip(golden.get("rome.post_last_logits"))
+        .zip(get("post_last_logits"))
         .map(|(a, b)| (f64::from(*a) - f64::from(b)).abs())
         .fold(0.0, f64::max);
-    assert!(worst < LOGITS, "logits after the edit differ by {worst:e}");
+    assert!(worst < LOGITS, "logits after `{edit}` differ by {worst:e}");
 }
 
 #[test]

@@ -330,7 +330,12 @@ fn bad_corpora_and_settings_are_named() {
     assert!(error.to_string().contains("layer 5") && error.hint().unwrap().contains("0 to 4"), "{error}");
     let cold = MomentSpec { sampling: Sampling { temperature: -1.0, ..Sampling::PLAIN }, ..spec() };
     assert!(moments(&model, &[0], &cold, &Context::default()).is_err());
-    // Any seed, length and budget will do.
-    let odd = MomentSpec { tokens: Some(0), length: 0, seed: u64::MAX, ..spec() };
+    // Any seed and length will do, but not any budget.
+    let odd = MomentSpec { tokens: Some(64), length: 0, seed: u64::MAX, ..spec() };
     assert!(moments(&model, &[0], &odd, &Context::default()).is_ok());
+    for tokens in [0, 1, 63] {
+        let few = MomentSpec { tokens: Some(tokens), ..spec() };
+        let error = moments(&model, &[0], &few, &Context::default()).unwrap_err();
+        assert!(error.to_string().contains(&format!("over {tokens} tokens, expected 64")), "{error}");
+    }
 }

@@ -96,6 +96,15 @@ fn text_and_json_tell_the_same_answer() {
 }
 
 #[test]
+fn a_text_may_begin_with_a_minus() {
+    let sandbox = Sandbox::new();
+    let json = ask(&sandbox, &["-5", "--max-tokens", "1", "--json"]).ok().json();
+    assert_eq!(json["prompt"], "-5");
+    // A mistyped option is still told as one.
+    assert_eq!(ask(&sandbox, &["Once", "--max-token", "1"]).code, Some(2));
+}
+
+#[test]
 fn no_option_of_speed_changes_an_answer() {
     let sandbox = Sandbox::new();
     let tokens = |rest: &[&str]| {

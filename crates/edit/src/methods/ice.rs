@@ -14,11 +14,13 @@ use crate::patch::Patch;
 pub(super) struct Config {
     /// What is put before every prompt, once for each fact; `{}` becomes the fact.
     pub template: String,
+    /// What stands between the facts and the prompt.
+    pub lead: String,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { template: "Imagine that {}.\n".to_owned() }
+        Self { template: "Imagine that {}.\n".to_owned(), lead: String::new() }
     }
 }
 
@@ -31,7 +33,8 @@ impl Method for Ice {
     const PAPER: &'static str = "2401.01286";
     const SUMMARY: &'static str = "the facts are put before every prompt; no weight changes";
     const DOC: &'static str = describe!(
-        "Puts \"Imagine that FACT.\" before every prompt. The patch is that text; no weight changes.",
+        "Puts \"Imagine that FACT.\" before every prompt. The patch is that text; no weight changes. A small \
+         model hardly heeds the published wording; its recipe may have one that it does.",
         "When to use: at once, on any model; as the baseline that other methods have to beat.",
         "When not: for many facts (each costs context), or where unrelated prompts must not be touched.",
         "Cost: none to make; the facts' tokens are read with every prompt."
@@ -51,7 +54,7 @@ impl Method for Ice {
             let text = format!("{}{}", fact.prompt.trim(), fact.continuation());
             config.template.replace("{}", text.trim_end_matches('.'))
         });
-        let prefix: String = shown.collect();
+        let prefix = shown.collect::<String>() + &config.lead;
         let tokens = job.model.tokenizer()?.encode(&prefix)?.ids.len();
         let context = job.model.architecture().context;
         if tokens * 2 > context {

@@ -58,6 +58,9 @@ pub struct MomentSpec {
     pub starts: Option<Vec<String>>,
 }
 
+/// Fewest tokens that moments are taken over: fewer say nothing of a text.
+const LEAST_TOKENS: usize = 64;
+
 impl Default for MomentSpec {
     fn default() -> Self {
         Self { tokens: None, length: 128, window: 512, seed: 0, sampling: Sampling::PLAIN, starts: None }
@@ -65,8 +68,16 @@ impl Default for MomentSpec {
 }
 
 impl MomentSpec {
-    fn budget(&self, model: &Model) -> usize {
-        self.tokens.unwrap_or(TOKENS_PER_WIDTH * model.architecture().mlp_width).max(2)
+    /// Tokens to measure over.
+    fn budget(&self, model: &Model) -> Result<usize> {
+        match self.tokens {
+            None => Ok(TOKENS_PER_WIDTH * model.architecture().mlp_width),
+            Some(tokens @ LEAST_TOKENS..) => Ok(tokens),
+            Some(tokens) => Err(Error::input_hint(
+                format!("moments over {tokens} tokens, expected {LEAST_TOKENS} or more"),
+                "leave the number out for five times the width of a key",
+            )),
+        }
     }
 }
 

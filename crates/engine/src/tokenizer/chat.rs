@@ -34,6 +34,10 @@ pub struct ChatTemplate {
 /// The template's only name in its environment.
 const NAME: &str = "chat_template";
 
+/// Most instructions that rendering may take; a conversation of a thousand turns takes under a
+/// million.
+const FUEL: u64 = 20_000_000;
+
 impl ChatTemplate {
     /// Compiles a template. `bos_token` and `eos_token` are what it may write for them.
     ///
@@ -41,6 +45,8 @@ impl ChatTemplate {
     /// [`Error::ChatTemplate`] if it is no valid template.
     pub fn new(source: &str, bos_token: Option<String>, eos_token: Option<String>) -> Result<Self> {
         let mut environment = Environment::new();
+        // A template comes with the checkpoint, from anybody: it may not run for ever.
+        environment.set_fuel(Some(FUEL));
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -247,6 +253,14 @@ fn strftime(format: &str, seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_template_without_end_is_an_error() {
+        let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}";
+        let template = ChatTemplate::new(endless, None, None).expect("it is valid");
+        let error = template.render(&[], true).expect_err("it would take days");
+        assert!(error.to_string().contains("fuel"), "{error}");
+    }
 
     #[test]
     fn dates_agree_with_python() {

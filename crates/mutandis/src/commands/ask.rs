@@ -27,6 +27,7 @@ const TOP: usize = 20;
 Only the continuation is printed, as it is generated.")]
 pub(crate) struct Args {
     /// The text
+    #[arg(allow_negative_numbers = true)]
     text: String,
     /// A patch to lay over the model; may be given several times
     #[arg(long, value_name = "FILE")]

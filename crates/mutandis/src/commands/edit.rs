@@ -26,12 +26,13 @@ use crate::session::Session;
   mutandis edit \"…\" --subject … --to … --set layer=6 --set search.steps=40 --json")]
 pub(crate) struct Args {
     /// Text that the new answer should continue
+    #[arg(allow_negative_numbers = true)]
     prompt: Option<String>,
     /// Of whom or what the prompt speaks, as it writes it
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     subject: Option<String>,
     /// The new answer
-    #[arg(long = "to", value_name = "TARGET")]
+    #[arg(long = "to", value_name = "TARGET", allow_negative_numbers = true)]
     target: Option<String>,
     /// Facts from a file: JSON lines with `prompt`, `subject`, `target_new`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "subject", "target"])]
@@ -43,10 +44,10 @@ pub(crate) struct Args {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Another wording whose answer is shown
-    #[arg(long, value_name = "PROMPT")]
+    #[arg(long, value_name = "PROMPT", allow_negative_numbers = true)]
     also: Vec<String>,
     /// A prompt whose answer should not move [default: a few are chosen]
-    #[arg(long, value_name = "PROMPT")]
+    #[arg(long, value_name = "PROMPT", allow_negative_numbers = true)]
     keep: Vec<String>,
     /// Edit on top of these patches
     #[arg(long = "patch", value_name = "FILE")]

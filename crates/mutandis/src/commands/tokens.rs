@@ -28,7 +28,7 @@ const PIECE: usize = 1 << 16;
 A file has one object with a `text` a line; for each, one line comes out.")]
 pub(crate) struct Args {
     /// The text
-    #[arg(required_unless_present = "file")]
+    #[arg(required_unless_present = "file", allow_negative_numbers = true)]
     text: Option<String>,
     /// Read objects with a `text` from a file, one a line; `-` is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "text")]

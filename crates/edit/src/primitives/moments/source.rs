@@ -43,7 +43,7 @@ pub(super) struct Described {
 impl Described {
     /// The corpus of the context; the model's own text where it has none.
     pub(super) fn new(model: &Model, spec: &MomentSpec, cx: &Context<'_>) -> Result<Self> {
-        let tokens = spec.budget(model);
+        let tokens = spec.budget(model)?;
         match &cx.corpus {
             Some(path) => Self::corpus(model, spec, tokens, path),
             None => Self::written(model, spec, tokens),
