@@ -10,8 +10,8 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use mutandis_edit::primitives::moments::{Factor, Moments, factor};
 use mutandis_edit::primitives::rank_one::{mean_row, rank_one, unit};
-use mutandis_edit::primitives::request::{Located, Request};
-use mutandis_edit::primitives::value_search::{Objective, Search, search};
+use mutandis_edit::primitives::request::{self, Located, Request};
+use mutandis_edit::primitives::value_search::{Goal, Objective, Search, search};
 use mutandis_edit::{Context, Fact, Job, find};
 use mutandis_engine::generate::{Generation, Prompt};
 use mutandis_engine::kernels::loss;
@@ -67,10 +67,12 @@ impl Rows {
         let (Some(essence), Some(&lookup)) = (self.rows.last(), self.lookups.last()) else {
             bail!("no rows")
         };
-        let prompts =
-            self.keys.iter().zip(&self.lookups).map(|(ids, &lookup)| Located { ids: ids.clone(), lookup });
+        let prompts = self.keys.iter().zip(&self.lookups).map(|(ids, &lookup)| request::Prompt {
+            at: Located { ids: ids.clone(), lookup },
+            target: self.target.clone(),
+        });
         let essence = Located { ids: essence[..=lookup].to_vec(), lookup };
-        Ok(Request { prompts: prompts.collect(), essence, target: self.target.clone() })
+        Ok(Request { prompts: prompts.collect(), bare: 1, essence })
     }
 }
 
@@ -131,8 +133,8 @@ impl Peer {
         let requests = [rows.request()?];
         let settings = Search::default();
         let started = Instant::now();
-        let mut objective =
-            Objective::new(&self.model, &[], Site::new(rows.layer, SiteKind::MlpOut), &requests)?;
+        let sites = [Site::new(rows.layer, SiteKind::MlpOut)];
+        let mut objective = Objective::new(&self.model, &[], &sites, &requests)?;
         let prepared = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let (loss, gradient) = objective.at(delta, &settings)?;
@@ -204,10 +206,9 @@ impl Peer {
         let requests = [rows.request()?];
         let f = self.model.architecture().mlp_width;
         let started = Instant::now();
-        let site = Site::new(rows.layer, SiteKind::MlpOut);
-        let found =
-            search(&self.model, &[], site, &requests, &Search::default(), false, &Context::default())?
-                .remove(0);
+        let (sites, settings) = ([Site::new(rows.layer, SiteKind::MlpOut)], Search::default());
+        let goal = Goal::new(&sites, &settings);
+        let found = search(&self.model, &[], &goal, &requests, &Context::default())?.remove(0);
         let mean: Vec<f64> = mean_row(&found.keys, f).iter().map(|x| f64::from(*x)).collect();
         let u = unit(&factor.solve(&mean))?;
         let residual: Vec<f64> = found.delta.iter().map(|x| f64::from(*x)).collect();
@@ -225,7 +226,7 @@ impl Peer {
         let cx =
             Context { cache: Some(std::env::temp_dir().join("mutandis-bench-peer")), ..Context::default() };
         let entry = find("rome")?;
-        let job = Job { model: &self.model, stack: &[], facts: &facts, seed: 0 };
+        let job = Job { model: &self.model, stack: &[], prior: &[], facts: &facts, seed: 0 };
         let no_changes = json!({});
         // Fills the cache with moments and contexts, and nothing else.
         let few = json!({"search": {"steps": 1}});

@@ -1,8 +1,10 @@
 //! What surrounds an edit: where statistics are kept, who is told of progress, who may stop it.
 
+use std::any::Any;
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 
@@ -27,6 +29,26 @@ impl Progress for Silent {
     fn end(&self) {}
 }
 
+/// Values by what they were computed from: moments, factors, null spaces. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Memo(Arc<Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>>);
+
+impl Memo {
+    /// The value of a key, made where there is none yet. The key names all that it depends on.
+    ///
+    /// # Errors
+    /// What `make` fails with.
+    pub fn get<T: Any + Send + Sync>(&self, key: String, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(value) = kept.and_then(|v| v.downcast().ok()) {
+            return Ok(value);
+        }
+        let value = Arc::new(make()?);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&value) as _);
+        Ok(value)
+    }
+}
+
 /// Everything an edit may use besides model, facts and settings. None of it changes the result.
 pub struct Context<'a> {
     /// Folder for statistics of models (moments, contexts), by content hash; computed anew each
@@ -34,6 +56,8 @@ pub struct Context<'a> {
     pub cache: Option<PathBuf>,
     /// Text for moments; the model writes its own where `None`.
     pub corpus: Option<PathBuf>,
+    /// What edits of one process share, so that no factor is computed twice.
+    pub memo: Memo,
     /// Progress.
     pub progress: &'a dyn Progress,
     /// Raised when the work should stop.
@@ -42,7 +66,13 @@ pub struct Context<'a> {
 
 impl Default for Context<'_> {
     fn default() -> Self {
-        Self { cache: None, corpus: None, progress: &Silent, interrupt: Arc::default() }
+        Self {
+            cache: None,
+            corpus: None,
+            memo: Memo::default(),
+            progress: &Silent,
+            interrupt: Arc::default(),
+        }
     }
 }
 

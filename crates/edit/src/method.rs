@@ -31,6 +31,8 @@ pub struct Job<'a> {
     pub model: &'a Model,
     /// Patches already in force, oldest first: the edit is computed on top of them.
     pub stack: &'a [&'a Overlay],
+    /// The same patches themselves, for methods that look back at what was edited before.
+    pub prior: &'a [Patch],
     /// Facts to be made true; never empty.
     pub facts: &'a [Fact],
     /// Seed of everything that is drawn.
@@ -157,8 +159,48 @@ impl Entry {
         for fact in job.facts {
             fact.check()?;
         }
+        contradiction(job.facts)?;
+        self.known(&self.defaults(), settings)?;
         (self.edit)(&self.settings(job.model, settings), job, cx)
     }
+
+    /// Refuses settings that the method does not have.
+    fn known(&self, defaults: &Value, settings: &Value) -> Result<()> {
+        let (Value::Object(defaults), Value::Object(settings)) = (defaults, settings) else { return Ok(()) };
+        for (name, value) in settings {
+            let Some(default) = defaults.get(name) else {
+                let meant = nearest(name, defaults.keys().map(String::as_str));
+                let meant = meant.map(|m| format!("did you mean `{m}`? ")).unwrap_or_default();
+                return Err(Error::input_hint(
+                    format!("`{}` has no setting `{name}`", self.id),
+                    format!("{meant}`mutandis methods show {}` lists them", self.id),
+                ));
+            };
+            self.known(default, value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses two facts that want different answers to one prompt: no edit can make both true.
+fn contradiction(facts: &[Fact]) -> Result<()> {
+    let mut seen = std::collections::HashMap::with_capacity(facts.len());
+    for (i, fact) in facts.iter().enumerate() {
+        let target = fact.target.trim();
+        let (first, wanted) = *seen.entry(fact.prompt.trim()).or_insert((i, target));
+        if wanted != target {
+            return Err(Error::input_hint(
+                format!(
+                    "facts {} and {} contradict each other: `{}` is to be answered `{wanted}` and `{target}`",
+                    first + 1,
+                    i + 1,
+                    fact.prompt.trim()
+                ),
+                "keep one of them",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The method of that name.

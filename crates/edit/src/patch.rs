@@ -4,9 +4,10 @@
 //! document with everything else, `__metadata__.digest` a hash of both. A patch knows the base it
 //! was made for and refuses every other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use faer::{Mat, MatRef};
 use mutandis_engine::{Delta, Model, Overlay, WeightId};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -16,9 +17,14 @@ use crate::atomic;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
 use crate::method::Family;
+use crate::primitives::cholesky::add_product;
+use crate::primitives::strength::Resolved;
 
 /// Version of the file format that is written.
 pub const FORMAT: u32 = 1;
+
+/// What the names of key tensors begin with; the layer follows.
+const KEYS: &str = "keys.";
 
 /// Longest header that is read, in bytes: a million facts fit.
 const HEADER_LIMIT: u64 = 1 << 30;
@@ -46,15 +52,28 @@ pub enum WeightChange {
     },
 }
 
-/// What a linear system cost in exactness.
+/// A linear system: what it held, and what it cost in exactness.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SolveInfo {
     /// Added to the diagonal, relative to its mean.
     pub jitter: f64,
     /// ‖A x − b‖ / ‖b‖.
     pub residual: f64,
-    /// Which form was solved: "identity", "cholesky".
+    /// Condition number, estimated from below; 0 where it was not.
+    #[serde(default)]
+    pub condition: f64,
+    /// Which form was solved: "identity", "cholesky", or a form of the normal equation.
     pub form: String,
+    /// The layer whose weight it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<usize>,
+    /// Strengths with which other keys were held, by the name of the setting, relative and
+    /// absolute.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub strengths: BTreeMap<String, Resolved>,
+    /// Dimension of the subspace that the change stays in, of the width of a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub null_space: Option<usize>,
 }
 
 /// How much a weight moved.
@@ -77,6 +96,12 @@ pub struct SearchInfo {
     pub loss: f32,
     /// Last mean probability of the target.
     pub probability: f32,
+    /// Norm of the MLP's output with the value found, before any anchor.
+    #[serde(default)]
+    pub norm: f32,
+    /// Whether the value was too large to be written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
 }
 
 /// The base that a patch belongs to.
@@ -124,6 +149,9 @@ pub struct Patch {
     /// Changes of weights.
     #[serde(skip)]
     pub weights: Vec<(WeightId, WeightChange)>,
+    /// Keys of the facts by layer, `[n, f]`: what later edits need in order not to undo this one.
+    #[serde(skip)]
+    pub keys: BTreeMap<usize, Vec<f32>>,
 }
 
 impl Patch {
@@ -160,6 +188,7 @@ impl Patch {
             created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             tool: concat!("mutandis ", env!("CARGO_PKG_VERSION")).to_owned(),
             weights: vec![],
+            keys: BTreeMap::new(),
         })
     }
 
@@ -251,6 +280,15 @@ impl Patch {
                 }
             }
         }
+        for (layer, keys) in &self.keys {
+            let count = self.facts.len().max(1);
+            let rows = if keys.len().is_multiple_of(count) { count } else { 1 };
+            tensors.push((
+                format!("{KEYS}{layer}"),
+                vec![rows, keys.len() / rows],
+                bytemuck::cast_slice(keys),
+            ));
+        }
         tensors.sort();
         let digest = digest(&document, tensors.iter().map(|(n, s, b)| (n.as_str(), s.as_slice(), *b)));
         let views: Result<Vec<_>, _> =
@@ -315,6 +353,14 @@ impl Patch {
         let mut parts: std::collections::BTreeMap<(usize, String), HashMap<String, &TensorView<'_>>> =
             Default::default();
         for (name, tensor) in &listed {
+            if let Some(layer) = name.strip_prefix(KEYS) {
+                let layer = layer.parse().map_err(|_| format!("tensor `{name}` has an odd name"))?;
+                if tensor.dtype() != Dtype::F32 {
+                    return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()));
+                }
+                patch.keys.insert(layer, floats(tensor.data()));
+                continue;
+            }
             let (index, rest) =
                 name.split_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
             let (weight, part) =
@@ -350,8 +396,23 @@ impl Patch {
 }
 
 impl WeightChange {
+    /// `ΔW [out, in]`, row-major, added to `to`.
+    pub fn add_to(&self, to: &mut [f32]) {
+        match self {
+            Self::Dense { delta, .. } => to.iter_mut().zip(delta).for_each(|(t, x)| *t += x),
+            Self::LowRank { rank, left, right } => {
+                let inn = right.len() / rank;
+                for (row, l) in to.chunks_exact_mut(inn).zip(left.chunks_exact(*rank)) {
+                    for (x, r) in row.iter_mut().zip(right.chunks_exact(*rank)) {
+                        *x += l.iter().zip(r).map(|(a, b)| a * b).sum::<f32>();
+                    }
+                }
+            }
+        }
+    }
+
     /// Ready to be multiplied.
-    fn delta(&self) -> Result<Delta> {
+    pub(crate) fn delta(&self) -> Result<Delta> {
         Ok(match self {
             Self::LowRank { rank, left, right } => Delta::low_rank(*rank, left, right)?,
             Self::Dense { out, inn, delta } => Delta::dense(*out, *inn, delta)?,
@@ -363,15 +424,18 @@ impl WeightChange {
         match self {
             Self::Dense { delta, .. } => delta.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt(),
             Self::LowRank { rank, left, right } => {
-                let gram = |m: &[f32], i: usize, j: usize| -> f64 {
-                    m.chunks_exact(*rank).map(|row| f64::from(row[i]) * f64::from(row[j])).sum()
+                let gram = |m: &[f32]| {
+                    let wide: Vec<f64> = m.iter().map(|x| f64::from(*x)).collect();
+                    let m = MatRef::from_row_major_slice(&wide, wide.len() / rank, *rank);
+                    let mut gram = Mat::<f64>::zeros(*rank, *rank);
+                    add_product(gram.as_mut(), m.transpose(), m, 1.0);
+                    gram
                 };
-                let mut total = 0.0;
-                for i in 0..*rank {
-                    for j in 0..*rank {
-                        total += gram(left, i, j) * gram(right, j, i);
-                    }
-                }
+                let (l, r) = (gram(left), gram(right));
+                let columns = 0..*rank;
+                let total: f64 = columns
+                    .map(|j| l.col_as_slice(j).iter().zip(r.col_as_slice(j)).map(|(a, b)| a * b).sum::<f64>())
+                    .sum();
                 total.max(0.0).sqrt()
             }
         }

@@ -266,7 +266,7 @@ fn factors_solve_with_the_ridge() {
     let k: Vec<f64> = (0..f).map(|i| ((i * 37 % 101) as f64 / 50.0 - 1.0).powi(3)).collect();
     for ridge in [1e-3, 0.5] {
         let factor = factor(&m, ridge).unwrap();
-        assert_eq!((factor.ridge, factor.jitter), (ridge, 0.0));
+        assert_eq!((factor.ridge, factor.jitter()), (ridge, 0.0));
         let x = factor.solve(&k);
         let mut back = x.iter().map(|x| x * ridge * m.trace() / f as f64).collect::<Vec<_>>();
         let mut at = 0;
@@ -295,8 +295,8 @@ fn a_matrix_without_a_factor_gets_a_jitter_that_is_reported() {
     // Rank one, and slightly indefinite.
     let indefinite = made(3, vec![1.0, 2.0, 3.0, 4.0, 6.0, 9.0 - 1e-4]);
     let jittered = factor(&indefinite, 0.0).unwrap();
-    assert!(jittered.jitter > 0.0 && jittered.jitter < 1e-2, "{}", jittered.jitter);
-    assert_eq!(factor(&indefinite, 0.1).unwrap().jitter, 0.0);
+    assert!(jittered.jitter() > 0.0 && jittered.jitter() < 1e-2, "{}", jittered.jitter());
+    assert_eq!(factor(&indefinite, 0.1).unwrap().jitter(), 0.0);
     for upper in [vec![0.0; 6], vec![1.0, f32::NAN, 0.0, 1.0, 0.0, 1.0], vec![1.0, 9.0, 9.0, 1.0, 9.0, 1.0]] {
         assert!(matches!(factor(&made(3, upper), 0.0), Err(Error::Numerical { .. })));
     }

@@ -8,6 +8,8 @@ use mutandis::engine::{Model, Overlay};
 /// What patches amount to when a model answers.
 #[derive(Debug, Default)]
 pub(crate) struct Patched {
+    /// The patches, in order.
+    pub(crate) patches: Vec<Patch>,
     /// Weight changes, in the order of the patches.
     pub(crate) overlays: Vec<Overlay>,
     /// Text that goes before every prompt, where a patch is a prompt.
@@ -27,6 +29,7 @@ impl Patched {
     /// Puts one more patch in force, on top of the others.
     pub(crate) fn push(&mut self, patch: &Patch, model: &Model) -> anyhow::Result<()> {
         self.overlays.push(patch.overlay(model)?);
+        self.patches.push(patch.clone());
         if let Some(prefix) = patch.prefix.as_deref().filter(|p| !p.is_empty()) {
             self.prefix.get_or_insert_default().push_str(prefix);
         }

@@ -5,12 +5,27 @@ macro_rules! describe {
     ($first:literal $(, $rest:literal)*) => { concat!($first $(, "\n\n", $rest)*) };
 }
 
+mod alphaedit;
+mod emmet;
+mod encore;
 mod ice;
+mod memit;
+mod memit_merge;
+mod pmet;
 mod r_rome;
 mod rome;
 
 use crate::method::Entry;
 
 /// Every method, in the order in which it is listed.
-pub static METHODS: &[Entry] =
-    &[Entry::of::<r_rome::RRome>(), Entry::of::<rome::Rome>(), Entry::of::<ice::Ice>()];
+pub static METHODS: &[Entry] = &[
+    Entry::of::<r_rome::RRome>(),
+    Entry::of::<rome::Rome>(),
+    Entry::of::<memit::Memit>(),
+    Entry::of::<memit_merge::MemitMerge>(),
+    Entry::of::<emmet::Emmet>(),
+    Entry::of::<pmet::Pmet>(),
+    Entry::of::<alphaedit::AlphaEdit>(),
+    Entry::of::<encore::Encore>(),
+    Entry::of::<ice::Ice>(),
+];

@@ -76,6 +76,25 @@ pub fn sampled(model: &Model, spec: &ContextSpec, cx: &Context<'_>) -> Result<Ve
     Ok(templates)
 }
 
+/// Most prefixes of one length: what a search of one fact holds in memory grows with them.
+const MOST: usize = 200;
+
+/// The templates that an edit is searched in: bare, and behind prefixes of 5 and of 10 tokens, so
+/// many of each.
+///
+/// # Errors
+/// As [`sampled`]; where too many are asked for.
+pub fn for_edits(model: &Model, counts: [usize; 2], seed: u64, cx: &Context<'_>) -> Result<Vec<String>> {
+    if let Some(count) = counts.iter().find(|c| **c > MOST) {
+        return Err(Error::input_hint(
+            format!("`prefixes` asks for {count}, expected at most {MOST}"),
+            "ten of each are published; more cost time and memory and gain little",
+        ));
+    }
+    let spec = ContextSpec { lengths: vec![(5, counts[0]), (10, counts[1])], seed, ..ContextSpec::default() };
+    sampled(model, &spec, cx)
+}
+
 fn prefixes(model: &Model, spec: &ContextSpec, sampling: &Sampling, cx: &Context<'_>) -> Result<Vec<String>> {
     let tokenizer = model.tokenizer()?;
     let before = tokenizer.encode("")?.ids;

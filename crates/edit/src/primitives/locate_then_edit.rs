@@ -3,19 +3,22 @@
 //!
 //! A method says only which key and which output its constraint is about.
 
+use std::sync::Arc;
+
 use mutandis_engine::{Delta, Model, Overlay, Role, Site, SiteKind, WeightId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::contexts::{self, ContextSpec};
+use super::contexts;
 use super::moments::{self, Factor, MomentSpec};
 use super::rank_one::{mean_row, rank_one, unit};
 use super::request::Request;
-use super::value_search::{Found, Search, search};
+use super::statistics::Statistics;
+use super::value_search::{Found, Goal, Search, search};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::method::Job;
-use crate::patch::{Patch, SearchInfo, SolveInfo, WeightChange};
+use crate::patch::{Patch, SolveInfo, WeightChange};
 
 /// Settings of a rank-one edit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,9 +54,6 @@ impl Default for Settings {
     }
 }
 
-/// Most prefixes of one length: what a search of one fact holds in memory grows with them.
-const MOST_PREFIXES: usize = 200;
-
 /// The key and the present output that a method's constraint is about: `(key [f], output [d])`.
 pub type Constraint = fn(found: &Found, mean_key: &[f32], mean_output: &[f32]) -> (Vec<f32>, Vec<f32>);
 
@@ -69,22 +69,11 @@ pub fn edit(
     patch: &mut Patch,
 ) -> Result<()> {
     settings.search.check()?;
-    if let Some(count) = settings.prefixes.iter().find(|c| **c > MOST_PREFIXES) {
-        return Err(Error::input_hint(
-            format!("`prefixes` asks for {count}, expected at most {MOST_PREFIXES}"),
-            "ten of each are published; more cost time and memory and gain little",
-        ));
-    }
     let model = job.model;
     let a = model.architecture();
     let layer = settings.layer.unwrap_or(a.layers / 6);
     model.linear_shape(Role::MlpOut, layer)?;
-    let spec = ContextSpec {
-        lengths: vec![(5, settings.prefixes[0]), (10, settings.prefixes[1])],
-        seed: job.seed,
-        ..ContextSpec::default()
-    };
-    let templates = contexts::sampled(model, &spec, cx)?;
+    let templates = contexts::for_edits(model, settings.prefixes, job.seed, cx)?;
     // All facts are checked before any is searched.
     let requests: Vec<Request> =
         job.facts.iter().map(|fact| Request::new(model, fact, &templates)).collect::<Result<_>>()?;
@@ -94,18 +83,19 @@ pub fn edit(
     for request in &requests {
         let stack: Vec<&Overlay> =
             job.stack.iter().copied().chain((!before.is_empty()).then_some(&before)).collect();
-        let site = Site::new(layer, SiteKind::MlpOut);
-        let found = search(model, &stack, site, std::slice::from_ref(request), &settings.search, false, cx)?
-            .remove(0);
+        let sites = [Site::new(layer, SiteKind::MlpOut)];
+        let goal = Goal::new(&sites, &settings.search);
+        let found = search(model, &stack, &goal, std::slice::from_ref(request), cx)?.remove(0);
         let (mean_key, mean_output) = (mean_row(&found.keys, a.mlp_width), mean_row(&found.outputs, a.width));
         let wide: Vec<f64> = mean_key.iter().map(|x| f64::from(*x)).collect();
         let (u, solve) = match &factor {
             None => (unit(&wide)?, SolveInfo { form: "identity".into(), ..SolveInfo::default() }),
             Some(factor) => {
                 let info = SolveInfo {
-                    jitter: factor.ridge + factor.jitter,
-                    residual: 0.0,
+                    jitter: factor.ridge + factor.jitter(),
                     form: "cholesky".into(),
+                    layer: Some(layer),
+                    ..SolveInfo::default()
                 };
                 (unit(&factor.solve(&wide))?, info)
             }
@@ -122,12 +112,7 @@ pub fn edit(
         before.push(id, Delta::low_rank(1, &change.left, &change.right)?);
         patch.push(model, id, WeightChange::LowRank { rank: 1, left: change.left, right: change.right })?;
         patch.solve.push(solve);
-        let last = found.losses.last().copied();
-        patch.search.push(SearchInfo {
-            steps: found.losses.len(),
-            loss: last.map_or(f32::NAN, |l| l.total),
-            probability: last.map_or(f32::NAN, |l| l.probability),
-        });
+        patch.search.push(found.info());
     }
     Ok(())
 }
@@ -139,11 +124,10 @@ fn direction(
     layer: usize,
     seed: u64,
     cx: &Context<'_>,
-) -> Result<Option<Factor>> {
+) -> Result<Option<Arc<Factor>>> {
     if !settings.moments {
         return Ok(None);
     }
     let spec = MomentSpec { tokens: settings.moment_tokens, seed, ..MomentSpec::default() };
-    let measured = moments::moments(model, &[layer], &spec, cx)?;
-    measured.first().map(|m| moments::factor(m, settings.ridge)).transpose()
+    Statistics::new(model, &[layer], &spec, cx)?.factor(layer, settings.ridge).map(Some)
 }

@@ -1,9 +1,16 @@
 //! What methods are made of: each primitive once, tested, for all of them.
 
+pub mod cholesky;
 pub mod contexts;
 pub mod locate_then_edit;
 pub mod moments;
+pub mod post;
 pub mod rank_one;
 pub mod request;
+pub mod solver;
+pub mod spread;
+pub mod statistics;
+pub mod strength;
+pub mod subspace;
 pub mod value_search;
 mod writing;

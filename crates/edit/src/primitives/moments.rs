@@ -19,8 +19,10 @@ use mutandis_engine::{Model, Read, Sampling, Site, SiteKind};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::factor::symmetric;
 pub use self::factor::{Factor, factor};
 use self::source::{Described, Source};
+pub(super) use self::store::{load_eigen, save_eigen};
 use self::sums::Sums;
 use crate::context::Context;
 use crate::error::{Error, Result};

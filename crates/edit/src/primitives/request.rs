@@ -15,16 +15,25 @@ pub struct Located {
     pub lookup: usize,
 }
 
-/// A fact in all its contexts.
+/// A prompt in a context, with what it should be followed by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The prompt.
+    pub at: Located,
+    /// Target ids; at least one.
+    pub target: Vec<u32>,
+}
+
+/// A fact in all its contexts, or several facts that share a value.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The prompt in each context, the bare one first.
-    pub prompts: Vec<Located>,
+    /// The prompt in each context, the bare ones first.
+    pub prompts: Vec<Prompt>,
+    /// How many prompts are bare: one for each fact.
+    pub bare: usize,
     /// `"{subject} is a"`, cut after the subject: what the subject is must not change. With
     /// causal attention nothing after the lookup token can be seen there (methods.md §4b row 1).
     pub essence: Located,
-    /// Target ids; at least one.
-    pub target: Vec<u32>,
 }
 
 /// Longest target that is searched for, in tokens.
@@ -79,7 +88,18 @@ impl Request {
                 "shorten the prompt or the target",
             ));
         }
-        Ok(Self { prompts, essence, target })
+        let prompts = prompts.into_iter().map(|at| Prompt { at, target: target.clone() }).collect();
+        Ok(Self { prompts, bare: 1, essence })
+    }
+
+    /// Lets another fact share this one's value (MEMIT-Merge, arXiv 2502.07322).
+    pub fn merge(&mut self, other: Self) {
+        let mut prefixed = self.prompts.split_off(self.bare);
+        let (bare, more) = other.prompts.split_at(other.bare);
+        self.prompts.extend_from_slice(bare);
+        self.bare += other.bare;
+        prefixed.extend_from_slice(more);
+        self.prompts.append(&mut prefixed);
     }
 }
 

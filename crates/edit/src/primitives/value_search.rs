@@ -3,20 +3,20 @@
 //!
 //! A δ at layer `l`, position `p` changes nothing below `l` nor before `p`: hidden states entering
 //! the site and the keys and values of each prompt's prefix are computed once, and every step
-//! runs the suffix through the upper layers only. Facts are searched together; one that is done
-//! leaves the batch.
+//! runs the suffix through the upper layers only. Facts are searched together, a batch at a time;
+//! one that is done leaves its batch.
 
-use mutandis_engine::kernels::loss;
-use mutandis_engine::{
-    Action, Cache, Intervention, LogitRows, Model, Overlay, Pass, Past, Read, Sequence, Site, SiteKind,
-    Start, Wants,
-};
+mod prepared;
+
+use mutandis_engine::{Model, Overlay, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::request::{Located, Request};
+use super::request::Request;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::patch::SearchInfo;
+use prepared::Prepared;
 
 /// Settings of the search; `Default` holds ROME's as published for Llama-like models.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -34,11 +34,26 @@ pub struct Search {
     pub kl: f32,
     /// The search ends when the loss falls below this, in nats.
     pub stop_below: f32,
+    /// The search ends so many steps after the target has become the likeliest answer in every
+    /// context (ENCORE, arXiv 2502.01636); 0: it does not.
+    pub settle: usize,
+    /// Norm to which the MLP's output with δ is brought when the search is over, and from twice of
+    /// which on the fact is refused (NAS); 0: it stays as found.
+    pub anchor: f32,
 }
 
 impl Default for Search {
     fn default() -> Self {
-        Self { learning_rate: 0.5, steps: 25, decay: 1e-3, clamp: 4.0, kl: 0.0625, stop_below: 0.05 }
+        Self {
+            learning_rate: 0.5,
+            steps: 25,
+            decay: 1e-3,
+            clamp: 4.0,
+            kl: 0.0625,
+            stop_below: 0.05,
+            settle: 0,
+            anchor: 0.0,
+        }
     }
 }
 
@@ -63,7 +78,7 @@ impl Search {
         if !(self.clamp > 0.0 && self.clamp.is_finite()) {
             return bad("clamp", self.clamp, "more than 0");
         }
-        for (name, value) in [("decay", self.decay), ("kl", self.kl)] {
+        for (name, value) in [("decay", self.decay), ("kl", self.kl), ("anchor", self.anchor)] {
             if !(value >= 0.0 && value.is_finite()) {
                 return bad(name, value, "0 or more");
             }
@@ -90,47 +105,132 @@ pub struct StepLoss {
     pub probability: f32,
 }
 
+/// PMET's loss (arXiv 2308.08742): as soon as the target is the likeliest answer everywhere, its
+/// part weighs less, and the search ends once the divergence is small.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ease {
+    /// Weight of the target's part from then on.
+    pub weight: f32,
+    /// The search ends when the weighted divergence is at most this, in nats.
+    pub stop_kl: f32,
+}
+
+/// What is searched for, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Goal<'a> {
+    /// Where a δ is added, all in one layer, from the lowest up: `MlpOut` (ROME), `Residual`
+    /// (MEMIT), `AttentionOut` and `MlpOut` (PMET).
+    pub sites: &'a [Site],
+    /// Settings.
+    pub search: &'a Search,
+    /// PMET's loss in place of ROME's.
+    pub ease: Option<Ease>,
+    /// Whether δ is kept after every step.
+    pub keep_trace: bool,
+}
+
+impl<'a> Goal<'a> {
+    /// ROME's loss, at one site or several.
+    pub fn new(sites: &'a [Site], search: &'a Search) -> Self {
+        Self { sites, search, ease: None, keep_trace: false }
+    }
+}
+
 /// What was found for a fact.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// The site's value in the bare prompt, `[d]`.
+    /// The sites' values in the (first) bare prompt, `[sites, d]`.
     pub initial: Vec<f32>,
-    /// δ `[d]`; the value searched for is `initial + δ`.
+    /// δ `[sites, d]`; the value searched for is `initial + δ`.
     pub delta: Vec<f32>,
-    /// The MLP key at the lookup token in every context, `[contexts, f]`.
+    /// The MLP key at the lookup token of every prompt, `[prompts, f]`.
     pub keys: Vec<f32>,
-    /// The MLP's output there, `[contexts, d]`.
+    /// The MLP's output there, `[prompts, d]`.
     pub outputs: Vec<f32>,
     /// Losses of every step.
     pub losses: Vec<StepLoss>,
-    /// δ after every step, where [`search`] was asked to keep them.
+    /// δ after every step, where the goal asks to keep them.
     pub trace: Vec<Vec<f32>>,
+    /// Norm of the MLP's output with δ, before [`Search::anchor`] changed it.
+    pub norm: f32,
+    /// Whether that was so large that the fact should not be written.
+    pub refused: bool,
 }
 
-/// Searches the values of many facts at once.
-///
-/// `site` is `MlpOut` (ROME) or `Residual` (MEMIT) of a layer. Each fact has its own δ, Adam
-/// state and stop.
+impl Found {
+    /// What a patch says of the search.
+    pub(crate) fn info(&self) -> SearchInfo {
+        let last = self.losses.last();
+        SearchInfo {
+            steps: self.losses.len(),
+            loss: last.map_or(f32::NAN, |l| l.total),
+            probability: last.map_or(f32::NAN, |l| l.probability),
+            norm: self.norm,
+            refused: self.refused,
+        }
+    }
+}
+
+/// Most facts, and most rows of a step, in one batch: enough to keep the processor busy, few
+/// enough for the logits to fit in memory.
+const BATCH: (usize, usize) = (64, 1536);
+
+/// Searches the values of many facts, each with its own δ, Adam state and stop.
 ///
 /// # Errors
 /// Where the model cannot be run on the requests, the loss is not finite, or the user interrupts.
 pub fn search(
     model: &Model,
     stack: &[&Overlay],
-    site: Site,
+    goal: &Goal<'_>,
     requests: &[Request],
-    settings: &Search,
-    keep_trace: bool,
     cx: &Context<'_>,
 ) -> Result<Vec<Found>> {
-    settings.check()?;
-    let d = model.architecture().width;
-    cx.progress.begin("preparing the search", 0);
-    let prepared = Prepared::new(model, stack, site, requests)?;
-    let mut facts: Vec<State> =
-        requests.iter().enumerate().map(|(i, _)| State::new(prepared.initial(i, d), d)).collect();
+    goal.search.check()?;
+    let batches = batches(requests);
+    cx.progress.begin("searching values", batches.len() * goal.search.steps);
+    let mut all = Vec::with_capacity(requests.len());
+    for (i, range) in batches.into_iter().enumerate() {
+        let told = |step: usize| cx.progress.step(i * goal.search.steps + step);
+        all.extend(search_batch(model, stack, goal, &requests[range], cx, &told)?);
+        told(goal.search.steps);
+    }
     cx.progress.end();
-    cx.progress.begin("searching values", settings.steps);
+    Ok(all)
+}
+
+/// Cuts requests into runs that fit a batch.
+fn batches(requests: &[Request]) -> Vec<std::ops::Range<usize>> {
+    let mut ranges: Vec<std::ops::Range<usize>> = vec![];
+    let mut rows = 0;
+    for (i, request) in requests.iter().enumerate() {
+        let suffix = |p: &super::request::Prompt| p.at.ids.len() - p.at.lookup + p.target.len();
+        let more: usize = request.prompts.iter().map(suffix).sum();
+        match ranges.last_mut() {
+            Some(r) if r.len() < BATCH.0 && rows + more <= BATCH.1 => r.end = i + 1,
+            _ => {
+                ranges.push(i..i + 1);
+                rows = 0;
+            }
+        }
+        rows += more;
+    }
+    ranges
+}
+
+fn search_batch(
+    model: &Model,
+    stack: &[&Overlay],
+    goal: &Goal<'_>,
+    requests: &[Request],
+    cx: &Context<'_>,
+    told: &dyn Fn(usize),
+) -> Result<Vec<Found>> {
+    let settings = goal.search;
+    let prepared = Prepared::new(model, stack, goal.sites, requests)?;
+    let width = goal.sites.len() * model.architecture().width;
+    let mut facts: Vec<State> =
+        (0..requests.len()).map(|i| State::new(prepared.initial(i, width), goal.sites.len())).collect();
     for step in 0..settings.steps {
         cx.check()?;
         let active: Vec<usize> = (0..facts.len()).filter(|&i| !facts[i].done).collect();
@@ -138,63 +238,85 @@ pub fn search(
             break;
         }
         let last = step + 1 == settings.steps;
-        if let Some(gradients) = prepared.evaluate(&mut facts, &active, settings, last)? {
-            for (&f, gradient) in
-                active.iter().zip(gradients).filter(|(f, _)| !facts[**f].done).collect::<Vec<_>>()
-            {
-                facts[f].update(&gradient, settings);
-                if keep_trace {
-                    let delta = facts[f].delta.clone();
-                    facts[f].trace.push(delta);
-                }
+        let Some(gradients) = prepared.evaluate(&mut facts, &active, goal, last)? else { break };
+        let open = active.iter().zip(gradients).filter(|(f, _)| !facts[**f].done).collect::<Vec<_>>();
+        for (&f, gradient) in open {
+            facts[f].update(&gradient, settings);
+            if goal.keep_trace {
+                let delta = facts[f].delta.clone();
+                facts[f].trace.push(delta);
             }
         }
-        cx.progress.step(step + 1);
+        told(step + 1);
     }
-    cx.progress.end();
-    Ok(facts
-        .into_iter()
-        .enumerate()
-        .map(|(i, f)| Found {
-            initial: f.initial,
-            delta: f.delta,
-            keys: prepared.of(i, &prepared.keys),
-            outputs: prepared.of(i, &prepared.outputs),
-            losses: f.losses,
-            trace: f.trace,
-        })
-        .collect())
+    let found = facts.into_iter().enumerate().map(|(i, f)| Found {
+        initial: f.initial,
+        delta: f.delta,
+        keys: prepared.of(i, &prepared.keys),
+        outputs: prepared.of(i, &prepared.outputs),
+        losses: f.losses,
+        trace: f.trace,
+        norm: 0.0,
+        refused: false,
+    });
+    let d = model.architecture().width;
+    Ok(found.map(|f| anchored(f, settings.anchor, d)).collect())
+}
+
+/// Brings the MLP's output with δ to the anchor's norm.
+///
+/// DIFFERENCE from the released code, which measures the anchor anew for each model: it is a
+/// setting here, found once for a model and kept in its recipe.
+fn anchored(mut found: Found, anchor: f32, d: usize) -> Found {
+    // The MLP's site is the last one.
+    let from = found.delta.len() - d;
+    let delta = &mut found.delta[from..];
+    found.norm = norm(&delta.iter().zip(&found.outputs).map(|(x, out)| x + out).collect::<Vec<_>>());
+    if anchor > 0.0 && found.norm > 0.0 {
+        found.refused = found.norm > 2.0 * anchor;
+        for (x, out) in delta.iter_mut().zip(&found.outputs) {
+            *x = (*x + out) * (anchor / found.norm) - out;
+        }
+    }
+    found
 }
 
 /// δ of one fact, and what its optimiser remembers.
 struct State {
     initial: Vec<f32>,
     delta: Vec<f32>,
+    /// Number of sites.
+    sites: usize,
     first: Vec<f32>,
     second: Vec<f32>,
     steps: i32,
     log_reference: Option<Vec<f32>>,
     losses: Vec<StepLoss>,
     trace: Vec<Vec<f32>>,
+    /// Evaluations since the target became the likeliest answer everywhere.
+    settled: Option<usize>,
     done: bool,
 }
 
 impl State {
-    fn new(initial: Vec<f32>, d: usize) -> Self {
+    fn new(initial: Vec<f32>, sites: usize) -> Self {
+        let zeros = vec![0.0; initial.len()];
         Self {
             initial,
-            delta: vec![0.0; d],
-            first: vec![0.0; d],
-            second: vec![0.0; d],
+            delta: zeros.clone(),
+            sites,
+            first: zeros.clone(),
+            second: zeros,
             steps: 0,
             log_reference: None,
             losses: vec![],
             trace: vec![],
+            settled: None,
             done: false,
         }
     }
 
-    /// Adam (arXiv 1412.6980, algorithm 1) with PyTorch's constants, then the clamp.
+    /// Adam (arXiv 1412.6980, algorithm 1) with PyTorch's constants, then the clamp of each site.
     fn update(&mut self, gradient: &[f32], settings: &Search) {
         const BETA: [f32; 2] = [0.9, 0.999];
         const EPSILON: f32 = 1e-8;
@@ -206,261 +328,50 @@ impl State {
             let (m, v) = (self.first[i] / correct[0], self.second[i] / correct[1]);
             self.delta[i] -= settings.learning_rate * m / (v.sqrt() + EPSILON);
         }
-        let (size, limit) = (norm(&self.delta), settings.clamp * norm(&self.initial));
-        if size > limit {
-            let factor = limit / size;
-            self.delta.iter_mut().for_each(|x| *x *= factor);
-        }
-    }
-}
-
-/// Everything about the prompts that no step changes.
-struct Prepared<'a> {
-    model: &'a Model,
-    stack: &'a [&'a Overlay],
-    requests: &'a [Request],
-    /// Where δ is added: at `site`, or at the input of the layer above where that is the same.
-    entry: Site,
-    rows: Vec<Row>,
-    /// Index of each fact's first row; its essence row comes last.
-    first: Vec<usize>,
-    initial: Vec<f32>,
-    /// MLP keys and outputs at the lookup token of every prompt, essences left out.
-    keys: Vec<f32>,
-    outputs: Vec<f32>,
-}
-
-/// One prompt (with its target, less the last token), split at the lookup token.
-struct Row {
-    /// Tokens from the lookup token on.
-    suffix: Vec<u32>,
-    past: Past,
-    /// Hidden states entering `entry.layer`, `[suffix, d]`.
-    hidden: Vec<f32>,
-    /// Number of last rows that predict a target token; 0 for the essence, whose one row counts.
-    predicting: usize,
-}
-
-impl<'a> Prepared<'a> {
-    fn new(model: &'a Model, stack: &'a [&'a Overlay], site: Site, requests: &'a [Request]) -> Result<Self> {
-        let a = model.architecture();
-        if site.layer >= a.layers {
-            return Err(Error::input_hint(
-                format!("layer {} does not exist", site.layer),
-                format!("layers are 0 to {}", a.layers - 1),
-            ));
-        }
-        // Without a norm behind the MLP, adding to its output is adding to the residual stream.
-        let above = site.kind == SiteKind::Residual || (site.kind == SiteKind::MlpOut && !a.sandwich_norm);
-        let entry = if above && site.layer + 1 < a.layers {
-            Site::new(site.layer + 1, SiteKind::Input)
-        } else {
-            site
-        };
-
-        let (mut tokens, mut lookups, mut predicting, mut first) = (vec![], vec![], vec![], vec![]);
-        for request in requests {
-            first.push(tokens.len());
-            for prompt in &request.prompts {
-                let target = &request.target;
-                tokens.push([&prompt.ids[..], &target[..target.len() - 1]].concat());
-                lookups.push(prompt.lookup);
-                predicting.push(target.len());
+        let d = self.delta.len() / self.sites;
+        for (delta, initial) in self.delta.chunks_exact_mut(d).zip(self.initial.chunks_exact(d)) {
+            let (size, limit) = (norm(delta), settings.clamp * norm(initial));
+            if size > limit {
+                let factor = limit / size;
+                delta.iter_mut().for_each(|x| *x *= factor);
             }
-            let Located { ids, lookup } = &request.essence;
-            tokens.push(ids.clone());
-            lookups.push(*lookup);
-            predicting.push(0);
         }
-        let caches = prefixes(model, stack, &tokens, &lookups)?;
-        let pasts: Vec<Past> = caches.iter().map(|c| c.past(c.len(), 0)).collect();
-        // The suffixes up to the entry: hidden states for every step, and at the lookup token
-        // (their first row) the site's value and the key.
-        let sequences: Vec<Sequence<'_>> = tokens
-            .iter()
-            .zip(&lookups)
-            .zip(&pasts)
-            .map(|((t, &l), past)| Sequence {
-                tokens: &t[l..],
-                past: Some(past),
-                overlays: stack,
-                ..Default::default()
-            })
-            .collect();
-        let starts = starts(sequences.iter().map(|s| s.tokens.len()));
-        let bare: Vec<usize> = first.iter().map(|&i| starts[i]).collect();
-        let prompts: Vec<usize> =
-            predicting.iter().zip(&starts).filter(|(p, _)| **p > 0).map(|(_, &s)| s).collect();
-        let mut reads = vec![
-            Read { site, rows: Some(bare) },
-            Read { site: Site::new(site.layer, SiteKind::MlpKey), rows: Some(prompts.clone()) },
-            Read { site: Site::new(site.layer, SiteKind::MlpOut), rows: Some(prompts) },
-        ];
-        let from_site = entry.kind != SiteKind::Input;
-        let into = if from_site {
-            Site::new(site.layer, SiteKind::Input)
-        } else {
-            Site::new(site.layer, SiteKind::Residual)
-        };
-        reads.push(Read { site: into, rows: None });
-        let mut reads = model.forward(Pass { sequences, reads, ..Default::default() })?.reads;
-        let all = reads.pop().unwrap_or_default();
-        let outputs = reads.pop().unwrap_or_default();
-        let keys = reads.pop().unwrap_or_default();
-        let initial = reads.pop().unwrap_or_default();
-        let rows = tokens
-            .iter()
-            .zip(lookups)
-            .zip(caches)
-            .zip(predicting)
-            .zip(starts)
-            .map(|((((t, l), cache), predicting), start)| {
-                // Layers below the entry are not run again.
-                let past = cache.past(l, entry.layer);
-                let suffix = t[l..].to_vec();
-                let hidden = all[start * a.width..(start + suffix.len()) * a.width].to_vec();
-                Row { suffix, past, hidden, predicting }
-            })
-            .collect();
-        Ok(Self { model, stack, requests, entry, rows, first, initial, keys, outputs })
     }
 
-    fn initial(&self, fact: usize, d: usize) -> Vec<f32> {
-        self.initial[fact * d..(fact + 1) * d].to_vec()
+    /// Σ over sites of ‖δ‖ / ‖h‖².
+    fn size(&self) -> f32 {
+        let d = self.delta.len() / self.sites;
+        let each = self.delta.chunks_exact(d).zip(self.initial.chunks_exact(d));
+        each.map(|(delta, initial)| norm(delta) / norm(initial).powi(2)).sum()
     }
 
-    /// The part of `keys` or `outputs` that belongs to a fact.
-    fn of(&self, fact: usize, values: &[f32]) -> Vec<f32> {
-        let prompts: usize = self.requests.iter().map(|r| r.prompts.len()).sum();
-        let width = values.len() / prompts.max(1);
-        // Each fact before this one has one essence row among its rows.
-        let from = (self.first[fact] - fact) * width;
-        values[from..from + self.requests[fact].prompts.len() * width].to_vec()
-    }
-
-    fn rows_of(&self, fact: usize) -> std::ops::Range<usize> {
-        self.first[fact]..self.first[fact] + self.requests[fact].prompts.len() + 1
-    }
-
-    /// Losses of all active facts at their δ; those that are small enough, or the `last`, are done.
-    /// Gradients of the others, in the order of `active`, unless all are done.
-    fn evaluate(
-        &self,
-        facts: &mut [State],
-        active: &[usize],
-        settings: &Search,
-        last: bool,
-    ) -> Result<Option<Vec<Vec<f32>>>> {
-        let (d, v) = (self.model.architecture().width, self.model.architecture().vocabulary);
-        let isa = self.model.isa();
-        let rows: Vec<&Row> = active.iter().flat_map(|&f| &self.rows[self.rows_of(f)]).collect();
-        let owners: Vec<usize> = active.iter().flat_map(|&f| self.rows_of(f).map(move |_| f)).collect();
-        let starts = starts(rows.iter().map(|r| r.suffix.len()));
-        let logit_rows: Vec<usize> = rows
-            .iter()
-            .zip(&starts)
-            .flat_map(|(r, s)| s + r.suffix.len() - r.predicting.max(1)..s + r.suffix.len())
-            .collect();
-        let pass = Pass {
-            sequences: rows
-                .iter()
-                .map(|r| Sequence {
-                    tokens: &r.suffix,
-                    past: Some(&r.past),
-                    overlays: self.stack,
-                    ..Default::default()
-                })
-                .collect(),
-            start: Start::Hidden {
-                layer: self.entry.layer,
-                rows: rows.iter().flat_map(|r| &r.hidden).copied().collect(),
-            },
-            interventions: vec![Intervention {
-                site: self.entry,
-                rows: starts.clone(),
-                action: Action::Add(owners.iter().flat_map(|&f| &facts[f].delta).copied().collect()),
-            }],
-            logits: LogitRows::Rows(logit_rows),
-            record: true,
-            ..Default::default()
-        };
-        let mut outcome = self.model.forward(pass)?;
-
-        // Losses, and the gradient of the logits in their place.
-        let mut at = 0;
-        for &f in active {
-            let request = &self.requests[f];
-            let (contexts, t) = (request.prompts.len(), request.target.len());
-            let part = &mut outcome.logits[at * v..(at + contexts * t + 1) * v];
-            let (answers, essence) = part.split_at_mut(contexts * t * v);
-            let targets: Vec<u32> = (0..contexts).flat_map(|_| request.target.iter().copied()).collect();
-            let state = &mut facts[f];
-            let each = self.model.install(|| loss::cross_entropy(isa, answers, v, &targets));
-            let per_context: Vec<f32> =
-                each.chunks_exact(t).map(|c| c.iter().sum::<f32>() / t as f32).collect();
-            let nll = per_context.iter().sum::<f32>() / contexts as f32;
-            let probability = per_context.iter().map(|n| (-n).exp()).sum::<f32>() / contexts as f32;
-            let reference = state.log_reference.get_or_insert_with(|| {
-                let mut log_q = essence.to_vec();
-                loss::log_softmax(isa, &mut log_q, v);
-                log_q
-            });
-            let kl = settings.kl * loss::kl(isa, essence, reference, v)[0];
-            let decay = settings.decay * norm(&state.delta) / norm(&state.initial).powi(2);
-            let total = nll + kl + decay;
-            if !total.is_finite() {
-                return Err(Error::Numerical {
-                    what: format!("the loss is {total} at step {}", state.losses.len()),
-                });
-            }
-            state.losses.push(StepLoss { total, nll, kl, decay, probability });
-            if total < settings.stop_below || last {
-                state.done = true;
-                part.fill(0.0);
-            } else {
-                let weights = vec![1.0 / (contexts * t) as f32; contexts * t];
-                self.model.install(|| {
-                    loss::cross_entropy_backward(isa, answers, v, &targets, &weights);
-                    loss::kl_backward(isa, essence, reference, v, &[settings.kl]);
-                });
-            }
-            at += contexts * t + 1;
-        }
-        if active.iter().all(|&f| facts[f].done) {
-            return Ok(None);
-        }
-        let tape =
-            outcome.tape.as_ref().ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
-        let wants = Wants {
-            logits: outcome.logits,
-            sites: vec![Read { site: self.entry, rows: Some(starts) }],
-            ..Default::default()
-        };
-        let gradient = self.model.backward(tape, &wants)?.sites.pop().unwrap_or_default();
-        let mut row = 0;
-        let mut sums = Vec::with_capacity(active.len());
-        for &f in active {
-            let count = self.requests[f].prompts.len() + 1;
-            let state = &facts[f];
-            let mut sum = vec![0.0f32; d];
-            for g in gradient[row * d..(row + count) * d].chunks_exact(d) {
-                sum.iter_mut().zip(g).for_each(|(s, g)| *s += g);
-            }
-            let size = norm(&state.delta);
+    /// Adds the gradient of `weight · size()`.
+    fn add_decay(&self, weight: f32, gradient: &mut [f32]) {
+        let d = self.delta.len() / self.sites;
+        let parts = self.delta.chunks_exact(d).zip(self.initial.chunks_exact(d));
+        for (sum, (delta, initial)) in gradient.chunks_exact_mut(d).zip(parts) {
+            let size = norm(delta);
             if size > 0.0 {
-                let factor = settings.decay / (size * norm(&state.initial).powi(2));
-                sum.iter_mut().zip(&state.delta).for_each(|(s, x)| *s += factor * x);
+                let factor = weight / (size * norm(initial).powi(2));
+                sum.iter_mut().zip(delta).for_each(|(s, x)| *s += factor * x);
             }
-            sums.push(sum);
-            row += count;
         }
-        Ok(Some(sums))
+    }
+
+    /// Notes whether the target is the likeliest answer everywhere, and whether that has lasted.
+    fn settles(&mut self, everywhere: bool, settle: usize) -> bool {
+        self.settled = match self.settled {
+            Some(steps) => Some(steps + 1),
+            None => everywhere.then_some(0),
+        };
+        settle > 0 && self.settled.is_some_and(|steps| steps >= settle)
     }
 }
 
 /// The loss of one fact as a function of δ, prepared once: for checks and measurements.
 pub struct Objective<'a> {
     prepared: Prepared<'a>,
+    sites: &'a [Site],
     state: State,
 }
 
@@ -472,26 +383,26 @@ impl<'a> Objective<'a> {
     pub fn new(
         model: &'a Model,
         stack: &'a [&'a Overlay],
-        site: Site,
+        sites: &'a [Site],
         request: &'a [Request],
     ) -> Result<Self> {
         if request.len() != 1 {
             return Err(Error::input(format!("an objective is about one fact, not {}", request.len())));
         }
-        let prepared = Prepared::new(model, stack, site, request)?;
-        let d = model.architecture().width;
-        let mut states = [State::new(prepared.initial(0, d), d)];
-        prepared.evaluate(&mut states, &[0], &Search::default(), true)?;
+        let prepared = Prepared::new(model, stack, sites, request)?;
+        let width = sites.len() * model.architecture().width;
+        let mut states = [State::new(prepared.initial(0, width), sites.len())];
+        prepared.evaluate(&mut states, &[0], &Goal::new(sites, &Search::default()), true)?;
         let [state] = states;
-        Ok(Self { prepared, state })
+        Ok(Self { prepared, sites, state })
     }
 
-    /// The site's value in the bare prompt, `[d]`.
+    /// The sites' values in the bare prompt, `[sites, d]`.
     pub fn initial(&self) -> &[f32] {
         &self.state.initial
     }
 
-    /// Loss at `delta [d]`, and its gradient.
+    /// Loss at `delta [sites, d]`, and its gradient.
     ///
     /// # Errors
     /// As [`search`].
@@ -499,45 +410,13 @@ impl<'a> Objective<'a> {
         self.state.delta.copy_from_slice(delta);
         self.state.done = false;
         // The gradient is wanted however small the loss is.
-        let settings = Search { stop_below: f32::NEG_INFINITY, ..settings.clone() };
+        let settings = Search { stop_below: f32::NEG_INFINITY, settle: 0, ..settings.clone() };
         let state = std::slice::from_mut(&mut self.state);
-        let gradient = self.prepared.evaluate(state, &[0], &settings, false)?;
+        let gradient = self.prepared.evaluate(state, &[0], &Goal::new(self.sites, &settings), false)?;
         let gradient = gradient.and_then(|mut g| g.pop()).unwrap_or_default();
         let loss = self.state.losses.last().copied();
         loss.map(|l| (l, gradient)).ok_or_else(|| Error::Numerical { what: "nothing was evaluated".into() })
     }
-}
-
-/// Keys and values of everything before the lookup tokens.
-fn prefixes(model: &Model, stack: &[&Overlay], tokens: &[Vec<u32>], lookups: &[usize]) -> Result<Vec<Cache>> {
-    let mut caches: Vec<Cache> = tokens.iter().map(|_| Cache::new(model.architecture())).collect();
-    let sequences: Vec<Sequence<'_>> = tokens
-        .iter()
-        .zip(lookups)
-        .zip(&mut caches)
-        .filter(|((_, l), _)| **l > 0)
-        .map(|((t, &l), cache)| Sequence {
-            tokens: &t[..l],
-            cache: Some(cache),
-            overlays: stack,
-            ..Default::default()
-        })
-        .collect();
-    if !sequences.is_empty() {
-        model.forward(Pass { sequences, ..Default::default() })?;
-    }
-    Ok(caches)
-}
-
-/// Index of the first row of each sequence.
-fn starts(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
-    let mut at = 0;
-    lengths
-        .map(|len| {
-            at += len;
-            at - len
-        })
-        .collect()
 }
 
 fn norm(x: &[f32]) -> f32 {

@@ -143,10 +143,11 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         corpus: args.corpus.clone(),
         progress: &stages,
         interrupt: session.interrupt.flag(),
+        ..Context::default()
     };
     let started = Instant::now();
     let stack = patched.overlays();
-    let job = Job { model: &model, stack: &stack, facts: &facts, seed: args.seed };
+    let job = Job { model: &model, stack: &stack, prior: &patched.patches, facts: &facts, seed: args.seed };
     let patch = entry.edit(&settings, &job, &cx)?;
     let total = started.elapsed().as_secs_f64();
     let moments = stages.seconds("moments");

@@ -60,6 +60,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         corpus: args.corpus,
         progress: &stages,
         interrupt: session.interrupt.flag(),
+        ..Context::default()
     };
     let spec = MomentSpec { tokens: args.tokens, seed: args.seed, ..MomentSpec::default() };
     let started = Instant::now();

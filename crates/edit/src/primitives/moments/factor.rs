@@ -1,30 +1,25 @@
 //! Cholesky factors of moments.
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::{factor, solve};
-use faer::{Mat, MatMut, Par};
+use faer::Mat;
 
 use super::Moments;
 use crate::error::{Error, Result};
-
-/// First and last jitter tried, relative to the mean of the diagonal.
-const JITTER: (f64, f64) = (1e-12, 1.0);
+use crate::primitives::cholesky::Cholesky;
 
 /// A factored `A = C + ridge · tr(C)/f · I`.
 #[derive(Debug)]
 pub struct Factor {
-    lower: Mat<f64>,
+    pub(crate) cholesky: Cholesky,
     /// The ridge asked for, relative to the mean of C's diagonal.
     pub ridge: f64,
-    /// What had to be added to the diagonal besides, relative to the mean of C's diagonal, so
-    /// that a factor exists; 0 as a rule.
-    pub jitter: f64,
+    /// tr(C)/f.
+    pub mean: f64,
 }
 
 /// Factors the moments plus a ridge, in f64.
 ///
 /// `ridge` is relative to the mean of C's diagonal, tr(C)/f. Where no factor exists, a jitter is
-/// added, ten times as much at each trial, and reported in [`Factor::jitter`].
+/// added, ten times as much at each trial, and reported by [`Factor::jitter`].
 ///
 /// # Errors
 /// Where C is not finite, is zero, or has no factor even with its diagonal doubled; where `ridge`
@@ -43,50 +38,39 @@ pub fn factor(moments: &Moments, ridge: f64) -> Result<Factor> {
             ),
         });
     }
-    let mut jitter = 0.0;
-    loop {
-        let mut lower = Mat::<f64>::zeros(f, f);
-        let mut rest = &moments.upper[..];
-        for i in 0..f {
-            let (row, later) = rest.split_at(f - i);
-            rest = later;
-            for (down, x) in lower.col_as_slice_mut(i)[i..].iter_mut().zip(row) {
-                *down = f64::from(*x);
-            }
-            lower[(i, i)] += (ridge + jitter) * mean;
+    let what = format!("the moments of layer {}", moments.layer);
+    let cholesky = Cholesky::new(&symmetric(moments, ridge * mean), &what)?;
+    Ok(Factor { cholesky, ridge, mean })
+}
+
+/// `C + on_diagonal · I`, its lower half.
+pub(in crate::primitives) fn symmetric(moments: &Moments, on_diagonal: f64) -> Mat<f64> {
+    let f = moments.f;
+    let mut lower = Mat::<f64>::zeros(f, f);
+    let mut rest = &moments.upper[..];
+    for i in 0..f {
+        let (row, later) = rest.split_at(f - i);
+        rest = later;
+        for (down, x) in lower.col_as_slice_mut(i)[i..].iter_mut().zip(row) {
+            *down = f64::from(*x);
         }
-        // Sequential: the result must not depend on the number of threads.
-        let scratch = factor::cholesky_in_place_scratch::<f64>(f, Par::Seq, Default::default());
-        let done = factor::cholesky_in_place(
-            lower.as_mut(),
-            Default::default(),
-            Par::Seq,
-            MemStack::new(&mut MemBuffer::new(scratch)),
-            Default::default(),
-        );
-        let sound = done.is_ok() && (0..f).all(|i| lower[(i, i)].is_finite() && lower[(i, i)] > 0.0);
-        if sound {
-            return Ok(Factor { lower, ridge, jitter });
-        }
-        jitter = if jitter == 0.0 { JITTER.0 } else { jitter * 10.0 };
-        if jitter > JITTER.1 * 1.5 {
-            return Err(Error::Numerical {
-                what: format!(
-                    "the moments of layer {} are not positive definite, even with {} of their mean on the diagonal",
-                    moments.layer, JITTER.1
-                ),
-            });
-        }
+        lower[(i, i)] += on_diagonal;
     }
+    lower
 }
 
 impl Factor {
+    /// What had to be added to the diagonal besides, relative to A's mean; 0 as a rule.
+    pub fn jitter(&self) -> f64 {
+        self.cholesky.jitter
+    }
+
     /// `A⁻¹ k`, `[f]`.
     ///
     /// # Panics
     /// Where `k` has another length than the moments.
     pub fn solve(&self, k: &[f64]) -> Vec<f64> {
-        self.solve_columns(k, 1)
+        self.cholesky.solve_columns(k, 1)
     }
 
     /// `A⁻¹ K` for `n` columns one after another, `[n, f]`.
@@ -94,16 +78,6 @@ impl Factor {
     /// # Panics
     /// Where `columns` has not `n · f` numbers.
     pub fn solve_columns(&self, columns: &[f64], n: usize) -> Vec<f64> {
-        let f = self.lower.nrows();
-        assert_eq!(columns.len(), n * f, "right side");
-        let mut x = columns.to_vec();
-        let scratch = solve::solve_in_place_scratch::<f64>(f, n, Par::Seq);
-        solve::solve_in_place(
-            self.lower.as_ref(),
-            MatMut::from_column_major_slice_mut(&mut x, f, n),
-            Par::Seq,
-            MemStack::new(&mut MemBuffer::new(scratch)),
-        );
-        x
+        self.cholesky.solve_columns(columns, n)
     }
 }

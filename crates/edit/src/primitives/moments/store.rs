@@ -96,6 +96,39 @@ impl Moments {
     }
 }
 
+/// What a file of eigenvectors says besides the numbers.
+#[derive(Serialize, Deserialize)]
+struct Eigen {
+    /// blake3 of the moments.
+    of: String,
+    f: usize,
+}
+
+/// Keeps all eigenvectors of moments, and their eigenvalues.
+pub(in crate::primitives) fn save_eigen(
+    path: &Path,
+    of: &str,
+    f: usize,
+    basis: &[f64],
+    values: &[f64],
+) -> Result<()> {
+    let tensors = vec![
+        ("basis".to_owned(), Dtype::F64, vec![values.len(), f], bytemuck::cast_slice(basis)),
+        ("values".to_owned(), Dtype::F64, vec![values.len()], bytemuck::cast_slice(values)),
+    ];
+    write(path, Eigen { of: of.to_owned(), f }, tensors)
+}
+
+/// Eigenvectors kept by [`save_eigen`] of the same moments: `(basis, values)`.
+pub(in crate::primitives) fn load_eigen(path: &Path, of: &str, f: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (bytes, kept): (_, Eigen) = read(path)?;
+    if kept.of != of || kept.f != f {
+        return Err(corrupt(path, "it is of other moments"));
+    }
+    let tensors = tensors(path, &bytes)?;
+    Ok((numbers(path, &tensors, "basis", Dtype::F64)?, numbers(path, &tensors, "values", Dtype::F64)?))
+}
+
 /// Keeps the sums of a measurement that goes on: for each layer its two halves.
 pub(super) fn save_partial(path: &Path, key: &str, batches: usize, sums: &[[Sums; 2]]) -> Result<()> {
     let uppers: Vec<(String, Vec<f64>)> = sums

@@ -1,0 +1,463 @@
+//! Values found at one layer, written into several: from facts to a patch in one sweep.
+//!
+//! For each layer, from the lowest up: keys and what is still missing at the last layer, both with
+//! the layers below already written; the layer's share of it, solved for; on to the next layer.
+//! The hidden states entering a layer are kept, so that each layer runs twice over the prompts
+//! (cut at the lookup token, which nothing after it can reach) and the model never as a whole
+//! (methods.md §4b rows 4 and 5).
+
+use mutandis_engine::{
+    LogitRows, Model, Overlay, Pass, Read, Role, Sequence, Site, SiteKind, Start, WeightId,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::contexts;
+use super::moments::{self, MomentSpec};
+use super::post::Post;
+use super::rank_one::mean_row;
+use super::request::Request;
+use super::solver::{Hold, Solution, System};
+use super::statistics::Statistics;
+use super::strength::{Resolved, Strength};
+use super::value_search::{Ease, Found, Goal, Search, search};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::method::Job;
+use crate::patch::{Patch, SolveInfo, WeightChange};
+
+/// Settings that all methods share which write several layers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Layers whose MLP down projections are written, from 0; the value is searched for at the
+    /// last. Where absent, from an eighth to a quarter of the way up, as the published settings
+    /// of 32-layer models have it.
+    pub layers: Option<Vec<usize>>,
+    /// Number of prefixes of 5 and of 10 tokens that the prompt is searched behind, besides the
+    /// bare prompt.
+    pub prefixes: [usize; 2],
+    /// The search for the value.
+    pub search: Search,
+    /// Tokens that the moments are taken over; a few times the key's width where absent.
+    pub moment_tokens: Option<usize>,
+    /// Added to the moments' diagonal, relative to its mean: what a small sample of text leaves
+    /// open.
+    pub ridge: f64,
+    /// Weight of the keys of earlier edits, which are held like the text's.
+    pub past: f64,
+    /// Steps taken on each change once it is solved for.
+    pub post: Post,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            layers: None,
+            prefixes: [0, 5],
+            search: Search::default(),
+            moment_tokens: None,
+            ridge: moments::RIDGE,
+            past: 0.0,
+            post: Post::default(),
+        }
+    }
+}
+
+/// What of a residual a layer takes over, of those that are left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// One over their number (MEMIT, eq. 20).
+    Even,
+    /// One over the root of their number (PMET).
+    Root,
+}
+
+/// What distinguishes one method from another before its system.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan<'a> {
+    /// Where δ's are searched for, in the last layer, from the lowest up. What is written is the
+    /// last one's value.
+    pub sites: &'a [SiteKind],
+    /// How the residual is spread.
+    pub share: Share,
+    /// A loss other than ROME's.
+    pub ease: Option<Ease>,
+    /// Whether facts of one subject share a value.
+    pub merge: bool,
+}
+
+impl Default for Plan<'_> {
+    /// MEMIT's (arXiv 2210.07229, §4.3).
+    fn default() -> Self {
+        Self { sites: &[SiteKind::Residual], share: Share::Even, ease: None, merge: false }
+    }
+}
+
+/// One layer about to be written.
+pub struct Layer<'a> {
+    /// Its number, from 0.
+    pub index: usize,
+    /// Width of a key.
+    pub f: usize,
+    /// Keys of the facts, `[n, f]`.
+    pub keys: &'a [f64],
+    /// Keys of earlier edits, `[m, f]`; none where they have no weight.
+    pub past: &'a [f64],
+}
+
+impl Layer<'_> {
+    /// The system of this layer's keys.
+    pub fn system<'b>(&'b self, past_weight: f64, hold: Hold<'b>, slack: f64) -> System<'b> {
+        System { f: self.f, keys: self.keys, past: self.past, past_weight, hold, slack }
+    }
+
+    /// Least squares with λC (MEMIT, eq. 14).
+    ///
+    /// # Errors
+    /// Where the moments are not usable, or the system is singular.
+    pub fn least_squares(
+        &self,
+        settings: &Settings,
+        lambda: Strength,
+        statistics: &Statistics<'_>,
+    ) -> Result<Solution> {
+        let moments = statistics.moments(self.index)?;
+        let lambda = lambda.of_moments(moments);
+        let factor = statistics.factor(self.index, settings.ridge)?;
+        let hold = Hold::Moments { weight: lambda.absolute, moments, factor: &factor };
+        let solution = self.system(settings.past, hold, 1.0).solve()?;
+        Ok(self.report(solution, [("lambda", lambda)]))
+    }
+
+    /// Notes where a solution belongs, and with which strengths it was found.
+    pub fn report<const N: usize>(&self, solution: Solution, strengths: [(&str, Resolved); N]) -> Solution {
+        let mut info = solution.info;
+        info.layer = Some(self.index);
+        info.strengths = strengths.map(|(name, value)| (name.to_owned(), value)).into();
+        Solution { info, ..solution }
+    }
+}
+
+/// A method's own part: X of one layer's keys.
+pub type Solve<'a> = &'a dyn Fn(&Layer<'_>, &Statistics<'_>) -> Result<Solution>;
+
+/// Searches values for all facts at once, writes them, and fills the patch.
+///
+/// # Errors
+/// Where a fact or setting does not fit the model, or the computation breaks down.
+pub fn edit(
+    settings: &Settings,
+    plan: &Plan<'_>,
+    solve: Solve<'_>,
+    job: &Job<'_>,
+    cx: &Context<'_>,
+    patch: &mut Patch,
+) -> Result<()> {
+    settings.search.check()?;
+    settings.post.check()?;
+    let model = job.model;
+    let layers = settings.layers(model)?;
+    let templates = contexts::for_edits(model, settings.prefixes, job.seed, cx)?;
+    let (requests, owners) = requests(job, &templates, plan.merge)?;
+    let spec = MomentSpec { tokens: settings.moment_tokens, seed: job.seed, ..MomentSpec::default() };
+    let statistics = Statistics::new(model, &layers, &spec, cx)?;
+
+    let last = *layers.last().unwrap_or(&0);
+    let sites: Vec<Site> = plan.sites.iter().map(|&kind| Site::new(last, kind)).collect();
+    let goal = Goal { ease: plan.ease, ..Goal::new(&sites, &settings.search) };
+    let found = search(model, job.stack, &goal, &requests, cx)?;
+    for &owner in &owners {
+        patch.search.push(found[owner].info());
+    }
+    let written: Vec<usize> = (0..found.len()).filter(|&i| !found[i].refused).collect();
+    if written.len() < found.len() {
+        cx.progress.note(&format!(
+            "{} of {} values are more than twice the anchor's norm and are not written",
+            found.len() - written.len(),
+            found.len()
+        ));
+    }
+    if written.is_empty() {
+        return Err(Error::Numerical {
+            what: "no value could be written: all exceed twice the anchor".into(),
+        });
+    }
+
+    let d = model.architecture().width;
+    let order = Order {
+        layers: &layers,
+        site: plan.sites.last().copied().unwrap_or(SiteKind::Residual),
+        share: plan.share,
+        past: settings.past,
+        post: &settings.post,
+        requests: written.iter().map(|&i| &requests[i]).collect(),
+        targets: written.iter().map(|&i| target(&found[i], d)).collect(),
+    };
+    let solve = |layer: &Layer<'_>| solve(layer, &statistics);
+    for change in write(job, &order, &solve, cx)? {
+        let id = WeightId { layer: change.layer, role: Role::MlpOut };
+        patch.push(model, id, change.change)?;
+        patch.solve.push(change.info);
+        patch.keys.insert(change.layer, change.keys.iter().map(|x| *x as f32).collect());
+    }
+    Ok(())
+}
+
+/// Values to be written.
+pub struct Order<'a> {
+    /// Layers, ascending.
+    pub layers: &'a [usize],
+    /// Where the values belong, in the last layer.
+    pub site: SiteKind,
+    /// How what is missing is spread.
+    pub share: Share,
+    /// Weight of the keys of earlier edits.
+    pub past: f64,
+    /// Steps taken on each change.
+    pub post: &'a Post,
+    /// The facts.
+    pub requests: Vec<&'a Request>,
+    /// The value of each fact, `[d]`.
+    pub targets: Vec<Vec<f64>>,
+}
+
+/// What was written to one layer.
+pub struct Written {
+    /// The layer.
+    pub layer: usize,
+    /// Its change.
+    pub change: WeightChange,
+    /// Keys of the facts there, `[n, f]`.
+    pub keys: Vec<f64>,
+    /// About the system.
+    pub info: SolveInfo,
+}
+
+/// Writes values in one sweep through the layers (MEMIT, algorithm 1). `solve` gives X of one
+/// layer's keys.
+///
+/// # Errors
+/// Where the model cannot be run on the requests or a system is singular.
+pub fn write(
+    job: &Job<'_>,
+    order: &Order<'_>,
+    solve: &dyn Fn(&Layer<'_>) -> Result<Solution>,
+    cx: &Context<'_>,
+) -> Result<Vec<Written>> {
+    let (d, f) = (job.model.architecture().width, job.model.architecture().mlp_width);
+    let (Some(&first), Some(&last)) = (order.layers.first(), order.layers.last()) else {
+        return Err(Error::input("there is no layer to write"));
+    };
+    let site = Site::new(last, order.site);
+    let mut sweep = Sweep::new(job.model, job.stack, &order.requests, first)?;
+    let mut out = Vec::with_capacity(order.layers.len());
+    cx.progress.begin("writing layers", order.layers.len());
+    for (i, &layer) in order.layers.iter().enumerate() {
+        cx.check()?;
+        let (keys, now) = (sweep.keys()?, sweep.values(site)?);
+        let past = past(job.prior, layer, order.past, f);
+        let solution = solve(&Layer { index: layer, f, keys: &keys, past: &past })?;
+        let left_over = (order.layers.len() - i) as f64;
+        let share = match order.share {
+            Share::Even => 1.0 / left_over,
+            Share::Root => 1.0 / left_over.sqrt(),
+        };
+        let n = order.targets.len();
+        let mut left = vec![0.0f32; d * n];
+        for (j, (target, now)) in order.targets.iter().zip(now.chunks_exact(d)).enumerate() {
+            for (o, (z, h)) in target.iter().zip(now).enumerate() {
+                left[o * n + j] = ((z - f64::from(*h)) * share) as f32;
+            }
+        }
+        let mut right = vec![0.0f32; f * n];
+        for (j, column) in solution.right.chunks_exact(f).enumerate() {
+            column.iter().enumerate().for_each(|(i, x)| right[i * n + j] = *x as f32);
+        }
+        let id = WeightId { layer, role: Role::MlpOut };
+        let change = WeightChange::LowRank { rank: n, left, right };
+        let change = order.post.apply(job.model, job.prior, id, change)?;
+        sweep.written.push(id, change.delta()?);
+        out.push(Written { layer, change, keys, info: solution.info });
+        if let Some(&next) = order.layers.get(i + 1) {
+            sweep.advance(next)?;
+        }
+        cx.progress.step(i + 1);
+    }
+    cx.progress.end();
+    Ok(out)
+}
+
+impl Settings {
+    /// The layers to be written.
+    ///
+    /// # Errors
+    /// Where there is none, one does not exist, or they do not ascend.
+    fn layers(&self, model: &Model) -> Result<Vec<usize>> {
+        let count = model.architecture().layers;
+        let layers = self.layers.clone().unwrap_or_else(|| (count / 8..=count / 4).collect());
+        if layers.is_empty() || layers.windows(2).any(|w| w[0] >= w[1]) {
+            return Err(Error::input_hint(
+                format!("`layers` is {layers:?}, expected one or more, ascending"),
+                "as in `layers=[4,5,6]`",
+            ));
+        }
+        layers.iter().try_for_each(|&l| model.linear_shape(Role::MlpOut, l).map(drop))?;
+        Ok(layers)
+    }
+}
+
+/// A request for each fact or, merged, for each subject; and which one each fact is in.
+fn requests(job: &Job<'_>, templates: &[String], merge: bool) -> Result<(Vec<Request>, Vec<usize>)> {
+    let (mut requests, mut owners): (Vec<Request>, Vec<usize>) = (vec![], vec![]);
+    let mut subjects = std::collections::HashMap::new();
+    for fact in job.facts {
+        let request = Request::new(job.model, fact, templates)?;
+        let next = requests.len();
+        let owner = if merge { *subjects.entry(fact.subject.to_lowercase()).or_insert(next) } else { next };
+        match requests.get_mut(owner) {
+            Some(first) => first.merge(request),
+            None => requests.push(request),
+        }
+        owners.push(owner);
+    }
+    Ok((requests, owners))
+}
+
+/// The value that a fact's lookup token should have at the site that is written.
+fn target(found: &Found, d: usize) -> Vec<f64> {
+    let from = found.delta.len() - d;
+    found.initial[from..]
+        .iter()
+        .zip(&found.delta[from..])
+        .map(|(h, x)| f64::from(*h) + f64::from(*x))
+        .collect()
+}
+
+/// Keys that earlier edits wrote to a layer.
+fn past(prior: &[Patch], layer: usize, weight: f64, f: usize) -> Vec<f64> {
+    if weight == 0.0 {
+        return vec![];
+    }
+    let kept = prior.iter().filter_map(|p| p.keys.get(&layer)).filter(|k| k.len().is_multiple_of(f));
+    kept.flatten().map(|x| f64::from(*x)).collect()
+}
+
+/// Rows of a pass, at most: what its activations take in memory.
+const ROWS: usize = 4096;
+
+/// All prompts, cut at their lookup tokens, on their way up through the layers.
+struct Sweep<'a> {
+    model: &'a Model,
+    stack: &'a [&'a Overlay],
+    /// What was written so far.
+    written: Overlay,
+    /// Tokens of each prompt, all of a request together.
+    prompts: Vec<&'a [u32]>,
+    /// For each request its first prompt, its bare ones, and all.
+    of_request: Vec<(usize, usize, usize)>,
+    /// Hidden states of each prompt entering `layer`, `[tokens, d]`.
+    hidden: Vec<Vec<f32>>,
+    layer: usize,
+}
+
+impl<'a> Sweep<'a> {
+    fn new(
+        model: &'a Model,
+        stack: &'a [&'a Overlay],
+        requests: &[&'a Request],
+        layer: usize,
+    ) -> Result<Self> {
+        let (mut prompts, mut of_request) = (vec![], vec![]);
+        for request in requests {
+            of_request.push((prompts.len(), request.bare, request.prompts.len()));
+            prompts.extend(request.prompts.iter().map(|p| &p.at.ids[..=p.at.lookup]));
+        }
+        let mut sweep =
+            Self { model, stack, written: Overlay::default(), prompts, of_request, hidden: vec![], layer: 0 };
+        sweep.advance(layer)?;
+        Ok(sweep)
+    }
+
+    /// Runs some prompts from where they are and reads one site, of their last tokens or all.
+    fn read(&self, prompts: &[usize], site: Site, all: bool) -> Result<Vec<Vec<f32>>> {
+        let overlays: Vec<&Overlay> =
+            self.stack.iter().copied().chain((!self.written.is_empty()).then_some(&self.written)).collect();
+        let width = site.kind.width(self.model.architecture());
+        let mut out = Vec::with_capacity(prompts.len());
+        let mut rest = prompts;
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let fits = |p: &&usize| {
+                rows += self.prompts[**p].len();
+                rows <= ROWS
+            };
+            let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            rest = later;
+            let start = if self.hidden.is_empty() {
+                Start::Tokens
+            } else {
+                let rows = now.iter().flat_map(|&p| &self.hidden[p]).copied().collect();
+                Start::Hidden { layer: self.layer, rows }
+            };
+            let sequences = now
+                .iter()
+                .map(|&p| Sequence { tokens: self.prompts[p], overlays: &overlays, ..Default::default() })
+                .collect();
+            let mut at = 0;
+            let ends: Vec<usize> = now
+                .iter()
+                .map(|&p| {
+                    at += self.prompts[p].len();
+                    at
+                })
+                .collect();
+            let last = || Some(ends.iter().map(|e| e - 1).collect());
+            let reads = vec![Read { site, rows: if all { None } else { last() } }];
+            let pass = Pass { sequences, start, reads, logits: LogitRows::None, ..Default::default() };
+            let read = self.model.forward(pass)?.reads.pop().unwrap_or_default();
+            let mut from = 0;
+            for end in ends {
+                let to = if all { end } else { from + 1 };
+                out.push(read[from * width..to * width].to_vec());
+                from = to;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Up to where `layer` begins, with what was written.
+    fn advance(&mut self, layer: usize) -> Result<()> {
+        let site = match layer {
+            0 => Site::new(0, SiteKind::Input),
+            l => Site::new(l - 1, SiteKind::Residual),
+        };
+        let all: Vec<usize> = (0..self.prompts.len()).collect();
+        self.hidden = self.read(&all, site, true)?;
+        self.layer = layer;
+        Ok(())
+    }
+
+    /// Keys of the requests at this layer, `[n, f]`: the mean of the bare prompts' and the mean of
+    /// the others', in equal parts (MEMIT's mean over kinds of context).
+    fn keys(&self) -> Result<Vec<f64>> {
+        let all: Vec<usize> = (0..self.prompts.len()).collect();
+        let f = self.model.architecture().mlp_width;
+        let read = self.read(&all, Site::new(self.layer, SiteKind::MlpKey), false)?;
+        let mut keys = Vec::with_capacity(self.of_request.len() * f);
+        for &(first, bare, count) in &self.of_request {
+            let kinds = [&read[first..first + bare], &read[first + bare..first + count]];
+            let means: Vec<Vec<f32>> =
+                kinds.into_iter().filter(|k| !k.is_empty()).map(|k| mean_row(&k.concat(), f)).collect();
+            let mean = |i: usize| means.iter().map(|m| f64::from(m[i])).sum::<f64>() / means.len() as f64;
+            keys.extend((0..f).map(mean));
+        }
+        Ok(keys)
+    }
+
+    /// What stands at a site above in the first bare prompt of each request, `[n, d]`.
+    fn values(&self, site: Site) -> Result<Vec<f32>> {
+        let bare: Vec<usize> = self.of_request.iter().map(|(first, _, _)| *first).collect();
+        Ok(self.read(&bare, site, false)?.concat())
+    }
+}

@@ -1,0 +1,136 @@
+//! The null space of keys: directions that ordinary text hardly uses (AlphaEdit, arXiv
+//! 2410.02355, §3).
+
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::{Mat, MatRef, Par};
+
+use super::moments::{Moments, symmetric};
+use crate::error::{Error, Result};
+
+/// The span of some eigenvectors of C.
+#[derive(Debug, Clone)]
+pub struct Subspace {
+    /// One eigenvector after another, `[dimension, f]`.
+    basis: Vec<f64>,
+    /// Their eigenvalues, ascending.
+    values: Vec<f64>,
+    f: usize,
+}
+
+/// Where the null space ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Cut {
+    /// Eigenvalues below this, in the units of C (as published).
+    Absolute(f64),
+    /// The leading eigenvectors that hold this share of tr(C) are left out.
+    Energy(f64),
+}
+
+/// All eigenvectors of C, ascending by eigenvalue: the space of which null spaces are cut.
+///
+/// # Errors
+/// Where C is not finite or the decomposition does not converge.
+pub fn whole(moments: &Moments) -> Result<Subspace> {
+    let f = moments.f;
+    let broken = |why: &str| Error::Numerical {
+        what: format!("the moments of layer {} have no eigenvectors: {why}", moments.layer),
+    };
+    if !moments.upper.iter().all(|x| x.is_finite()) {
+        return Err(broken("they are not finite"));
+    }
+    let c = symmetric(moments, 0.0);
+    let (mut values, mut vectors) = (Diag::<f64>::zeros(f), Mat::<f64>::zeros(f, f));
+    // Sequential: the result must not depend on the number of threads.
+    let scratch = self_adjoint_evd_scratch::<f64>(f, ComputeEigenvectors::Yes, Par::Seq, Default::default());
+    self_adjoint_evd(
+        c.as_ref(),
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .map_err(|_| broken("the decomposition does not converge"))?;
+    let column = values.column_vector();
+    let mut order: Vec<usize> = (0..f).collect();
+    order.sort_by(|&a, &b| column[a].total_cmp(&column[b]));
+    let basis = order.iter().flat_map(|&j| vectors.col_as_slice(j).to_vec()).collect();
+    // Of a sum of squares; below zero by rounding alone.
+    let values = order.iter().map(|&j| column[j].max(0.0)).collect();
+    Ok(Subspace { basis, values, f })
+}
+
+impl Subspace {
+    /// From its parts, as they were kept; `None` where they do not fit together.
+    pub(crate) fn from_parts(f: usize, basis: Vec<f64>, values: Vec<f64>) -> Option<Self> {
+        (f > 0 && basis.len() == f * values.len()).then_some(Self { basis, values, f })
+    }
+
+    /// The part of a space with all eigenvectors that lies below a cut.
+    ///
+    /// # Errors
+    /// Where the cut is out of range, or nothing lies below it.
+    pub fn below(&self, cut: Cut) -> Result<Self> {
+        let total: f64 = self.values.iter().sum();
+        let count = match cut {
+            Cut::Absolute(limit) if limit > 0.0 && limit.is_finite() => {
+                self.values.partition_point(|v| *v < limit)
+            }
+            Cut::Energy(share) if (0.0..1.0).contains(&share) => {
+                let mut below = 0.0;
+                // From the smallest on, as long as what is left over holds the share.
+                let rest = |below: f64| total - below >= share * total;
+                self.values
+                    .iter()
+                    .take_while(|v| {
+                        below += **v;
+                        rest(below)
+                    })
+                    .count()
+            }
+            Cut::Absolute(x) => {
+                return Err(Error::input(format!("the null space's cut is {x}, expected more than 0")));
+            }
+            Cut::Energy(x) => {
+                let what = format!("the null space's retained energy is {x}, expected 0 to below 1");
+                return Err(Error::input_hint(what, "0.98 keeps 98 % of the keys' energy out of reach"));
+            }
+        };
+        if count == 0 {
+            let low = self.values.first().copied().unwrap_or_default();
+            return Err(Error::input_hint(
+                format!("the null space has dimension 0: the smallest eigenvalue of C is {low:e} ({cut:?})"),
+                "retain less energy, or raise the absolute cut",
+            ));
+        }
+        let (basis, values) = (self.basis[..count * self.f].to_vec(), self.values[..count].to_vec());
+        Ok(Self { basis, values, f: self.f })
+    }
+
+    /// `U [f, dimension]`, orthonormal columns.
+    pub fn basis(&self) -> MatRef<'_, f64> {
+        MatRef::from_column_major_slice(&self.basis, self.f, self.values.len())
+    }
+
+    /// One eigenvector after another, `[dimension, f]`.
+    pub fn vectors(&self) -> &[f64] {
+        &self.basis
+    }
+
+    /// Eigenvalues of C, ascending.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// Number of eigenvectors.
+    pub fn dimension(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Width of a key.
+    pub fn width(&self) -> usize {
+        self.f
+    }
+}
