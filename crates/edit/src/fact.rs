@@ -108,6 +108,14 @@ impl Fact {
         continuation(&self.target)
     }
 
+    /// The subject as the prompt writes it; as given where the prompt does not name it.
+    pub fn written_subject(&self) -> String {
+        match self.subject_range() {
+            Ok(range) => self.prompt.chars().skip(range.start).take(range.len()).collect(),
+            Err(_) => self.subject.clone(),
+        }
+    }
+
     /// Where the prompt names the subject, in characters.
     ///
     /// An exact match of whole words wins, then any exact match, then one that overlooks case,

@@ -158,6 +158,10 @@ impl Entry {
         }
         for fact in job.facts {
             fact.check()?;
+            // A method may do without a subject, but none can do with a wrong one.
+            if !fact.subject.is_empty() {
+                fact.subject_range()?;
+            }
         }
         contradiction(job.facts)?;
         self.known(&self.defaults(), settings)?;

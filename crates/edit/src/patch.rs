@@ -395,6 +395,41 @@ impl Patch {
     }
 }
 
+/// Many patches as one overlay: their changes added up, weight by weight. What a long stack
+/// answers with costs no more than one patch, at the price of rounding.
+#[derive(Debug, Default)]
+pub struct Stack {
+    sums: BTreeMap<WeightId, ([usize; 2], Vec<f32>)>,
+}
+
+impl Stack {
+    /// Adds the changes of one more patch.
+    ///
+    /// # Errors
+    /// Where the patch belongs to another base.
+    pub fn push(&mut self, model: &Model, patch: &Patch) -> Result<()> {
+        patch.check_base(model)?;
+        for (id, change) in &patch.weights {
+            let shape = model.linear_shape(id.role, id.layer)?;
+            let (_, sum) = self.sums.entry(*id).or_insert_with(|| (shape, vec![0.0; shape[0] * shape[1]]));
+            change.add_to(sum);
+        }
+        Ok(())
+    }
+
+    /// The sums, ready to be laid over the model.
+    ///
+    /// # Errors
+    /// Where a sum is not finite.
+    pub fn overlay(&self) -> Result<Overlay> {
+        let mut overlay = Overlay::default();
+        for (id, ([out, inn], sum)) in &self.sums {
+            overlay.push(*id, Delta::dense(*out, *inn, sum)?);
+        }
+        Ok(overlay)
+    }
+}
+
 impl WeightChange {
     /// `ΔW [out, in]`, row-major, added to `to`.
     pub fn add_to(&self, to: &mut [f32]) {

@@ -225,6 +225,13 @@ pub enum Role {
     Head,
 }
 
+impl std::fmt::Display for Role {
+    /// As it is written in files: `mlp-out`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Serialize::serialize(self, f)
+    }
+}
+
 /// Weight or bias of a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -89,6 +89,8 @@ pub struct Generated {
     /// Log-probability of each token in nats, by the model itself: before temperature, top-k and
     /// top-p.
     pub logprobs: Vec<f32>,
+    /// Log-probability of the token that ended the text, where one did.
+    pub end_logprob: Option<f32>,
     /// The text, cut before a stop string. Empty where the model has no tokenizer.
     pub text: String,
     /// Why it ended.
@@ -302,6 +304,7 @@ impl<'a> Active<'a> {
                 stop_ids,
                 tokens: vec![],
                 logprobs: vec![],
+                end_logprob: None,
                 text: String::new(),
                 shown: 0,
             },
@@ -320,6 +323,7 @@ struct Writer<'a> {
     stop_ids: Vec<u32>,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    end_logprob: Option<f32>,
     text: String,
     /// Bytes of the text that have been shown.
     shown: usize,
@@ -338,6 +342,7 @@ impl Writer<'_> {
         let before = self.text.len();
         if self.stop_ids.contains(&token) {
             stop = Some(StopReason::EndOfText);
+            self.end_logprob = Some(logprob);
         } else {
             self.tokens.push(token);
             self.logprobs.push(logprob);
@@ -366,7 +371,8 @@ impl Writer<'_> {
     }
 
     fn finish(self, stop: StopReason) -> Generated {
-        Generated { tokens: self.tokens, logprobs: self.logprobs, text: self.text, stop }
+        let Self { tokens, logprobs, end_logprob, text, .. } = self;
+        Generated { tokens, logprobs, end_logprob, text, stop }
     }
 }
 

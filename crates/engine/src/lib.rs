@@ -31,7 +31,7 @@ pub use forward::{LogitRows, Outcome, Pass, Sequence, Start, Tape};
 pub use generate::{Generated, Generation, Prompt, Step, StopReason, next_token_distribution, ranked};
 pub use kernels::Isa;
 pub use kernels::pack::Storage;
-pub use model::{Model, Options};
+pub use model::{Model, Options, THREADS_LIMIT};
 pub use overlay::{Delta, Overlay, WeightId};
 pub use sampling::Sampling;
 pub use site::{Action, Intervention, Read, Site, SiteKind};

@@ -13,6 +13,9 @@ use crate::kernels::norm::NormWeights;
 use crate::kernels::pack::{Packed, Storage};
 use crate::tokenizer::Tokenizer;
 
+/// Most threads that a model can be given.
+pub const THREADS_LIMIT: usize = 1024;
+
 /// How a model is loaded.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -89,6 +92,12 @@ impl Model {
                 what: format!("the instruction set {isa:?} on this processor"),
                 known: Some(format!("{:?}", Isa::detect())),
             });
+        }
+        if let Some(threads) = options.threads.filter(|n| *n > THREADS_LIMIT) {
+            return Err(Error::input_hint(
+                format!("{threads} threads are asked for, expected at most {THREADS_LIMIT}"),
+                "more threads than cores gain nothing",
+            ));
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads.unwrap_or(0))
@@ -219,7 +228,7 @@ impl Model {
     pub fn linear_shape(&self, role: Role, layer: usize) -> Result<[usize; 2]> {
         let linear = self.linear(role, layer).ok_or_else(|| {
             Error::input_hint(
-                format!("the model has no linear map {role:?} at layer {layer}"),
+                format!("the model has no linear map `{role}` at layer {layer}"),
                 format!("layers are 0 to {}", self.architecture.layers.saturating_sub(1)),
             )
         })?;

@@ -4,7 +4,7 @@ use mutandis::interrupt::Interrupt;
 use mutandis_edit::fact::continuation;
 use mutandis_engine::generate::{Generation, Prompt, StopReason};
 use mutandis_engine::tokenizer::Specials;
-use mutandis_engine::{Model, Overlay, Result};
+use mutandis_engine::{Error, Model, Overlay, Result};
 use serde::Serialize;
 
 use crate::patched::Patched;
@@ -29,6 +29,9 @@ pub(crate) struct Question<'a> {
     /// Ends the answer where the model says it; no clause is cut short in it.
     pub(crate) target: Option<&'a str>,
 }
+
+/// Characters of a prompt that a message shows.
+const SHOWN: usize = 60;
 
 /// Questions that are answered side by side: more cost memory for their caches and gain nothing.
 const BATCH: usize = 32;
@@ -59,10 +62,24 @@ fn together(model: &Model, patched: &Patched, questions: &[Question<'_>]) -> Res
     let mut prompts = Vec::with_capacity(questions.len());
     let mut longest = LENGTH;
     for question in questions {
-        prompts.push(tokenizer.encode(&patched.prompt(question.prompt.trim_end()))?.ids);
+        let prompt = tokenizer.encode(&patched.prompt(question.prompt.trim_end()))?.ids;
         if let Some(target) = question.target {
-            longest = longest.max(tokenizer.encode_continuation(&continuation(target))?.ids.len() + 1);
+            let wanted = tokenizer.encode_continuation(&continuation(target))?.ids.len();
+            let context = model.architecture().context;
+            if prompt.len() + wanted > context {
+                let shown: String = question.prompt.chars().take(SHOWN).collect();
+                let more = if shown.len() < question.prompt.len() { "…" } else { "" };
+                return Err(Error::input_hint(
+                    format!(
+                        "`{shown}{more}` with its target is {} tokens long, the model's context is {context}",
+                        prompt.len() + wanted
+                    ),
+                    "shorten the prompt or the target",
+                ));
+            }
+            longest = longest.max(wanted + 1);
         }
+        prompts.push(prompt);
     }
     let batch = prompts
         .iter()
@@ -81,7 +98,11 @@ fn together(model: &Model, patched: &Patched, questions: &[Question<'_>]) -> Res
                 break;
             }
         }
-        let log: f32 = made.logprobs.iter().take(count).sum();
+        let mut log: f32 = made.logprobs.iter().take(count).sum();
+        if text.is_empty() {
+            // The answer is that there is none.
+            log += made.end_logprob.unwrap_or_default();
+        }
         all.push(Answer { answer: text, probability: log.exp() });
     }
     Ok(all)

@@ -61,11 +61,17 @@ pub(crate) struct Global {
     #[arg(long, global = true)]
     pub(crate) offline: bool,
     /// Number of threads [default: one per core]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// How frozen weights are kept in memory
     #[arg(long, global = true, value_enum, value_name = "KIND", default_value_t = Weights::Auto)]
     pub(crate) weights: Weights,
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let most = mutandis::engine::THREADS_LIMIT;
+    let count = text.parse().ok().filter(|n: &NonZeroUsize| n.get() <= most);
+    count.ok_or_else(|| format!("expected 1 to {most}; leave it out for one per core"))
 }
 
 /// How frozen weights are kept in memory.

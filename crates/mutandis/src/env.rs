@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mutandis_engine::kernels::Isa;
+
 use crate::{Error, Result};
 
 /// A variable and what it does, for the help and the reference.
@@ -38,6 +40,7 @@ variables! {
     HF_TOKEN_PATH = "file that holds the token (default: `$HF_HOME/token`)";
     HF_HUB_OFFLINE = "1: never use the network, as `--offline`";
     TRANSFORMERS_OFFLINE = "1: the same, under its older name";
+    MUTANDIS_KERNELS = "`avx512`, `avx2` or `portable`: instruction set of the kernels (default: the fastest there is)";
     NO_COLOR = "not empty: no colours";
     PATH = "where pip and uv are looked for";
 }
@@ -68,6 +71,7 @@ pub struct Env {
     hf_token: Option<String>,
     hf_token_path: Option<PathBuf>,
     offline: Option<&'static str>,
+    kernels: Option<String>,
     no_color: bool,
     path: Option<OsString>,
 }
@@ -97,8 +101,26 @@ impl Env {
             hf_token: text(HF_TOKEN),
             hf_token_path: folder(HF_TOKEN_PATH),
             offline: [HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE].into_iter().find(is_set),
+            kernels: text(MUTANDIS_KERNELS),
             no_color: get(NO_COLOR).is_some(),
             path: get(PATH),
+        }
+    }
+
+    /// Instruction set of the kernels, where one is asked for.
+    ///
+    /// # Errors
+    /// Where it is none of those there are.
+    pub fn kernels(&self) -> Result<Option<Isa>, mutandis_engine::Error> {
+        let Some(name) = self.kernels.as_deref() else { return Ok(None) };
+        match name.to_ascii_lowercase().as_str() {
+            "avx512" => Ok(Some(Isa::Avx512)),
+            "avx2" => Ok(Some(Isa::Avx2)),
+            "portable" => Ok(Some(Isa::Portable)),
+            _ => Err(mutandis_engine::Error::input_hint(
+                format!("`{MUTANDIS_KERNELS}` is `{name}`, expected `avx512`, `avx2` or `portable`"),
+                "unset it for the fastest that this processor has",
+            )),
         }
     }
 

@@ -82,7 +82,8 @@ impl<'a> Session<'a> {
             Weights::Quantized | Weights::Auto => Storage::AsStored,
         };
         let begun = Instant::now();
-        let model = Model::load(&located.path, Options { storage, threads: self.threads, isa: None })?;
+        let model =
+            Model::load(&located.path, Options { storage, threads: self.threads, isa: self.env.kernels()? })?;
         Ok(Loaded { located, model, seconds: begun.elapsed().as_secs_f64() })
     }
 

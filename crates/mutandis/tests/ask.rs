@@ -283,6 +283,42 @@ fn show_tells_what_a_checkpoint_declares() {
     let formats: u64 = shown["formats"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
     assert_eq!(formats, 5 * 9 + 2);
     assert!(sandbox.run(&["model", "show", &fixture("gemma3")]).ok().stdout.contains("gemma3"));
+
+    // Of a damaged one it tells what can be told, and fails.
+    let bytes = std::fs::read(stories()).unwrap();
+    std::fs::write(sandbox.path("cut.gguf"), &bytes[..bytes.len() - 1000]).unwrap();
+    let ran = sandbox.run(&["model", "show", "cut.gguf"]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stdout.contains("cut.gguf") && ran.stderr.contains("\nhint: "), "{ran:?}");
+}
+
+#[test]
+fn too_many_threads_are_refused() {
+    let sandbox = Sandbox::new();
+    let ran = sandbox.run(&["ask", "Once", "--model", &stories(), "--threads", "9999999"]);
+    ran.fails_with(&["--threads", "expected 1 to 1024"]);
+}
+
+#[test]
+fn the_kernels_can_be_chosen() {
+    let model = stories();
+    let usual = ["ask", "Once upon a time", "--model", &model];
+    let texts: Vec<String> = ["portable", "avx2"]
+        .map(|kernels| Sandbox::new().with("MUTANDIS_KERNELS", kernels).run(&usual))
+        .into_iter()
+        // A processor may not have them; it is told so then.
+        .filter_map(|ran| {
+            if ran.code == Some(0) {
+                Some(ran.stdout)
+            } else {
+                ran.fails_with(&["Avx2"]);
+                None
+            }
+        })
+        .collect();
+    assert!(texts.iter().all(|t| t.starts_with(", there was a little girl")), "{texts:?}");
+    let odd = Sandbox::new().with("MUTANDIS_KERNELS", "mmx").run(&usual);
+    odd.fails_with(&["`mmx`", "expected `avx512`", "hint: "]);
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn a_repository_lands_in_the_standard_layout_and_only_what_is_needed() {
     let list = sandbox.run(&["model", "list", "--json"]).ok().json();
     assert_eq!(list["hub"][0]["name"], "org/name");
     assert_eq!(list["hub"][0]["source"]["commit"], COMMIT);
-    let show = sandbox.run(&["model", "show", "org/name", "--json"]).ok().json();
+    let show = sandbox.run(&["model", "show", "org/name", "--json"]).tells_of_no_model().json();
     assert_eq!(show["files"].as_array().unwrap().iter().filter(|f| f["sha256"] == sha256(&two)).count(), 1);
     assert!(hub.log().is_empty(), "looking asks nobody");
 }
@@ -99,7 +99,7 @@ fn a_snapshot_that_another_tool_left_half_is_made_whole() {
         .run(&["model", "show", "org/name"])
         .fails_with(&["`org/name` is not on this machine", "hint: `mutandis model get"]);
     sandbox.run(&["model", "get", "org/name"]).ok();
-    sandbox.run(&["model", "show", "org/name"]).ok();
+    sandbox.run(&["model", "show", "org/name"]).tells_of_no_model();
 }
 
 #[test]

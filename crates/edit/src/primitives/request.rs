@@ -64,7 +64,7 @@ impl Request {
             let text = format!("{before}{prompt}{after}");
             prompts.push(locate(tokenizer, &text, before.chars().count() + last)?);
         }
-        let name: String = fact.prompt.chars().skip(subject.start).take(subject.len()).collect();
+        let name = fact.written_subject();
         let mut essence = locate(tokenizer, &format!("{name} is a"), subject.len() - 1)?;
         essence.ids.truncate(essence.lookup + 1);
         let target = tokenizer.encode_continuation(&fact.continuation())?.ids;

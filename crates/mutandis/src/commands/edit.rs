@@ -321,7 +321,7 @@ impl Questions {
         let mut keep = args.keep.clone();
         keep.extend(facts.iter().take(SHOWN).flat_map(|f| f.locality.iter().map(|p| p.prompt.clone())));
         if keep.is_empty() {
-            keep = first.map(|f| neighbours(&f.prompt, &f.subject)).unwrap_or_default();
+            keep = first.map(|f| neighbours(&f.prompt, &f.written_subject())).unwrap_or_default();
         }
         Self { also, keep }
     }
@@ -346,7 +346,12 @@ impl Questions {
 
 impl Report {
     fn text(&self, model: Option<&str>) -> String {
-        let show = |a: &Answer| format!("{} ({:.1} %)", a.answer, 100.0 * a.probability);
+        // An answer that is more than a line is shown as one.
+        let show = |a: &Answer| {
+            let words: Vec<&str> = a.answer.split_whitespace().collect();
+            let answer = if words.is_empty() { "(nothing)".to_owned() } else { words.join(" ") };
+            format!("{answer} ({:.1} %)", 100.0 * a.probability)
+        };
         let mut lines = vec![];
         for f in self.facts.iter().take(SHOWN) {
             lines.push(f.prompt.clone());

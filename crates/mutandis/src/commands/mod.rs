@@ -2,6 +2,7 @@
 //! and one in [`run`].
 
 mod ask;
+mod bench;
 mod chat;
 mod completions;
 mod decoding;
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Chat(chat::Args),
     /// List the editing methods, or show one
     Methods(methods::Args),
+    /// Make many edits and score them
+    Bench(bench::Args),
     /// Show and verify patches
     Patch(patch::Args),
     /// Get, show and list models
@@ -48,6 +51,7 @@ pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<Exi
         Command::Ask(args) => ask::run(args, session),
         Command::Chat(args) => chat::run(args, session),
         Command::Methods(args) => methods::run(args, session),
+        Command::Bench(args) => bench::run(args, session),
         Command::Patch(args) => patch::run(args, session),
         Command::Stats(args) => stats::run(args, session),
         Command::Model(args) => model::run(args, session),

@@ -179,7 +179,7 @@ fn show(session: &Session<'_>, name: Option<&str>) -> anyhow::Result<ExitCode> {
     let (inside, error) = match Inside::of(&located.path) {
         Ok(inside) => (Some(inside), None),
         // What the files are can be told all the same; that is often what one needs to know then.
-        Err(error) => (None, Some(error.to_string())),
+        Err(error) => (None, Some(error)),
     };
     let document = Shown {
         located: &located,
@@ -187,7 +187,7 @@ fn show(session: &Session<'_>, name: Option<&str>) -> anyhow::Result<ExitCode> {
         licence: models.short_name(&located.name).map(|model| model.licence),
         files,
         inside,
-        error,
+        error: error.as_ref().map(ToString::to_string),
     };
     session.output.print(&document, || {
         let mut lines = vec![
@@ -204,7 +204,7 @@ fn show(session: &Session<'_>, name: Option<&str>) -> anyhow::Result<ExitCode> {
         }
         lines.join("\n")
     })?;
-    Ok(ExitCode::SUCCESS)
+    error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
 }
 
 #[derive(Serialize)]

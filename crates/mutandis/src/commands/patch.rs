@@ -84,7 +84,7 @@ fn show(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCod
         }
         for n in patch.norms.iter().take(20) {
             lines.push(format!(
-                "changes  {:?} of layer {}: ‖ΔW‖ {:.3}, {:.2} % of ‖W‖",
+                "changes  {} of layer {}: ‖ΔW‖ {:.3}, {:.2} % of ‖W‖",
                 n.weight.role,
                 n.weight.layer,
                 n.delta,

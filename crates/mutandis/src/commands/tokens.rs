@@ -103,7 +103,11 @@ fn file(path: &Path, count: bool, tokenizer: &Tokenizer, session: &Session<'_>) 
     let source: Box<dyn Read> = if path == Path::new("-") {
         Box::new(std::io::stdin())
     } else {
-        Box::new(File::open(path).map_err(Error::io("open", path))?)
+        let found = File::open(path).map_err(|error| {
+            let hint = "give a file with one object with a `text` a line, or `-` for standard input";
+            Error::input_hint(format!("cannot open `{}`: {error}", path.display()), hint)
+        });
+        Box::new(found?)
     };
     let mut out = Vec::with_capacity(2 * PIECE);
     let lines = BufReader::with_capacity(PIECE, source).split(b'\n');

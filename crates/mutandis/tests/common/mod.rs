@@ -94,6 +94,13 @@ impl Ran {
         self
     }
 
+    /// It told of a file what can be told, and that the file is no model.
+    #[track_caller]
+    pub fn tells_of_no_model(self) -> Self {
+        assert!(self.code == Some(2) && self.stderr.contains("error: "), "{self:?}");
+        self
+    }
+
     /// It failed as a failure should: exit code 2, an error, nothing on stdout, no panic.
     #[track_caller]
     pub fn fails_with(self, parts: &[&str]) -> Self {

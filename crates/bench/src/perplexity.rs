@@ -1,0 +1,57 @@
+//! Perplexity of a fixed text: whether edits broke the model's language.
+
+use mutandis_engine::kernels::loss;
+use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
+
+/// Which part of a text is measured, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Window {
+    /// Tokens of the text that are used, from its beginning.
+    pub tokens: usize,
+    /// Length of the windows it is cut into; each is predicted from its own first token on.
+    pub length: usize,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { tokens: 10_240, length: 256 }
+    }
+}
+
+/// Token ids of the windows of a text; at least one, none shorter than two tokens.
+///
+/// # Errors
+/// Where the model has no tokenizer, or the text is too short.
+pub fn windows(model: &Model, text: &str, window: Window) -> Result<Vec<Vec<u32>>> {
+    // What could be more than is used is not tokenised: no token is longer than this.
+    const LONGEST: usize = 64;
+    let end = text.char_indices().nth(window.tokens.saturating_mul(LONGEST)).map_or(text.len(), |(i, _)| i);
+    let mut ids = model.tokenizer()?.encode(&text[..end])?.ids;
+    ids.truncate(window.tokens);
+    let windows: Vec<Vec<u32>> =
+        ids.chunks(window.length.max(2)).filter(|w| w.len() > 1).map(<[u32]>::to_vec).collect();
+    if windows.is_empty() {
+        return Err(mutandis_engine::Error::input("the text for perplexity has fewer than two tokens"));
+    }
+    Ok(windows)
+}
+
+/// exp of the mean −ln p over all tokens but the first of each window.
+///
+/// # Errors
+/// Where a window is longer than the model's context.
+pub fn perplexity(model: &Model, overlays: &[&Overlay], windows: &[Vec<u32>]) -> Result<f64> {
+    let v = model.architecture().vocabulary;
+    let (mut sum, mut count) = (0.0, 0usize);
+    // Logits of a few hundred rows are a hundred megabytes.
+    for ids in windows {
+        let rows = (0..ids.len() - 1).collect();
+        let sequences = vec![Sequence { tokens: ids, overlays, ..Default::default() }];
+        let pass = Pass { sequences, logits: LogitRows::Rows(rows), ..Default::default() };
+        let logits = model.forward(pass)?.logits;
+        let losses = model.install(|| loss::cross_entropy(model.isa(), &logits, v, &ids[1..]));
+        sum += losses.iter().map(|x| f64::from(*x)).sum::<f64>();
+        count += losses.len();
+    }
+    Ok((sum / count as f64).exp())
+}
