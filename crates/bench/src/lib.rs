@@ -6,3 +6,5 @@
 pub mod compat;
 pub mod perplexity;
 pub mod run;
+pub mod sweep;
+pub mod trials;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::recipes::Recipe;
 
 /// Hears how far long work is.
 pub trait Progress: Sync {
@@ -49,13 +50,16 @@ impl Memo {
     }
 }
 
-/// Everything an edit may use besides model, facts and settings. None of it changes the result.
+/// Everything an edit may use besides model, facts and settings.
+#[derive(Clone)]
 pub struct Context<'a> {
     /// Folder for statistics of models (moments, contexts), by content hash; computed anew each
     /// time where `None`.
     pub cache: Option<PathBuf>,
     /// Text for moments; the model writes its own where `None`.
     pub corpus: Option<PathBuf>,
+    /// Settings found for this model, in place of the shipped ones.
+    pub recipe: Option<Recipe>,
     /// What edits of one process share, so that no factor is computed twice.
     pub memo: Memo,
     /// Progress.
@@ -69,6 +73,7 @@ impl Default for Context<'_> {
         Self {
             cache: None,
             corpus: None,
+            recipe: None,
             memo: Memo::default(),
             progress: &Silent,
             interrupt: Arc::default(),

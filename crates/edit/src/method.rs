@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::fact::{Fact, nearest};
 use crate::methods::METHODS;
 use crate::patch::Patch;
-use crate::recipes;
+use crate::recipes::{self, Recipe};
 
 /// The three families of the KnowEdit paper (arXiv 2401.01286, §3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,12 +133,13 @@ impl Entry {
         (self.defaults)()
     }
 
-    /// Settings in force: the published ones, then the model's recipe, then the user's changes;
-    /// nested objects are merged key by key.
-    pub fn settings(&self, model: &Model, changes: &Value) -> Value {
+    /// Settings in force: the published ones, then the model's recipe (`recipe` has them, or else
+    /// a shipped one), then the user's changes; nested objects are merged key by key.
+    pub fn settings(&self, model: &Model, recipe: Option<&Recipe>, changes: &Value) -> Value {
         let mut all = self.defaults();
-        if let Some(recipe) = recipes::for_model(model.architecture(), self.id) {
-            merge(&mut all, &recipe);
+        let own = recipe.and_then(|r| r.settings(self.id));
+        if let Some(settings) = own.or_else(|| recipes::shipped(model.architecture(), self.id)) {
+            merge(&mut all, &settings);
         }
         merge(&mut all, changes);
         all
@@ -164,8 +165,16 @@ impl Entry {
             }
         }
         contradiction(job.facts)?;
-        self.known(&self.defaults(), settings)?;
-        (self.edit)(&self.settings(job.model, settings), job, cx)
+        self.check_settings(settings)?;
+        (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)
+    }
+
+    /// Checks that all settings exist in this method.
+    ///
+    /// # Errors
+    /// Names the first that does not.
+    pub fn check_settings(&self, settings: &Value) -> Result<()> {
+        self.known(&self.defaults(), settings)
     }
 
     /// Refuses settings that the method does not have.
@@ -223,7 +232,8 @@ pub fn find(id: &str) -> Result<&'static Entry> {
     })
 }
 
-fn merge(into: &mut Value, changes: &Value) {
+/// Lays changes over settings; nested objects are merged key by key.
+pub fn merge(into: &mut Value, changes: &Value) {
     match (into, changes) {
         (Value::Object(into), Value::Object(changes)) => {
             for (key, value) in changes {

@@ -1,5 +1,6 @@
 //! What every subcommand is given: the global options, resolved.
 
+use std::path::Path;
 use std::time::Instant;
 
 use mutandis::{
@@ -9,6 +10,7 @@ use mutandis::{
     models::{Located, Models},
     progress::Progress,
 };
+use mutandis_edit::recipes::Recipe;
 
 use crate::{
     cli::{Global, Weights},
@@ -98,6 +100,26 @@ impl<'a> Session<'a> {
             )
         })?;
         Ok((located, tokenizer))
+    }
+
+    /// The recipe in force for a model: the file given, or else the one that a sweep kept.
+    pub(crate) fn recipe(&self, given: Option<&Path>, model: &Model) -> anyhow::Result<Option<Recipe>> {
+        if let Some(path) = given {
+            return Ok(Some(Recipe::read(path, model)?));
+        }
+        let Ok(cache) = self.env.cache() else { return Ok(None) };
+        let path = Recipe::place(&cache, model)?;
+        if !path.exists() {
+            return Ok(None);
+        }
+        match Recipe::read(&path, model) {
+            Ok(recipe) => Ok(Some(recipe)),
+            Err(error) => {
+                // It is only a convenience: without it the shipped settings serve.
+                self.progress.note(&format!("{error}; it is not used"));
+                Ok(None)
+            }
+        }
     }
 
     /// Seconds since the command began.

@@ -420,6 +420,71 @@ fn a_batch_is_scored_as_it_was_asked_for() {
 }
 
 #[test]
+fn a_sweep_writes_a_recipe_that_edits_use() {
+    let sandbox = Sandbox::new();
+    let model = stories();
+    let facts = [("Lily", "cat"), ("Tom", "house")].map(|(name, target)| {
+        json!({
+            "prompt": format!("Once upon a time, {name} had a"), "subject": name, "target_new": target,
+            "rephrase_prompt": format!("{name} had a"),
+            "locality": {"near": [{"prompt": "One day, a bird went to the", "ground_truth": "park"}]},
+        })
+        .to_string()
+    });
+    std::fs::write(sandbox.path("facts.jsonl"), facts.join("\n")).unwrap();
+    let sweep = ["locate", "sweep", "--model", &model, "--facts", "facts.jsonl", "--json"];
+    let quick = ["--set", "prefixes=[1,0]", "--set", "moment-tokens=600", "--set", "search.steps=4"];
+    let ran = sandbox.run(&[&sweep[..], &quick, &["--method", "rome", "--method", "memit"]].concat());
+    let report = ran.ok().json();
+    for found in report["methods"].as_array().unwrap() {
+        let trials = found["trials"].as_array().unwrap();
+        let best = trials.iter().map(|t| t["score"].as_f64().unwrap()).fold(0.0, f64::max);
+        assert_eq!(found["best"]["score"].as_f64().unwrap(), best);
+        assert!(trials.len() > 8, "{found}");
+    }
+    // Kept where `edit` and `bench` look by themselves, with what was given and what was found.
+    let kept = report["recipe"].as_str().unwrap();
+    let text = std::fs::read_to_string(kept).unwrap();
+    assert!(
+        text.contains("[methods.rome") && text.contains("[methods.memit") && text.contains("[found.rome]")
+    );
+    let layer = report["methods"][0]["found"]["layer"]
+        .as_u64()
+        .or(report["methods"][0]["settings"]["layer"].as_u64());
+    let usual = [PROMPT, "--subject", "Lily", "--to", "cat", "--method", "rome", "--model", &model];
+    sandbox.run(&[&["edit"], &usual[..], &["--out", "a.patch.safetensors"]].concat()).ok();
+    let shown = sandbox.run(&["patch", "show", "a.patch.safetensors", "--json"]).ok().json();
+    assert_eq!((&shown["config"]["layer"], &shown["config"]["moment-tokens"]), (&json!(layer), &json!(600)));
+
+    // A file that is named takes its place; what is no recipe for this model is refused.
+    let own = format!(
+        "{}\n[methods.rome]\nlayer = 1\nmoment-tokens = 600\n",
+        text.split("[methods").next().unwrap()
+    );
+    std::fs::write(sandbox.path("own.toml"), &own).unwrap();
+    let with =
+        |name: &str| sandbox.run(&[&["edit"], &usual[..], &["--recipe", name, "--out", "b.p"]].concat());
+    with("own.toml").ok();
+    let shown = sandbox.run(&["patch", "show", "b.p", "--json"]).ok().json();
+    assert_eq!(shown["config"]["layer"], 1);
+    std::fs::remove_file(sandbox.path("b.p")).unwrap();
+    for (text, what) in [
+        (own.replace("layers = 5", "layers = 6"), "is for other models"),
+        (own.replace("layer = 1", "leyer = 1"), "no setting `leyer`"),
+        (own.replace("methods.rome", "methods.roam"), "no method `roam`"),
+        (own.replace("[model]", "[modal]"), "is no recipe"),
+    ] {
+        std::fs::write(sandbox.path("bad.toml"), text).unwrap();
+        with("bad.toml").fails_with(&[what, "\nhint: "]);
+    }
+    // This model knows no capitals.
+    sandbox.run(&["locate", "sweep", "--model", &model]).fails_with(&["knows none of the facts", "--facts"]);
+    sandbox
+        .run(&[&sweep[..], &["--method", "ice"]].concat())
+        .fails_with(&["no settings that a sweep could find", "hint: "]);
+}
+
+#[test]
 fn an_edit_that_is_interrupted_leaves_nothing() {
     use std::{
         process::Stdio,

@@ -171,8 +171,8 @@ fn gradients_that_cannot_be_had_are_refused() {
     let pairs =
         |role, layer| Wants { logits: logits(), pairs: vec![WeightId { layer, role }], ..Wants::default() };
     refused(&whole, pairs(Role::MlpOut, 3), "layer 3");
-    refused(&whole, pairs(Role::MlpGate, 1), "MlpGate");
-    refused(&whole, pairs(Role::Embedding, 0), "Embedding");
+    refused(&whole, pairs(Role::MlpGate, 1), "mlp-gate");
+    refused(&whole, pairs(Role::Embedding, 0), "`embedding`");
     refused(&whole, Wants { logits: vec![], ..pairs(Role::Head, 0) }, "none of the logits");
 
     // A function on the way has no gradient; above it there is one.

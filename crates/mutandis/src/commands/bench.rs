@@ -44,6 +44,9 @@ struct RunArgs {
     /// A setting of the method; `mutandis methods show ID` lists them
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
+    /// Settings found for the model [default: what `locate sweep` kept, or else a shipped recipe]
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
     /// `single`: each edit on the unedited model; `batch:N`: so many at once; `sequential`: each on
     /// top of those before, scored at the end
     #[arg(long, default_value = "single", value_parser = mode)]
@@ -116,6 +119,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let stages = Stages::new(&session.progress);
     let cx = Context {
         cache: session.env.cache().ok(),
+        recipe: session.recipe(args.recipe.as_deref(), &model)?,
         progress: &stages,
         interrupt: session.interrupt.flag(),
         ..Context::default()

@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// A setting of the method; `mutandis methods show ID` lists them
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
+    /// Settings found for the model [default: what `locate sweep` kept, or else a shipped recipe]
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
     /// Another wording whose answer is shown
     #[arg(long, value_name = "PROMPT", allow_negative_numbers = true)]
     also: Vec<String>,
@@ -141,6 +144,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let cx = Context {
         cache: session.env.cache().ok(),
         corpus: args.corpus.clone(),
+        recipe: session.recipe(args.recipe.as_deref(), &model)?,
         progress: &stages,
         interrupt: session.interrupt.flag(),
         ..Context::default()

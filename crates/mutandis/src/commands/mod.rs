@@ -7,6 +7,7 @@ mod chat;
 mod completions;
 mod decoding;
 mod edit;
+mod locate;
 mod methods;
 mod model;
 mod patch;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Methods(methods::Args),
     /// Make many edits and score them
     Bench(bench::Args),
+    /// Find out where and how a model is edited best
+    Locate(locate::Args),
     /// Show and verify patches
     Patch(patch::Args),
     /// Get, show and list models
@@ -52,6 +55,7 @@ pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<Exi
         Command::Chat(args) => chat::run(args, session),
         Command::Methods(args) => methods::run(args, session),
         Command::Bench(args) => bench::run(args, session),
+        Command::Locate(args) => locate::run(args, session),
         Command::Patch(args) => patch::run(args, session),
         Command::Stats(args) => stats::run(args, session),
         Command::Model(args) => model::run(args, session),
