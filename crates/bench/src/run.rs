@@ -32,12 +32,46 @@ pub struct Run<'a> {
     pub settings: &'a serde_json::Value,
     /// The records.
     pub facts: &'a [Fact],
+    /// What the unedited model says of them.
+    pub baseline: &'a Baseline,
     /// How edits follow one another.
     pub mode: Mode,
     /// Seed.
     pub seed: u64,
     /// Windows of a text whose perplexity is measured; none for none.
     pub text: &'a [Vec<u32>],
+}
+
+/// What the records ask, and what the unedited model predicts: the same for every run on them.
+#[derive(Debug)]
+pub struct Baseline {
+    probes: Vec<Probes>,
+    /// Predictions by record and text, where they are needed.
+    before: Vec<Vec<Vec<u32>>>,
+    /// Seconds that this took.
+    seconds: f64,
+}
+
+impl Baseline {
+    /// Tokenises the records and runs the unedited model on what should not change.
+    ///
+    /// # Errors
+    /// Where a text is empty or longer than the model's context.
+    pub fn new(model: &Model, facts: &[Fact]) -> Result<Self> {
+        let started = Instant::now();
+        let probes: Vec<Probes> = facts.iter().map(|f| Probes::new(model, f)).collect::<Result<_, _>>()?;
+        let kept = |p: &Probes, i: &usize| p.is_locality(*i);
+        let asked: Vec<Asked<'_>> = probes
+            .iter()
+            .flat_map(|p| (0..p.texts.len()).filter(move |i| kept(p, i)).map(|i| &p.texts[i]))
+            .map(|text| Asked { text, overlays: &[] })
+            .collect();
+        let mut found = predict(model, &asked)?.into_iter();
+        let mut of =
+            |p: &Probes, i: usize| if kept(p, &i) { found.next().unwrap_or_default() } else { vec![] };
+        let before = probes.iter().map(|p| (0..p.texts.len()).map(|i| of(p, i)).collect()).collect();
+        Ok(Self { probes, before, seconds: started.elapsed().as_secs_f64() })
+    }
 }
 
 /// One record's result.
@@ -88,10 +122,7 @@ impl Run<'_> {
         if self.facts.is_empty() {
             return Err(Error::input_hint("there are no records to run", "raise `--limit`"));
         }
-        let started = Instant::now();
-        let probes: Vec<Probes> =
-            self.facts.iter().map(|f| Probes::new(self.model, f)).collect::<Result<_, _>>()?;
-        let before = self.before(&probes)?;
+        let Baseline { probes, before, seconds } = self.baseline;
         let mut out = Outcome {
             protocol: "compat",
             mode: self.mode,
@@ -99,13 +130,13 @@ impl Run<'_> {
             records: vec![],
             failed: 0,
             edit_seconds: 0.0,
-            score_seconds: started.elapsed().as_secs_f64(),
+            score_seconds: *seconds,
             perplexity: None,
         };
         let edited = match self.mode {
-            Mode::Single => self.batches(1, &probes, &before, &mut out, cx)?,
-            Mode::Batch(n) => self.batches(n.max(1), &probes, &before, &mut out, cx)?,
-            Mode::Sequential => self.sequence(&probes, &before, &mut out, cx)?,
+            Mode::Single => self.batches(1, probes, before, &mut out, cx)?,
+            Mode::Batch(n) => self.batches(n.max(1), probes, before, &mut out, cx)?,
+            Mode::Sequential => self.sequence(probes, before, &mut out, cx)?,
         };
         let started = Instant::now();
         if !self.text.is_empty() {
@@ -119,20 +150,6 @@ impl Run<'_> {
         out.failed = out.records.len() - scores.len();
         out.mean = Scores::mean(&scores);
         Ok(out)
-    }
-
-    /// Predictions of the unedited model, for the texts that need them.
-    fn before(&self, probes: &[Probes]) -> Result<Vec<Vec<Vec<u32>>>> {
-        let mut asked = vec![];
-        for p in probes {
-            asked.extend((0..p.texts.len()).filter(|&i| p.is_locality(i)).map(|i| &p.texts[i]));
-        }
-        let asked: Vec<Asked<'_>> = asked.into_iter().map(|text| Asked { text, overlays: &[] }).collect();
-        let mut found = predict(self.model, &asked)?.into_iter();
-        let mut of = |p: &Probes, i: usize| {
-            if p.is_locality(i) { found.next().unwrap_or_default() } else { vec![] }
-        };
-        Ok(probes.iter().map(|p| (0..p.texts.len()).map(|i| of(p, i)).collect()).collect())
     }
 
     /// One patch for each `size` records, each on the unedited model; the last one's overlay.

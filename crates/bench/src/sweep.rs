@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::compat::Scores;
-use crate::run::{Mode, Run};
+use crate::run::{Baseline, Mode, Run};
 
 /// One candidate, tried.
 #[derive(Debug, Clone, Serialize)]
@@ -72,6 +72,7 @@ pub fn sweep(
             "it works on every model as it is",
         ));
     }
+    let baseline = Baseline::new(model, facts)?;
     // Progress is of candidates, not of what each edit does.
     let quiet = Context { progress: Context::default().progress, ..cx.clone() };
     cx.progress.begin("trying settings", axes.iter().map(Vec::len).sum());
@@ -82,7 +83,16 @@ pub fn sweep(
             cx.check()?;
             let mut all = settings.clone();
             merge(&mut all, &change);
-            let run = Run { model, method, settings: &all, facts, mode: Mode::Single, seed, text: &[] };
+            let run = Run {
+                model,
+                method,
+                settings: &all,
+                facts,
+                baseline: &baseline,
+                mode: Mode::Single,
+                seed,
+                text: &[],
+            };
             let outcome = run.run(&quiet)?;
             let trial = Trial {
                 score: score(&outcome.mean, outcome.failed, facts.len()),

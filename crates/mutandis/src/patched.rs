@@ -22,17 +22,17 @@ impl Patched {
         let mut patched = Self::default();
         // All files are read before any is used: a damaged one is told before a foreign one.
         let patches = paths.iter().map(|p| Patch::load(p)).collect::<Result<Vec<_>, _>>()?;
-        patches.iter().try_for_each(|patch| patched.push(patch, model))?;
+        patches.into_iter().try_for_each(|patch| patched.push(patch, model))?;
         Ok(patched)
     }
 
     /// Puts one more patch in force, on top of the others.
-    pub(crate) fn push(&mut self, patch: &Patch, model: &Model) -> anyhow::Result<()> {
+    pub(crate) fn push(&mut self, patch: Patch, model: &Model) -> anyhow::Result<()> {
         self.overlays.push(patch.overlay(model)?);
-        self.patches.push(patch.clone());
         if let Some(prefix) = patch.prefix.as_deref().filter(|p| !p.is_empty()) {
             self.prefix.get_or_insert_default().push_str(prefix);
         }
+        self.patches.push(patch);
         Ok(())
     }
 

@@ -54,8 +54,8 @@ impl Method for AlphaEdit {
          reach.",
         "Cost: a second or less for each fact; moments and eigenvectors of the layers once for each model.",
         "DIFFERENCE from the released code: lookup tokens are found by characters; targets are joined as \
-         tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none). C has no ridge here (its null space is what counts), and the system is solved in the coordinates of \
-         the null space."
+         tokens; prefixes are seeded; the system is solved in the coordinates of the null space. `ridge` has no part \
+         in it: C's null space is what counts."
     );
     type Config = Config;
 

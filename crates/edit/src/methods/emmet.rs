@@ -7,7 +7,6 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
-use crate::primitives::solver::Hold;
 use crate::primitives::spread::{self, Layer, Plan, Settings};
 use crate::primitives::statistics::Statistics;
 use crate::primitives::strength::Strength;
@@ -29,7 +28,7 @@ pub(super) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let spread = Settings { layers: None, ..Settings::default() };
+        let spread = Settings::default();
         Self { spread, scale: Strength::Absolute(100_000.0), slack: 0.1, slack_alone: false }
     }
 }
@@ -58,11 +57,8 @@ impl Method for Emmet {
         let mut patch = job.patch::<Self>(config)?;
         let slack = if job.facts.len() > 1 || config.slack_alone { config.slack } else { 0.0 };
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
-            let moments = statistics.moments(layer.index)?;
-            let scale = config.scale.of_moments(moments);
-            let factor = statistics.factor(layer.index, config.spread.ridge)?;
-            let hold = Hold::Moments { weight: scale.absolute, moments, factor: &factor };
-            let solution = layer.system(config.spread.past, hold, slack).solve()?;
+            let scale = config.scale.of_moments(statistics.moments(layer.index)?);
+            let solution = layer.solve_held(&config.spread, statistics, [scale.absolute, 0.0], slack)?;
             Ok(layer.report(solution, [("scale", scale)]))
         };
         spread::edit(&config.spread, &Plan::default(), &solve, job, cx, &mut patch)?;

@@ -7,7 +7,6 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
-use crate::primitives::solver::Hold;
 use crate::primitives::spread::{self, Layer, Plan, Settings};
 use crate::primitives::statistics::Statistics;
 use crate::primitives::strength::Strength;
@@ -61,12 +60,8 @@ impl Method for Encore {
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
             let moments = statistics.moments(layer.index)?;
             let (lambda, norm) = (config.lambda.of_moments(moments), config.norm.of_ridge(moments));
-            // λC + λₙI is λ times C with a larger ridge.
-            let mean = moments.trace() / layer.f as f64;
-            let ridge = config.spread.ridge + norm.absolute / (lambda.absolute * mean);
-            let factor = statistics.factor(layer.index, ridge)?;
-            let hold = Hold::Moments { weight: lambda.absolute, moments, factor: &factor };
-            let solution = layer.system(config.spread.past, hold, 1.0).solve()?;
+            let held = [lambda.absolute, norm.absolute];
+            let solution = layer.solve_held(&config.spread, statistics, held, 1.0)?;
             Ok(layer.report(solution, [("lambda", lambda), ("norm", norm)]))
         };
         spread::edit(&config.spread, &Plan::default(), &solve, job, cx, &mut patch)?;

@@ -1,32 +1,11 @@
 //! MEMIT: many facts at once, spread over several layers.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
-use crate::primitives::spread::{self, Layer, Plan, Settings};
-use crate::primitives::statistics::Statistics;
-use crate::primitives::strength::Strength;
-
-/// Settings; the published ones of Llama-like models.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, rename_all = "kebab-case")]
-pub(super) struct Config {
-    #[serde(flatten)]
-    spread: Settings,
-    /// Weight of C: how strongly keys of ordinary text are held. A number is relative to the
-    /// model's own keys, `"15000 absolute"` is as published.
-    lambda: Strength,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { spread: Settings::default(), lambda: Strength::Absolute(15_000.0) }
-    }
-}
+use crate::primitives::least_squares::{self, Settings};
+use crate::primitives::spread::Plan;
 
 /// MEMIT as published (eq. 14 and 20); [`Method::DOC`] describes it.
 pub(super) struct Memit;
@@ -46,14 +25,11 @@ impl Method for Memit {
         "DIFFERENCE from the released code: lookup tokens are found by characters; targets are joined as \
          tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none)."
     );
-    type Config = Config;
+    type Config = Settings;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
-        let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
-            layer.least_squares(&config.spread, config.lambda, statistics)
-        };
-        spread::edit(&config.spread, &Plan::default(), &solve, job, cx, &mut patch)?;
+        least_squares::edit(config, &Plan::default(), job, cx, &mut patch)?;
         Ok(patch)
     }
 }

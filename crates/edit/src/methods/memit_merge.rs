@@ -1,32 +1,11 @@
 //! MEMIT-Merge: facts of one subject share one value.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
-use crate::primitives::spread::{self, Layer, Plan, Settings};
-use crate::primitives::statistics::Statistics;
-use crate::primitives::strength::Strength;
-
-/// Settings; the published ones of Llama-like models.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, rename_all = "kebab-case")]
-pub(super) struct Config {
-    #[serde(flatten)]
-    spread: Settings,
-    /// Weight of C: how strongly keys of ordinary text are held. A number is relative to the
-    /// model's own keys, `"15000 absolute"` is as published.
-    lambda: Strength,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { spread: Settings::default(), lambda: Strength::Absolute(15_000.0) }
-    }
-}
+use crate::primitives::least_squares::{self, Settings};
+use crate::primitives::spread::Plan;
 
 /// One search for all facts of a subject, then the same system as without merging.
 pub(super) struct MemitMerge;
@@ -43,16 +22,14 @@ impl Method for MemitMerge {
         "When not: where every subject occurs once; nothing is gained then.",
         "Cost: a second or less for each fact, searched side by side; the moments of the layers once for each model.",
         "DIFFERENCE from the released code: lookup tokens are found by characters; targets are joined as \
-         tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none). Facts are of one subject where its name is the same but for upper and lower case."
+         tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none). Facts \
+         are of one subject where its name is the same but for upper and lower case."
     );
-    type Config = Config;
+    type Config = Settings;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
-        let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
-            layer.least_squares(&config.spread, config.lambda, statistics)
-        };
-        spread::edit(&config.spread, &Plan { merge: true, ..Plan::default() }, &solve, job, cx, &mut patch)?;
+        least_squares::edit(config, &Plan { merge: true, ..Plan::default() }, job, cx, &mut patch)?;
         Ok(patch)
     }
 }

@@ -8,8 +8,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
-use crate::primitives::spread::{self, Layer, Plan, Settings, Share};
-use crate::primitives::statistics::Statistics;
+use crate::primitives::least_squares;
+use crate::primitives::spread::{Plan, Settings, Share};
 use crate::primitives::strength::Strength;
 use crate::primitives::value_search::{Ease, Search};
 
@@ -18,10 +18,7 @@ use crate::primitives::value_search::{Ease, Search};
 #[serde(default, rename_all = "kebab-case")]
 pub(super) struct Config {
     #[serde(flatten)]
-    spread: Settings,
-    /// Weight of C: how strongly keys of ordinary text are held. A number is relative to the
-    /// model's own keys, `"6000 absolute"` is as published.
-    lambda: Strength,
+    held: least_squares::Settings,
     /// Weight of the target's loss once the target is the likeliest answer.
     eased: f32,
     /// The search ends when by then the weighted divergence is at most this, in nats.
@@ -33,7 +30,8 @@ impl Default for Config {
         let search =
             Search { learning_rate: 0.2, steps: 30, decay: 0.5, clamp: 0.75, kl: 1.0, ..Search::default() };
         let spread = Settings { search, ..Settings::default() };
-        Self { spread, lambda: Strength::Absolute(6_000.0), eased: 0.1, stop_kl: 0.01 }
+        let held = least_squares::Settings { spread, lambda: Strength::Absolute(6_000.0) };
+        Self { held, eased: 0.1, stop_kl: 0.01 }
     }
 }
 
@@ -66,10 +64,7 @@ impl Method for Pmet {
             ease: Some(Ease { weight: config.eased, stop_kl: config.stop_kl }),
             merge: false,
         };
-        let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
-            layer.least_squares(&config.spread, config.lambda, statistics)
-        };
-        spread::edit(&config.spread, &plan, &solve, job, cx, &mut patch)?;
+        least_squares::edit(&config.held, &plan, job, cx, &mut patch)?;
         Ok(patch)
     }
 }

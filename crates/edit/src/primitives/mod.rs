@@ -2,6 +2,7 @@
 
 pub mod cholesky;
 pub mod contexts;
+pub mod least_squares;
 pub mod locate_then_edit;
 pub mod moments;
 pub mod post;

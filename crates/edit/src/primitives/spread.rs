@@ -19,7 +19,7 @@ use super::rank_one::mean_row;
 use super::request::Request;
 use super::solver::{Hold, Solution, System};
 use super::statistics::Statistics;
-use super::strength::{Resolved, Strength};
+use super::strength::Resolved;
 use super::value_search::{Ease, Found, Goal, Search, search};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -112,22 +112,23 @@ impl Layer<'_> {
         System { f: self.f, keys: self.keys, past: self.past, past_weight, hold, slack }
     }
 
-    /// Least squares with λC (MEMIT, eq. 14).
+    /// X where keys are held by `weight · C + norm · I`, and those of earlier edits.
     ///
     /// # Errors
     /// Where the moments are not usable, or the system is singular.
-    pub fn least_squares(
+    pub fn solve_held(
         &self,
         settings: &Settings,
-        lambda: Strength,
         statistics: &Statistics<'_>,
+        [weight, norm]: [f64; 2],
+        slack: f64,
     ) -> Result<Solution> {
         let moments = statistics.moments(self.index)?;
-        let lambda = lambda.of_moments(moments);
-        let factor = statistics.factor(self.index, settings.ridge)?;
-        let hold = Hold::Moments { weight: lambda.absolute, moments, factor: &factor };
-        let solution = self.system(settings.past, hold, 1.0).solve()?;
-        Ok(self.report(solution, [("lambda", lambda)]))
+        // weight·C + norm·I is weight times C with a larger ridge.
+        let mean = moments.trace() / self.f as f64;
+        let more = if norm == 0.0 { 0.0 } else { norm / (weight * mean) };
+        let factor = statistics.factor(self.index, settings.ridge + more)?;
+        self.system(settings.past, Hold::Moments { weight, moments, factor: &factor }, slack).solve()
     }
 
     /// Notes where a solution belongs, and with which strengths it was found.

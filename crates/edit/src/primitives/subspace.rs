@@ -1,6 +1,8 @@
 //! The null space of keys: directions that ordinary text hardly uses (AlphaEdit, arXiv
 //! 2410.02355, §3).
 
+use std::sync::Arc;
+
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
@@ -12,10 +14,10 @@ use crate::error::{Error, Result};
 /// The span of some eigenvectors of C.
 #[derive(Debug, Clone)]
 pub struct Subspace {
-    /// One eigenvector after another, `[dimension, f]`.
-    basis: Vec<f64>,
-    /// Their eigenvalues, ascending.
-    values: Vec<f64>,
+    /// All eigenvectors of C, one after another, `[f, f]`; spaces cut of one share them.
+    basis: Arc<[f64]>,
+    /// Eigenvalues of this space, ascending: of so many eigenvectors, from the first on.
+    values: Arc<[f64]>,
     f: usize,
 }
 
@@ -65,7 +67,11 @@ pub fn whole(moments: &Moments) -> Result<Subspace> {
 impl Subspace {
     /// From its parts, as they were kept; `None` where they do not fit together.
     pub(crate) fn from_parts(f: usize, basis: Vec<f64>, values: Vec<f64>) -> Option<Self> {
-        (f > 0 && basis.len() == f * values.len()).then_some(Self { basis, values, f })
+        (f > 0 && basis.len() == f * values.len()).then(|| Self {
+            basis: basis.into(),
+            values: values.into(),
+            f,
+        })
     }
 
     /// The part of a space with all eigenvectors that lies below a cut.
@@ -105,18 +111,17 @@ impl Subspace {
                 "retain less energy, or raise the absolute cut",
             ));
         }
-        let (basis, values) = (self.basis[..count * self.f].to_vec(), self.values[..count].to_vec());
-        Ok(Self { basis, values, f: self.f })
+        Ok(Self { basis: Arc::clone(&self.basis), values: self.values[..count].into(), f: self.f })
     }
 
     /// `U [f, dimension]`, orthonormal columns.
     pub fn basis(&self) -> MatRef<'_, f64> {
-        MatRef::from_column_major_slice(&self.basis, self.f, self.values.len())
+        MatRef::from_column_major_slice(self.vectors(), self.f, self.values.len())
     }
 
     /// One eigenvector after another, `[dimension, f]`.
     pub fn vectors(&self) -> &[f64] {
-        &self.basis
+        &self.basis[..self.values.len() * self.f]
     }
 
     /// Eigenvalues of C, ascending.

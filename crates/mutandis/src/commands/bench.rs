@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use mutandis_bench::compat::Scores;
 use mutandis_bench::perplexity::{Window, windows};
-use mutandis_bench::run::{Mode, Outcome, Run};
+use mutandis_bench::run::{Baseline, Mode, Outcome, Run};
 use mutandis_edit::{Context, Error, Fact, find};
 use serde::Serialize;
 
@@ -125,11 +125,13 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         ..Context::default()
     };
     let text = text.map(|t| windows(&model, &t, Window::default())).transpose()?.unwrap_or_default();
+    let baseline = Baseline::new(&model, &facts)?;
     let plan = Run {
         model: &model,
         method: entry,
         settings: &settings,
         facts: &facts,
+        baseline: &baseline,
         mode: args.mode,
         seed: args.seed,
         text: &text,

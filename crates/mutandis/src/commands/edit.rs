@@ -159,7 +159,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     patch.save(&out)?;
 
     let started = Instant::now();
-    patched.push(&patch, &model)?;
+    patched.push(patch, &model)?;
     let is = questions.ask(&model, &patched, &facts, session.interrupt)?;
     evaluate += started.elapsed().as_secs_f64();
     let report = Report {
