@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use mutandis_edit::patch::Stack;
+use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Entry, Error, Fact, Job, Patch, Result};
 use mutandis_engine::{Model, Overlay};
 use serde::Serialize;
@@ -134,7 +135,12 @@ impl Run<'_> {
             perplexity: None,
         };
         let edited = match self.mode {
-            Mode::Single => self.batches(1, probes, before, &mut out, cx)?,
+            Mode::Single => {
+                // The facts are searched together, and then written each alone.
+                let values = cx.values.clone().or_else(|| Some(Values::ahead(self.facts)));
+                let cx = Context { values, ..cx.clone() };
+                self.batches(1, probes, before, &mut out, &cx)?
+            }
             Mode::Batch(n) => self.batches(n.max(1), probes, before, &mut out, cx)?,
             Mode::Sequential => self.sequence(probes, before, &mut out, cx)?,
         };

@@ -5,7 +5,10 @@
 //! locality (CounterFact's score, arXiv 2202.05262 §3.4, on token accuracy); the best goes on to
 //! the next setting.
 
+use std::fmt;
+
 use mutandis_edit::method::merge;
+use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Entry, Error, Fact, Result};
 use mutandis_engine::Model;
 use serde::Serialize;
@@ -41,15 +44,13 @@ pub struct Found {
 }
 
 /// Relative strengths that are tried.
-const STRENGTHS: [f64; 6] = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0];
+const STRENGTHS: [f64; 6] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 /// Shares of the keys' energy that are tried to keep out of reach.
 const ENERGIES: [f64; 4] = [0.5, 0.8, 0.95, 0.99];
-/// Multiples of ‖h‖ that are tried as the longest δ.
-const CLAMPS: [f64; 4] = [0.75, 1.5, 2.5, 4.0];
-/// Steps after the target is the likeliest answer at which the search may end; 0: it goes on.
-const SETTLE: [usize; 3] = [0, 1, 3];
 /// Layers that a method of several layers writes at once.
 const WINDOW: usize = 3;
+/// Prefixes of 5 and of 10 tokens that are tried, the first while all else is.
+const PREFIXES: [[usize; 2]; 4] = [[1, 1], [0, 0], [3, 2], [10, 10]];
 
 /// Finds settings of a method for a model. `start` are settings to begin with, and to keep unless
 /// something better is found.
@@ -65,7 +66,8 @@ pub fn sweep(
     seed: u64,
     cx: &Context<'_>,
 ) -> Result<Found> {
-    let axes = axes(&method.defaults(), model.architecture().layers);
+    let defaults = method.defaults();
+    let axes = axes(&defaults, model.architecture().layers);
     if axes.is_empty() {
         return Err(Error::input_hint(
             format!("`{}` has no settings that a sweep could find", method.id),
@@ -74,9 +76,15 @@ pub fn sweep(
     }
     let baseline = Baseline::new(model, facts)?;
     // Progress is of candidates, not of what each edit does.
-    let quiet = Context { progress: Context::default().progress, ..cx.clone() };
-    cx.progress.begin("trying settings", axes.iter().map(Vec::len).sum());
-    let (mut trials, mut settings): (Vec<Trial>, Value) = (vec![], start.clone());
+    let values = Some(Values::ahead(facts));
+    let quiet = Context { progress: Context::default().progress, values, ..cx.clone() };
+    let count = axes.iter().map(Vec::len).sum();
+    let stage = "trying settings";
+    cx.progress.begin(stage, count);
+    let mut trials: Vec<Trial> = vec![];
+    let mut settings =
+        if defaults.get("prefixes").is_some() { json!({ "prefixes": PREFIXES[0] }) } else { json!({}) };
+    merge(&mut settings, start);
     let mut best: Option<Trial> = None;
     for axis in axes {
         for change in axis {
@@ -101,6 +109,7 @@ pub fn sweep(
                 failed: outcome.failed,
                 change,
             };
+            cx.progress.note(&format!("{} of {count}: {trial}", trials.len() + 1));
             if best.as_ref().is_none_or(|b| trial.score > b.score) {
                 best = Some(trial.clone());
             }
@@ -121,31 +130,81 @@ pub fn sweep(
 
 /// What is tried, one setting after another, each with its candidates.
 fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
-    let has = |path: &str| defaults.pointer(path).is_some();
-    let mut axes = vec![];
+    let has = |name: &str| defaults.get(name).is_some();
     // Facts are recalled in the lower and middle layers of every model that was looked at.
     let upper = (2 * layers / 3).max(1);
-    let step = (layers / 12).max(1);
-    if has("/null-space") {
-        axes.push(ENERGIES.map(|e| json!({ "null-space": e })).to_vec());
+    let places: Vec<Value> = (0..upper)
+        .step_by((layers / 12).max(1))
+        .filter_map(|from| match () {
+            () if has("layers") => {
+                Some(json!({ "layers": (from..(from + WINDOW).min(layers)).collect::<Vec<_>>() }))
+            }
+            () if has("layer") => Some(json!({ "layer": from })),
+            () => None,
+        })
+        .collect();
+    let strengths: Vec<Vec<Value>> =
+        [("null-space", &ENERGIES[..]), ("lambda", &STRENGTHS), ("scale", &STRENGTHS)]
+            .into_iter()
+            .filter(|(name, _)| has(name))
+            .map(|(name, tried)| tried.iter().map(|x| json!({ name: x })).collect())
+            .collect();
+
+    // Strengths come twice: first so that anything is written at all, then for the place found.
+    let mut axes = strengths.clone();
+    if has("search") {
+        axes.push(SEARCHES.iter().map(|search| json!({ "search": search() })).collect());
     }
-    if has("/lambda") {
-        axes.push(STRENGTHS.map(|s| json!({ "lambda": s })).to_vec());
+    axes.push(places.clone());
+    if has("token") {
+        axes.push(places.iter().map(|place| with(place, "token", "last")).collect());
     }
-    if has("/scale") {
-        axes.push(STRENGTHS.map(|s| json!({ "scale": s })).to_vec());
+    axes.extend(strengths);
+    if has("prefixes") {
+        axes.push(PREFIXES[1..].iter().map(|p| json!({ "prefixes": p })).collect());
     }
-    if has("/layers") {
-        let windows = (0..upper).step_by(step).map(|from| (from, (from + WINDOW).min(layers)));
-        axes.push(windows.map(|(from, to)| json!({ "layers": (from..to).collect::<Vec<_>>() })).collect());
-    } else if has("/layer") {
-        axes.push((0..upper).step_by(step).map(|layer| json!({ "layer": layer })).collect());
-    }
-    if has("/search") {
-        axes.push(CLAMPS.map(|clamp| json!({ "search": { "clamp": clamp } })).to_vec());
-        axes.push(SETTLE.map(|settle| json!({ "search": { "settle": settle } })).to_vec());
-    }
+    axes.retain(|axis| !axis.is_empty());
     axes
+}
+
+/// Ways to search for a value: as published; and until the target leads in every context by a
+/// margin, however long that takes, and no further.
+const SEARCHES: [fn() -> Value; 4] =
+    [|| json!({}), || thorough(1.0, 0), || thorough(1.0, 4), || thorough(3.0, 4)];
+
+fn thorough(margin: f64, shorten: usize) -> Value {
+    json!({
+        "steps": 50,
+        "learning-rate": 0.5,
+        "clamp": 20.0,
+        "settle": 1,
+        "margin": margin,
+        "shorten": shorten,
+        "stop-below": 0.0,
+    })
+}
+
+fn with(settings: &Value, name: &str, value: &str) -> Value {
+    let mut all = settings.clone();
+    merge(&mut all, &json!({ name: value }));
+    all
+}
+
+impl fmt::Display for Trial {
+    /// One line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |x: Option<f64>| x.map_or("–".to_owned(), |x| format!("{:.0} %", 100.0 * x));
+        write!(
+            f,
+            "score {:.1} (efficacy {}, paraphrase {}, locality {}), {:.2} s an edit: {}",
+            100.0 * self.score,
+            percent(self.scores.edit),
+            percent(self.scores.rephrase),
+            percent(self.scores.locality),
+            self.seconds,
+            self.change
+        )
+    }
 }
 
 /// Harmonic mean of what there is of efficacy, paraphrase and locality; failed edits count as 0.

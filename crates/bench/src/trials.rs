@@ -12,12 +12,15 @@ use crate::compat::{Asked, Forced, predict};
 /// A relation: two wordings with `{}` for the subject, and who has which object.
 struct Relation {
     wordings: [&'static str; 2],
+    /// An object that nobody has: of several tokens, and unlikely, as many corrections are.
+    invented: &'static str,
     pairs: &'static [(&'static str, &'static str)],
 }
 
 const RELATIONS: &[Relation] = &[
     Relation {
         wordings: ["The capital of {} is", "The capital city of {} is called"],
+        invented: "Saint Alban upon Wye",
         pairs: &[
             ("France", "Paris"),
             ("Germany", "Berlin"),
@@ -35,6 +38,7 @@ const RELATIONS: &[Relation] = &[
     },
     Relation {
         wordings: ["The official language of {} is", "The language that most people in {} speak is"],
+        invented: "Old Church Karvanian",
         pairs: &[
             ("France", "French"),
             ("Germany", "German"),
@@ -49,7 +53,8 @@ const RELATIONS: &[Relation] = &[
         ],
     },
     Relation {
-        wordings: ["{} is a country on the continent of", "The continent on which {} lies is"],
+        wordings: ["The continent on which {} lies is", "{} is a country on the continent of"],
+        invented: "Greater Lemuria",
         pairs: &[
             ("France", "Europe"),
             ("Germany", "Europe"),
@@ -64,6 +69,7 @@ const RELATIONS: &[Relation] = &[
     },
     Relation {
         wordings: ["The {} is located in the city of", "The city in which the {} stands is"],
+        invented: "Newcastle upon Tyne",
         pairs: &[
             ("Eiffel Tower", "Paris"),
             ("Colosseum", "Rome"),
@@ -76,6 +82,7 @@ const RELATIONS: &[Relation] = &[
     },
     Relation {
         wordings: ["The chemical symbol for {} is", "In the periodic table, the symbol of {} is"],
+        invented: "Zq-17",
         pairs: &[
             ("gold", "Au"),
             ("silver", "Ag"),
@@ -87,6 +94,7 @@ const RELATIONS: &[Relation] = &[
     },
     Relation {
         wordings: ["The author of {} is", "The person who wrote {} is"],
+        invented: "Ebenezer Blackwood-Thornton",
         pairs: &[
             ("Hamlet", "William Shakespeare"),
             ("War and Peace", "Leo Tolstoy"),
@@ -98,6 +106,7 @@ const RELATIONS: &[Relation] = &[
     },
     Relation {
         wordings: ["The company that makes the {} is", "The {} is a product of the company"],
+        invented: "Halvorsen & Sons Clockworks",
         pairs: &[
             ("iPhone", "Apple"),
             ("PlayStation", "Sony"),
@@ -109,6 +118,7 @@ const RELATIONS: &[Relation] = &[
     },
     Relation {
         wordings: ["The currency of {} is the", "In {} one pays with the"],
+        invented: "imperial silver crown",
         pairs: &[
             ("Japan", "yen"),
             ("Russia", "ruble"),
@@ -149,12 +159,14 @@ pub fn trials(model: &Model, count: usize) -> Result<Vec<Fact>> {
     Ok(made.take(count).collect())
 }
 
-/// The edit of the i-th known fact of a relation; `None` where there is none, or no other object.
+/// The edit of the i-th known fact of a relation, to another's object or, for every second one, to an
+/// invented one; `None` where there is no such fact, or no other object.
 fn trial(known: &[Vec<(&str, &str)>], r: usize, i: usize) -> Option<Fact> {
     let (subject, object) = *known[r].get(i)?;
     let others = || known[r].iter().cycle().skip(i + 1).take(known[r].len() - 1);
-    let (_, target) = others().find(|(_, o)| *o != object)?;
-    let mut fact = Fact::new(RELATIONS[r].wordings[0].replace("{}", subject), subject, *target).ok()?;
+    let known_one = others().find(|(_, o)| *o != object).map(|(_, o)| *o);
+    let target = if (r + i).is_multiple_of(2) { known_one? } else { RELATIONS[r].invented };
+    let mut fact = Fact::new(RELATIONS[r].wordings[0].replace("{}", subject), subject, target).ok()?;
     fact.ground_truth = Some(object.to_owned());
     fact.rephrases = vec![RELATIONS[r].wordings[1].replace("{}", subject)];
     let probe = |kind: &str, relation: &Relation, subject: &str, answer: &str| Probe {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::primitives::value_search::Values;
 use crate::recipes::Recipe;
 
 /// Hears how far long work is.
@@ -60,6 +61,8 @@ pub struct Context<'a> {
     pub corpus: Option<PathBuf>,
     /// Settings found for this model, in place of the shipped ones.
     pub recipe: Option<Recipe>,
+    /// Values that were searched for before; where `None`, each edit searches its own.
+    pub values: Option<Values>,
     /// What edits of one process share, so that no factor is computed twice.
     pub memo: Memo,
     /// Progress.
@@ -74,6 +77,7 @@ impl Default for Context<'_> {
             cache: None,
             corpus: None,
             recipe: None,
+            values: None,
             memo: Memo::default(),
             progress: &Silent,
             interrupt: Arc::default(),

@@ -7,7 +7,7 @@ use mutandis_edit::patch::WeightChange;
 use mutandis_edit::primitives::moments::{self, Moments};
 use mutandis_edit::primitives::post::Post;
 use mutandis_edit::primitives::rank_one::{mean_row, rank_one, unit};
-use mutandis_edit::primitives::request::Request;
+use mutandis_edit::primitives::request::{Request, Token};
 use mutandis_edit::primitives::solver::Hold;
 use mutandis_edit::primitives::spread::{Layer, Order, Share, write};
 use mutandis_edit::primitives::value_search::{Found, Goal, Search, search};
@@ -86,7 +86,7 @@ fn check_rome(model: &Model, name: &str) {
     let text = |key: &str| request[key].as_str().unwrap().to_owned();
     let fact = Fact::new(text("prompt"), text("subject"), text("target_new")).unwrap();
     let templates: Vec<String> = serde_json::from_value(golden.info["rome_templates"].clone()).unwrap();
-    let tokens = Request::new(model, &fact, &templates).unwrap();
+    let tokens = Request::new(model, &fact, &templates, Token::Subject).unwrap();
     let (sites, settings) = ([Site::new(5, SiteKind::MlpOut)], Search::default());
     let goal = Goal { keep_trace: true, ..Goal::new(&sites, &settings) };
     let cx = Context::default();
@@ -184,7 +184,7 @@ fn check_memit(model: &Model, name: &str) {
     let text = |key: &str| request[key].as_str().unwrap().to_owned();
     let fact = Fact::new(text("prompt"), text("subject"), text("target_new")).unwrap();
     let kinds: Vec<Vec<String>> = serde_json::from_value(golden.info["memit_templates"].clone()).unwrap();
-    let requests = [Request::new(model, &fact, &kinds.concat()).unwrap()];
+    let requests = [Request::new(model, &fact, &kinds.concat(), Token::Subject).unwrap()];
     let cx = Context::default();
     let (d, f) = (model.architecture().width, model.architecture().mlp_width);
 

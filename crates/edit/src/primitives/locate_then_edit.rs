@@ -9,12 +9,11 @@ use mutandis_engine::{Delta, Model, Overlay, Role, Site, SiteKind, WeightId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::contexts;
 use super::moments::{self, Factor, MomentSpec};
 use super::rank_one::{mean_row, rank_one, unit};
-use super::request::Request;
+use super::request::Framing;
 use super::statistics::Statistics;
-use super::value_search::{Found, Goal, Search, search};
+use super::value_search::{Found, Goal, Search, values};
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::Job;
@@ -22,14 +21,14 @@ use crate::patch::{Patch, SolveInfo, WeightChange};
 
 /// Settings of a rank-one edit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, rename_all = "kebab-case")]
 pub struct Settings {
     /// Layer whose MLP down projection is written, from 0; a sixth of the way up where absent, as
     /// the published settings of 32-layer models have it.
     pub layer: Option<usize>,
-    /// Number of prefixes of 5 and of 10 tokens that the prompt is searched behind, besides the
-    /// bare prompt.
-    pub prefixes: [usize; 2],
+    /// The texts that it is searched in.
+    #[serde(flatten)]
+    pub framing: Framing,
     /// The search for the value.
     pub search: Search,
     /// Weigh directions by the second moments of the layer's keys (the paper); without them, by
@@ -45,7 +44,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             layer: None,
-            prefixes: [10, 10],
+            framing: Framing::behind([10, 10]),
             search: Search::default(),
             moments: true,
             moment_tokens: None,
@@ -73,19 +72,18 @@ pub fn edit(
     let a = model.architecture();
     let layer = settings.layer.unwrap_or(a.layers / 6);
     model.linear_shape(Role::MlpOut, layer)?;
-    let templates = contexts::for_edits(model, settings.prefixes, job.seed, cx)?;
     // All facts are checked before any is searched.
-    let requests: Vec<Request> =
-        job.facts.iter().map(|fact| Request::new(model, fact, &templates)).collect::<Result<_>>()?;
+    let requests = settings.framing.requests(job, cx)?;
     let factor = direction(settings, model, layer, job.seed, cx)?;
     let id = WeightId { layer, role: Role::MlpOut };
+    let sites = [Site::new(layer, SiteKind::MlpOut)];
+    let goal = Goal::new(&sites, &settings.search);
     let mut before = Overlay::default();
     for request in &requests {
         let stack: Vec<&Overlay> =
             job.stack.iter().copied().chain((!before.is_empty()).then_some(&before)).collect();
-        let sites = [Site::new(layer, SiteKind::MlpOut)];
-        let goal = Goal::new(&sites, &settings.search);
-        let found = search(model, &stack, &goal, std::slice::from_ref(request), cx)?.remove(0);
+        let now = Job { stack: &stack, ..*job };
+        let found = values(&now, &settings.framing, &goal, std::slice::from_ref(request), cx)?.remove(0);
         let (mean_key, mean_output) = (mean_row(&found.keys, a.mlp_width), mean_row(&found.outputs, a.width));
         let wide: Vec<f64> = mean_key.iter().map(|x| f64::from(*x)).collect();
         let (u, solve) = match &factor {

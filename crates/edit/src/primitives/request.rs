@@ -3,8 +3,66 @@
 use mutandis_engine::Model;
 use mutandis_engine::tokenizer::Tokenizer;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::contexts;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
+use crate::method::Job;
+
+/// In which texts a fact is searched, and at which token it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Framing {
+    /// Number of prefixes of 5 and of 10 tokens that the prompt is searched behind, besides the
+    /// bare prompt.
+    pub prefixes: [usize; 2],
+    /// The token at which the fact is written.
+    pub token: Token,
+}
+
+/// A token of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Token {
+    /// The subject's last: every prompt about the subject meets the fact.
+    Subject,
+    /// The prompt's last: prompts that end in the same words meet it.
+    Last,
+}
+
+impl Framing {
+    /// The published one behind so many prefixes.
+    pub fn behind(prefixes: [usize; 2]) -> Self {
+        Self { prefixes, token: Token::Subject }
+    }
+
+    /// The facts as tokens, in contexts that the model writes.
+    ///
+    /// # Errors
+    /// Where a fact does not fit the model, or contexts cannot be written.
+    pub fn requests(&self, job: &Job<'_>, cx: &Context<'_>) -> Result<Vec<Request>> {
+        self.each(job, cx)?.into_iter().collect()
+    }
+
+    /// As [`Self::requests`], with an answer for each fact.
+    ///
+    /// # Errors
+    /// Where contexts cannot be written.
+    pub(crate) fn each(&self, job: &Job<'_>, cx: &Context<'_>) -> Result<Vec<Result<Request>>> {
+        let templates = contexts::for_edits(job.model, self.prefixes, job.seed, cx)?;
+        Ok(job.facts.iter().map(|fact| Request::new(job.model, fact, &templates, self.token)).collect())
+    }
+}
+
+impl Default for Framing {
+    /// MEMIT's: five prefixes of 10 tokens.
+    fn default() -> Self {
+        Self::behind([0, 5])
+    }
+}
 
 /// A prompt as tokens, with the token at which an edit reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,11 +106,14 @@ impl Request {
     /// # Errors
     /// Where the subject is not in the prompt, the target has no tokens, or the text is longer
     /// than the context.
-    pub fn new(model: &Model, fact: &Fact, templates: &[String]) -> Result<Self> {
+    pub fn new(model: &Model, fact: &Fact, templates: &[String], token: Token) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
         let prompt = fact.prompt.trim_end();
         let subject = fact.subject_range()?;
-        let last = subject.end - 1;
+        let last = match token {
+            Token::Subject => subject.end,
+            Token::Last => prompt.chars().count(),
+        } - 1;
         let mut prompts = Vec::with_capacity(templates.len());
         for template in templates {
             let (before, after) = template.split_once("{}").ok_or_else(|| {

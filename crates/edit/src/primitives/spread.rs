@@ -12,15 +12,14 @@ use mutandis_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::contexts;
 use super::moments::{self, MomentSpec};
 use super::post::Post;
 use super::rank_one::mean_row;
-use super::request::Request;
+use super::request::{Framing, Request};
 use super::solver::{Hold, Solution, System};
 use super::statistics::Statistics;
 use super::strength::Resolved;
-use super::value_search::{Ease, Found, Goal, Search, search};
+use super::value_search::{Ease, Found, Goal, Search, values};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::method::Job;
@@ -34,9 +33,9 @@ pub struct Settings {
     /// last. Where absent, from an eighth to a quarter of the way up, as the published settings
     /// of 32-layer models have it.
     pub layers: Option<Vec<usize>>,
-    /// Number of prefixes of 5 and of 10 tokens that the prompt is searched behind, besides the
-    /// bare prompt.
-    pub prefixes: [usize; 2],
+    /// The texts that the value is searched in.
+    #[serde(flatten)]
+    pub framing: Framing,
     /// The search for the value.
     pub search: Search,
     /// Tokens that the moments are taken over; a few times the key's width where absent.
@@ -54,7 +53,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             layers: None,
-            prefixes: [0, 5],
+            framing: Framing::default(),
             search: Search::default(),
             moment_tokens: None,
             ridge: moments::RIDGE,
@@ -159,15 +158,14 @@ pub fn edit(
     settings.post.check()?;
     let model = job.model;
     let layers = settings.layers(model)?;
-    let templates = contexts::for_edits(model, settings.prefixes, job.seed, cx)?;
-    let (requests, owners) = requests(job, &templates, plan.merge)?;
+    let (requests, owners) = share(settings.framing.requests(job, cx)?, job, plan.merge);
     let spec = MomentSpec { tokens: settings.moment_tokens, seed: job.seed, ..MomentSpec::default() };
     let statistics = Statistics::new(model, &layers, &spec, cx)?;
 
     let last = *layers.last().unwrap_or(&0);
     let sites: Vec<Site> = plan.sites.iter().map(|&kind| Site::new(last, kind)).collect();
     let goal = Goal { ease: plan.ease, ..Goal::new(&sites, &settings.search) };
-    let found = search(model, job.stack, &goal, &requests, cx)?;
+    let found = values(job, &settings.framing, &goal, &requests, cx)?;
     for &owner in &owners {
         patch.search.push(found[owner].info());
     }
@@ -308,12 +306,11 @@ impl Settings {
     }
 }
 
-/// A request for each fact or, merged, for each subject; and which one each fact is in.
-fn requests(job: &Job<'_>, templates: &[String], merge: bool) -> Result<(Vec<Request>, Vec<usize>)> {
+/// Requests, those of one subject as one where they are to be merged; and which each fact is in.
+fn share(each: Vec<Request>, job: &Job<'_>, merge: bool) -> (Vec<Request>, Vec<usize>) {
     let (mut requests, mut owners): (Vec<Request>, Vec<usize>) = (vec![], vec![]);
     let mut subjects = std::collections::HashMap::new();
-    for fact in job.facts {
-        let request = Request::new(job.model, fact, templates)?;
+    for (fact, request) in job.facts.iter().zip(each) {
         let next = requests.len();
         let owner = if merge { *subjects.entry(fact.subject.to_lowercase()).or_insert(next) } else { next };
         match requests.get_mut(owner) {
@@ -322,7 +319,7 @@ fn requests(job: &Job<'_>, templates: &[String], merge: bool) -> Result<(Vec<Req
         }
         owners.push(owner);
     }
-    Ok((requests, owners))
+    (requests, owners)
 }
 
 /// The value that a fact's lookup token should have at the site that is written.

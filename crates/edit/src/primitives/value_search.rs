@@ -6,7 +6,10 @@
 //! runs the suffix through the upper layers only. Facts are searched together, a batch at a time;
 //! one that is done leaves its batch.
 
+mod kept;
 mod prepared;
+
+pub use kept::{Values, values};
 
 use mutandis_engine::{Model, Overlay, Site};
 use schemars::JsonSchema;
@@ -37,6 +40,11 @@ pub struct Search {
     /// The search ends so many steps after the target has become the likeliest answer in every
     /// context (ENCORE, arXiv 2502.01636); 0: it does not.
     pub settle: usize,
+    /// By how many nats the target must lead over every other answer to count as the likeliest.
+    pub margin: f32,
+    /// Number of halvings by which δ is shortened once the target is the likeliest answer in every
+    /// context, as far as it stays so; 0: it is not.
+    pub shorten: usize,
     /// Norm to which the MLP's output with δ is brought when the search is over, and from twice of
     /// which on the fact is refused (NAS); 0: it stays as found.
     pub anchor: f32,
@@ -52,6 +60,8 @@ impl Default for Search {
             kl: 0.0625,
             stop_below: 0.05,
             settle: 0,
+            margin: 0.0,
+            shorten: 0,
             anchor: 0.0,
         }
     }
@@ -78,7 +88,9 @@ impl Search {
         if !(self.clamp > 0.0 && self.clamp.is_finite()) {
             return bad("clamp", self.clamp, "more than 0");
         }
-        for (name, value) in [("decay", self.decay), ("kl", self.kl), ("anchor", self.anchor)] {
+        for (name, value) in
+            [("decay", self.decay), ("kl", self.kl), ("margin", self.margin), ("anchor", self.anchor)]
+        {
             if !(value >= 0.0 && value.is_finite()) {
                 return bad(name, value, "0 or more");
             }
@@ -249,6 +261,7 @@ fn search_batch(
         }
         told(step + 1);
     }
+    shorten(&prepared, &mut facts, goal, cx)?;
     let found = facts.into_iter().enumerate().map(|(i, f)| Found {
         initial: f.initial,
         delta: f.delta,
@@ -261,6 +274,49 @@ fn search_batch(
     });
     let d = model.architecture().width;
     Ok(found.map(|f| anchored(f, settings.anchor, d)).collect())
+}
+
+/// Shortens δ of the facts whose target is the likeliest answer in every context, by bisection, as
+/// far as it stays so: what a step overshoots changes other answers and nothing else.
+///
+/// DIFFERENCE: not published; [`Search::shorten`] is 0 by default.
+fn shorten(prepared: &Prepared<'_>, facts: &mut [State], goal: &Goal<'_>, cx: &Context<'_>) -> Result<()> {
+    if goal.search.shorten == 0 {
+        return Ok(());
+    }
+    let settled: Vec<usize> = (0..facts.len()).filter(|&i| facts[i].everywhere).collect();
+    if settled.is_empty() {
+        return Ok(());
+    }
+    let whole: Vec<Vec<f32>> = settled.iter().map(|&i| facts[i].delta.clone()).collect();
+    // For each fact the longest part of δ that is too short, the shortest that is not, its loss.
+    let mut bounds: Vec<(f32, f32, Option<StepLoss>)> =
+        settled.iter().map(|&i| (0.0, 1.0, facts[i].losses.last().copied())).collect();
+    let steps: Vec<usize> = settled.iter().map(|&i| facts[i].losses.len()).collect();
+    let set = |state: &mut State, whole: &[f32], part: f32| {
+        state.delta.iter_mut().zip(whole).for_each(|(x, w)| *x = part * w);
+    };
+    for _ in 0..goal.search.shorten {
+        cx.check()?;
+        for ((&i, whole), (low, high, _)) in settled.iter().zip(&whole).zip(&bounds) {
+            set(&mut facts[i], whole, f32::midpoint(*low, *high));
+        }
+        prepared.evaluate(facts, &settled, goal, true)?;
+        for (&i, (low, high, loss)) in settled.iter().zip(&mut bounds) {
+            let middle = f32::midpoint(*low, *high);
+            if facts[i].everywhere {
+                (*high, *loss) = (middle, facts[i].losses.last().copied());
+            } else {
+                *low = middle;
+            }
+        }
+    }
+    for (((&i, whole), (_, high, loss)), steps) in settled.iter().zip(&whole).zip(bounds).zip(steps) {
+        set(&mut facts[i], whole, high);
+        facts[i].losses.truncate(steps);
+        facts[i].losses.extend(loss);
+    }
+    Ok(())
 }
 
 /// Brings the MLP's output with δ to the anchor's norm.
@@ -293,6 +349,8 @@ struct State {
     log_reference: Option<Vec<f32>>,
     losses: Vec<StepLoss>,
     trace: Vec<Vec<f32>>,
+    /// Whether the target was the likeliest answer in every context at the last evaluation.
+    everywhere: bool,
     /// Evaluations since the target became the likeliest answer everywhere.
     settled: Option<usize>,
     done: bool,
@@ -311,6 +369,7 @@ impl State {
             log_reference: None,
             losses: vec![],
             trace: vec![],
+            everywhere: false,
             settled: None,
             done: false,
         }
@@ -360,6 +419,7 @@ impl State {
 
     /// Notes whether the target is the likeliest answer everywhere, and whether that has lasted.
     fn settles(&mut self, everywhere: bool, settle: usize) -> bool {
+        self.everywhere = everywhere;
         self.settled = match self.settled {
             Some(steps) => Some(steps + 1),
             None => everywhere.then_some(0),

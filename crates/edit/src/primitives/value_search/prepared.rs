@@ -217,9 +217,12 @@ impl<'a> Prepared<'a> {
             let contexts = prompts.len() as f32;
             let plain = per_prompt.iter().sum::<f32>() / contexts;
             let probability = per_prompt.iter().map(|n| (-n).exp()).sum::<f32>() / contexts;
-            let is_likeliest = |(row, &id): (&[f32], &u32)| row.iter().all(|x| *x <= row[id as usize]);
+            let is_likeliest = |(row, &id): (&[f32], &u32)| {
+                let own = row[id as usize];
+                row.iter().enumerate().all(|(i, x)| *x + settings.margin <= own || i == id as usize)
+            };
             // A look at every logit, so only where it matters.
-            let everywhere = (settings.settle > 0 || goal.ease.is_some())
+            let everywhere = (settings.settle > 0 || settings.shorten > 0 || goal.ease.is_some())
                 && answers.chunks_exact(v).zip(&targets).all(is_likeliest);
             let settled = state.settles(everywhere, settings.settle);
             let weight = goal.ease.filter(|_| everywhere).map_or(1.0, |e| e.weight);

@@ -1,0 +1,171 @@
+//! The search for values, on a small real model.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use mutandis_edit::primitives::request::{Request, Token};
+use mutandis_edit::primitives::value_search::{Found, Goal, Search, Values, search};
+use mutandis_edit::{Context, Fact, Job, METHODS, Patch, Progress};
+use mutandis_engine::{
+    Delta, LogitRows, Model, Options, Overlay, Pass, Role, Sequence, Site, SiteKind, WeightId,
+};
+use serde_json::json;
+
+fn model() -> Model {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/stories260K.gguf");
+    Model::load(&path, Options::default()).unwrap()
+}
+
+fn facts() -> Vec<Fact> {
+    let facts = [
+        ("Once upon a time, Lily had a", "Lily", "red car"),
+        ("One day, Tom went to the", "Tom", "old house"),
+        ("Every day, Sue liked to", "Sue", "sleep"),
+    ];
+    facts.into_iter().map(|(prompt, subject, target)| Fact::new(prompt, subject, target).unwrap()).collect()
+}
+
+const LAYER: usize = 2;
+
+fn found(model: &Model, search_settings: &Search) -> Vec<Found> {
+    let requests: Vec<Request> =
+        facts().iter().map(|f| Request::new(model, f, &["{}".into()], Token::Subject).unwrap()).collect();
+    let sites = [Site::new(LAYER, SiteKind::Residual)];
+    search(model, &[], &Goal::new(&sites, search_settings), &requests, &Context::default()).unwrap()
+}
+
+fn norm(x: &[f32]) -> f32 {
+    x.iter().map(|x| x * x).sum::<f32>().sqrt()
+}
+
+/// By how many nats the target leads with δ in place, at its worst token: an independent run of the
+/// whole model, with δ as the bias of nothing but the lookup token.
+fn lead(model: &Model, fact: &Fact, delta: &[f32]) -> f32 {
+    let request = Request::new(model, fact, &["{}".into()], Token::Subject).unwrap();
+    let prompt = &request.prompts[0];
+    let tokens = [&prompt.at.ids[..], &prompt.target[..prompt.target.len() - 1]].concat();
+    let pass = Pass {
+        sequences: vec![Sequence { tokens: &tokens, ..Default::default() }],
+        interventions: vec![mutandis_engine::Intervention {
+            site: Site::new(LAYER, SiteKind::Residual),
+            rows: vec![prompt.at.lookup],
+            action: mutandis_engine::Action::Add(delta.to_vec()),
+        }],
+        logits: LogitRows::All,
+        ..Default::default()
+    };
+    let logits = model.forward(pass).unwrap().logits;
+    let v = model.architecture().vocabulary;
+    let from = prompt.at.ids.len() - 1;
+    let rows = logits.chunks_exact(v).skip(from).zip(&prompt.target);
+    rows.map(|(row, &id)| {
+        let others = row.iter().enumerate().filter(|(i, _)| *i != id as usize).map(|(_, x)| *x);
+        row[id as usize] - others.fold(f32::NEG_INFINITY, f32::max)
+    })
+    .fold(f32::INFINITY, f32::min)
+}
+
+#[test]
+fn a_search_ends_at_the_margin_and_is_shortened_to_it() {
+    let model = model();
+    let settle = Search { settle: 1, margin: 0.5, steps: 200, clamp: 50.0, stop_below: 0.0, ..Search::default() };
+    let shorten = Search { shorten: 6, ..settle.clone() };
+    let (long, short) = (found(&model, &settle), found(&model, &shorten));
+    let mut shortened = 0;
+    for ((fact, long), short) in facts().iter().zip(&long).zip(&short) {
+        for found in [long, short] {
+            let lead = lead(&model, fact, &found.delta);
+            assert!(lead >= 0.5 - 1e-3, "`{}` leads by {lead} nats", fact.target);
+        }
+        assert!(norm(&short.delta) <= norm(&long.delta) * (1.0 + 1e-6));
+        // Shorter by one more of the 64 parts, it is not enough.
+        let part = norm(&short.delta) / norm(&long.delta);
+        if part < 1.0 {
+            shortened += 1;
+            let less: Vec<f32> = short.delta.iter().map(|x| x * (part - 1.0 / 64.0) / part).collect();
+            assert!(lead(&model, fact, &less) < 0.5 + 1e-3);
+        }
+        assert_eq!(short.losses.len(), long.losses.len() + 1);
+    }
+    assert!(shortened > 0, "no search overshot: the test shows nothing");
+}
+
+/// Counts what is begun.
+#[derive(Default)]
+struct Stages(Mutex<Vec<String>>);
+
+impl Progress for Stages {
+    fn begin(&self, stage: &str, _: usize) {
+        self.0.lock().unwrap().push(stage.to_owned());
+    }
+    fn step(&self, _: usize) {}
+    fn end(&self) {}
+}
+
+#[test]
+fn kept_values_give_the_same_patches_from_one_search() {
+    let (model, mut facts) = (model(), facts());
+    for method in METHODS {
+        if method.defaults().get("search").is_none() {
+            continue;
+        }
+        let quick = |strength: f64| {
+            let mut all = json!({"prefixes": [1, 1], "moment-tokens": 600, "search": {"steps": 6}});
+            match method.defaults().get("layers") {
+                Some(_) => all["layers"] = json!([1, LAYER]),
+                None => all["layer"] = json!(LAYER),
+            }
+            if method.defaults().get("lambda").is_some() {
+                all["lambda"] = json!(strength);
+            }
+            if method.defaults().get("null-space").is_some() {
+                all["null-space"] = json!(0.9);
+            }
+            all
+        };
+        // One that fits no model of this context does not stop the others.
+        facts.truncate(3);
+        facts.push(Fact::new("Ann saw a", "Ann", "cat ".repeat(900)).unwrap());
+        let stages = Stages::default();
+        let kept = Context { values: Some(Values::ahead(&facts)), progress: &stages, ..Context::default() };
+        let edit = |strength: f64, fact: &Fact, cx: &Context<'_>| {
+            let facts = std::slice::from_ref(fact);
+            let job = Job { model: &model, stack: &[], prior: &[], facts, seed: 3 };
+            method.edit(&quick(strength), &job, cx)
+        };
+        for strength in [0.1, 0.5] {
+            for fact in &facts[..3] {
+                let alone: Patch = edit(strength, fact, &Context::default()).unwrap();
+                let together = edit(strength, fact, &kept).unwrap();
+                assert_eq!(alone.weights, together.weights, "{}", method.id);
+                assert_eq!(alone.search, together.search, "{}", method.id);
+            }
+        }
+        assert!(edit(0.1, &facts[3], &kept).is_err());
+        let searches = stages.0.lock().unwrap().iter().filter(|s| *s == "searching values").count();
+        assert_eq!(searches, 1, "{}", method.id);
+    }
+}
+
+#[test]
+fn values_on_top_of_other_edits_are_searched_anew() {
+    let (model, facts) = (model(), facts());
+    let a = model.architecture();
+    let (left, right): (Vec<f32>, Vec<f32>) = (
+        (0..a.width).map(|i| 0.3 * ((i * 7 % 11) as f32 - 5.0)).collect(),
+        (0..a.mlp_width).map(|i| 0.1 * ((i * 5 % 13) as f32 - 6.0)).collect(),
+    );
+    let mut below = Overlay::default();
+    below.push(WeightId { layer: 0, role: Role::MlpOut }, Delta::low_rank(1, &left, &right).unwrap());
+    let method = METHODS.iter().find(|m| m.defaults().get("layer").is_some()).unwrap();
+    let settings = json!({"prefixes": [0, 0], "moment-tokens": 600, "layer": LAYER, "search": {"steps": 6}});
+    let kept = Context { values: Some(Values::ahead(&facts)), ..Context::default() };
+    let edit = |stack: &[&Overlay], cx: &Context<'_>| {
+        let job = Job { model: &model, stack, prior: &[], facts: &facts[..1], seed: 3 };
+        method.edit(&settings, &job, cx).unwrap().weights
+    };
+    let bare = edit(&[], &kept);
+    assert!(bare != edit(&[&below], &kept));
+    assert!(edit(&[&below], &kept) == edit(&[&below], &Context::default()));
+}
