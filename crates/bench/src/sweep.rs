@@ -2,8 +2,8 @@
 //!
 //! Which settings a method has is asked of the registry; no method is named here. Each candidate
 //! makes every trial edit alone and is scored by the harmonic mean of efficacy, paraphrase and
-//! locality (CounterFact's score, arXiv 2202.05262 §3.4, on token accuracy); the best goes on to
-//! the next setting.
+//! locality (CounterFact's score, arXiv 2202.05262 §3.4, on token accuracy) times the square of
+//! efficacy; the best goes on to the next setting.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub struct Trial {
     pub change: Value,
     /// Scores over the trial edits.
     pub scores: Scores,
-    /// Their harmonic mean.
+    /// Their harmonic mean, times the square of efficacy.
     pub score: f64,
     /// Seconds an edit.
     pub seconds: f64,
@@ -153,7 +153,14 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
     // Strengths come twice: first so that anything is written at all, then for the place found.
     let mut axes = strengths.clone();
     if has("search") {
-        axes.push(SEARCHES.iter().map(|search| json!({ "search": search() })).collect());
+        let rounds =
+            |i: usize| if i == 0 || !has("rounds") { json!({}) } else { json!({ "rounds": ROUNDS }) };
+        let way = |(i, search): (usize, &fn() -> Value)| {
+            let mut all = json!({ "search": search() });
+            merge(&mut all, &rounds(i));
+            all
+        };
+        axes.push(SEARCHES.iter().enumerate().map(way).collect());
     }
     axes.push(places.clone());
     if has("token") {
@@ -167,15 +174,23 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
     axes
 }
 
+/// Rounds of searching and writing, where the search goes on until the target leads.
+const ROUNDS: usize = 3;
+
 /// Ways to search for a value: as published; and until the target leads in every context by a
 /// margin, however long that takes, and no further.
-const SEARCHES: [fn() -> Value; 4] =
-    [|| json!({}), || thorough(1.0, 0), || thorough(1.0, 4), || thorough(3.0, 4)];
+const SEARCHES: [fn() -> Value; 5] = [
+    || json!({}),
+    || thorough(1.0, 0.5, 0),
+    || thorough(1.0, 0.5, 4),
+    || thorough(3.0, 0.5, 4),
+    || thorough(3.0, 1.0, 4),
+];
 
-fn thorough(margin: f64, shorten: usize) -> Value {
+fn thorough(margin: f64, rate: f64, shorten: usize) -> Value {
     json!({
         "steps": 50,
-        "learning-rate": 0.5,
+        "learning-rate": rate,
         "clamp": 20.0,
         "settle": 1,
         "margin": margin,
@@ -207,11 +222,14 @@ impl fmt::Display for Trial {
     }
 }
 
-/// Harmonic mean of what there is of efficacy, paraphrase and locality; failed edits count as 0.
+/// Harmonic mean of what there is of efficacy, paraphrase and locality, times the square of
+/// efficacy, failed edits counted as 0: a change that does not hold is worth little, however
+/// little it disturbs.
 fn score(mean: &Scores, failed: usize, count: usize) -> f64 {
     let done = 1.0 - failed as f64 / count.max(1) as f64;
     let parts: Vec<f64> = [mean.edit, mean.rephrase, mean.locality].into_iter().flatten().collect();
     // Of nothing at all a little is left, so that candidates can still be told apart.
     let inverse: f64 = parts.iter().map(|p| 1.0 / p.max(1e-3)).sum();
-    if parts.is_empty() { 0.0 } else { done * parts.len() as f64 / inverse }
+    let holds = mean.edit.unwrap_or(1.0);
+    if parts.is_empty() { 0.0 } else { done * holds * holds * parts.len() as f64 / inverse }
 }

@@ -176,6 +176,11 @@ fn bad_batches_and_settings_are_named() {
             (json!({"prefixes": [0, 1000]}), "1000"),
             (json!({"search": {"steps": 0}}), "steps"),
             (json!({"search": {"anchor": -1.0}}), "anchor"),
+            (json!({"search": {"shorten": 99}}), "shorten"),
+            (json!({"search": {"margin": -1.0}}), "margin"),
+            (json!({"rounds": 0}), "`rounds` is 0"),
+            (json!({"rounds": 2, "search": {"settle": 0}}), "search.settle"),
+            (json!({"token": "first"}), "first"),
             (json!({"post": {"rect": 1.5}}), "post.rect"),
             (json!({"post": {"prune": 0.5}}), "post.prune"),
         ] {

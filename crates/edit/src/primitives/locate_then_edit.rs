@@ -38,6 +38,9 @@ pub struct Settings {
     pub moment_tokens: Option<usize>,
     /// Added to the moments' diagonal, relative to its mean.
     pub ridge: f64,
+    /// How often the facts are gone through: in a second round those that do not hold (by the
+    /// search's margin) once all are written. Fewer where nothing is left to do.
+    pub rounds: usize,
 }
 
 impl Default for Settings {
@@ -49,6 +52,7 @@ impl Default for Settings {
             moments: true,
             moment_tokens: None,
             ridge: moments::RIDGE,
+            rounds: 1,
         }
     }
 }
@@ -67,56 +71,72 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    settings.search.check()?;
+    settings.search.check(settings.rounds)?;
     let model = job.model;
     let a = model.architecture();
     let layer = settings.layer.unwrap_or(a.layers / 6);
     model.linear_shape(Role::MlpOut, layer)?;
     // All facts are checked before any is searched.
     let requests = settings.framing.requests(job, cx)?;
-    let factor = direction(settings, model, layer, job.seed, cx)?;
+    let factor = moments_of(settings, model, layer, job.seed, cx)?;
     let id = WeightId { layer, role: Role::MlpOut };
     let sites = [Site::new(layer, SiteKind::MlpOut)];
     let goal = Goal::new(&sites, &settings.search);
     let mut before = Overlay::default();
-    for request in &requests {
-        let stack: Vec<&Overlay> =
-            job.stack.iter().copied().chain((!before.is_empty()).then_some(&before)).collect();
-        let now = Job { stack: &stack, ..*job };
-        let found = values(&now, &settings.framing, &goal, std::slice::from_ref(request), cx)?.remove(0);
-        let (mean_key, mean_output) = (mean_row(&found.keys, a.mlp_width), mean_row(&found.outputs, a.width));
-        let wide: Vec<f64> = mean_key.iter().map(|x| f64::from(*x)).collect();
-        let (u, solve) = match &factor {
-            None => (unit(&wide)?, SolveInfo { form: "identity".into(), ..SolveInfo::default() }),
-            Some(factor) => {
-                let info = SolveInfo {
-                    jitter: factor.ridge + factor.jitter(),
-                    form: "cholesky".into(),
-                    layer: Some(layer),
-                    ..SolveInfo::default()
-                };
-                (unit(&factor.solve(&wide))?, info)
+    for round in 0..settings.rounds {
+        let mut changed = false;
+        for request in &requests {
+            let stack: Vec<&Overlay> =
+                job.stack.iter().copied().chain((!before.is_empty()).then_some(&before)).collect();
+            let now = Job { stack: &stack, ..*job };
+            let mut found =
+                values(&now, &settings.framing, &goal, std::slice::from_ref(request), cx)?.remove(0);
+            if round == 0 {
+                patch.search.push(found.info());
+            } else {
+                found = found.in_later_round();
+                if found.is_nothing() {
+                    continue;
+                }
             }
-        };
-        let (key, output) = constraint(&found, &mean_key, &mean_output);
-        let residual: Vec<f64> = found
-            .initial
-            .iter()
-            .zip(&found.delta)
-            .zip(&output)
-            .map(|((h, delta), out)| f64::from(*h) + f64::from(*delta) - f64::from(*out))
-            .collect();
-        let change = rank_one(&u, &key, &residual)?;
-        before.push(id, Delta::low_rank(1, &change.left, &change.right)?);
-        patch.push(model, id, WeightChange::LowRank { rank: 1, left: change.left, right: change.right })?;
-        patch.solve.push(solve);
-        patch.search.push(found.info());
+            let mean_key = mean_row(&found.keys, a.mlp_width);
+            let (key, now) = constraint(&found, &mean_key, &mean_row(&found.outputs, a.width));
+            // A later round adds to what the first made of the constraint's key.
+            let now = if round == 0 { now } else { found.initial.clone() };
+            let (u, solve) = direction(&mean_key, factor.as_deref(), layer)?;
+            let wanted = found.initial.iter().zip(&found.delta).map(|(h, x)| f64::from(*h) + f64::from(*x));
+            let residual: Vec<f64> = wanted.zip(&now).map(|(z, out)| z - f64::from(*out)).collect();
+            let change = rank_one(&u, &key, &residual)?;
+            before.push(id, Delta::low_rank(1, &change.left, &change.right)?);
+            let change = WeightChange::LowRank { rank: 1, left: change.left, right: change.right };
+            patch.push(model, id, change)?;
+            patch.solve.push(solve);
+            changed = true;
+        }
+        if !changed {
+            break;
+        }
     }
     Ok(())
 }
 
+/// The direction of length 1 that the change is along, `C⁻¹k`.
+fn direction(key: &[f32], factor: Option<&Factor>, layer: usize) -> Result<(Vec<f64>, SolveInfo)> {
+    let wide: Vec<f64> = key.iter().map(|x| f64::from(*x)).collect();
+    let Some(factor) = factor else {
+        return Ok((unit(&wide)?, SolveInfo { form: "identity".into(), ..SolveInfo::default() }));
+    };
+    let info = SolveInfo {
+        jitter: factor.ridge + factor.jitter(),
+        form: "cholesky".into(),
+        layer: Some(layer),
+        ..SolveInfo::default()
+    };
+    Ok((unit(&factor.solve(&wide))?, info))
+}
+
 /// The factorised moments of the layer, where they are wanted.
-fn direction(
+fn moments_of(
     settings: &Settings,
     model: &Model,
     layer: usize,

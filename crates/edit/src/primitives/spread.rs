@@ -47,6 +47,10 @@ pub struct Settings {
     pub past: f64,
     /// Steps taken on each change once it is solved for.
     pub post: Post,
+    /// How often facts are searched for and written, each time on top of the last: in a second
+    /// round those that the first has not made true (by the search's margin), the others held.
+    /// Fewer where nothing is left to do.
+    pub rounds: usize,
 }
 
 impl Default for Settings {
@@ -59,6 +63,7 @@ impl Default for Settings {
             ridge: moments::RIDGE,
             past: 0.0,
             post: Post::default(),
+            rounds: 1,
         }
     }
 }
@@ -154,7 +159,7 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    settings.search.check()?;
+    settings.search.check(settings.rounds)?;
     settings.post.check()?;
     let model = job.model;
     let layers = settings.layers(model)?;
@@ -165,42 +170,59 @@ pub fn edit(
     let last = *layers.last().unwrap_or(&0);
     let sites: Vec<Site> = plan.sites.iter().map(|&kind| Site::new(last, kind)).collect();
     let goal = Goal { ease: plan.ease, ..Goal::new(&sites, &settings.search) };
-    let found = values(job, &settings.framing, &goal, &requests, cx)?;
-    for &owner in &owners {
-        patch.search.push(found[owner].info());
+    let d = model.architecture().width;
+    let mut written = Overlay::default();
+    for round in 0..settings.rounds {
+        let stack: Vec<&Overlay> =
+            job.stack.iter().copied().chain((!written.is_empty()).then_some(&written)).collect();
+        let job = Job { stack: &stack, ..*job };
+        let mut found = values(&job, &settings.framing, &goal, &requests, cx)?;
+        if round == 0 {
+            patch.search = owners.iter().map(|&owner| found[owner].info()).collect();
+        } else {
+            found = found.into_iter().map(Found::in_later_round).collect();
+            if found.iter().all(Found::is_nothing) {
+                break;
+            }
+        }
+        let kept = accepted(&found, cx)?;
+        let order = Order {
+            layers: &layers,
+            site: plan.sites.last().copied().unwrap_or(SiteKind::Residual),
+            share: plan.share,
+            past: settings.past,
+            post: &settings.post,
+            requests: kept.iter().map(|&i| &requests[i]).collect(),
+            targets: kept.iter().map(|&i| target(&found[i], d)).collect(),
+        };
+        let solve = |layer: &Layer<'_>| solve(layer, &statistics);
+        for change in write(&job, &order, &solve, cx)? {
+            let id = WeightId { layer: change.layer, role: Role::MlpOut };
+            written.push(id, change.change.delta()?);
+            patch.push(model, id, change.change)?;
+            patch.solve.push(change.info);
+            patch.keys.insert(change.layer, change.keys.iter().map(|x| *x as f32).collect());
+        }
     }
-    let written: Vec<usize> = (0..found.len()).filter(|&i| !found[i].refused).collect();
-    if written.len() < found.len() {
-        cx.progress.note(&format!(
-            "{} of {} values are more than twice the anchor's norm and are not written",
-            found.len() - written.len(),
-            found.len()
-        ));
-    }
-    if written.is_empty() {
+    Ok(())
+}
+
+/// Which values are written: those that the anchor does not refuse.
+fn accepted(found: &[Found], cx: &Context<'_>) -> Result<Vec<usize>> {
+    let kept: Vec<usize> = (0..found.len()).filter(|&i| !found[i].refused).collect();
+    if kept.is_empty() {
         return Err(Error::Numerical {
             what: "no value could be written: all exceed twice the anchor".into(),
         });
     }
-
-    let d = model.architecture().width;
-    let order = Order {
-        layers: &layers,
-        site: plan.sites.last().copied().unwrap_or(SiteKind::Residual),
-        share: plan.share,
-        past: settings.past,
-        post: &settings.post,
-        requests: written.iter().map(|&i| &requests[i]).collect(),
-        targets: written.iter().map(|&i| target(&found[i], d)).collect(),
-    };
-    let solve = |layer: &Layer<'_>| solve(layer, &statistics);
-    for change in write(job, &order, &solve, cx)? {
-        let id = WeightId { layer: change.layer, role: Role::MlpOut };
-        patch.push(model, id, change.change)?;
-        patch.solve.push(change.info);
-        patch.keys.insert(change.layer, change.keys.iter().map(|x| *x as f32).collect());
+    if kept.len() < found.len() {
+        cx.progress.note(&format!(
+            "{} of {} values are more than twice the anchor's norm and are not written",
+            found.len() - kept.len(),
+            found.len()
+        ));
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// Values to be written.

@@ -68,11 +68,11 @@ impl Default for Search {
 }
 
 impl Search {
-    /// Checks that the settings can lead anywhere.
+    /// Checks that the settings can lead anywhere, in so many rounds of searching and writing.
     ///
     /// # Errors
     /// Names the first setting that cannot, with what is expected.
-    pub fn check(&self) -> Result<()> {
+    pub fn check(&self, rounds: usize) -> Result<()> {
         let bad = |name: &str, value: f32, expected: &str| {
             Err(Error::input_hint(
                 format!("`search.{name}` is {value}, expected {expected}"),
@@ -94,6 +94,21 @@ impl Search {
             if !(value >= 0.0 && value.is_finite()) {
                 return bad(name, value, "0 or more");
             }
+        }
+        if self.shorten > 24 {
+            return bad("shorten", self.shorten as f32, "0 to 24: an f32 has no more halves");
+        }
+        if !(1..=100).contains(&rounds) {
+            return Err(Error::input_hint(
+                format!("`rounds` is {rounds}, expected 1 to 100"),
+                "1 is published; a second round catches what the first left",
+            ));
+        }
+        if rounds > 1 && self.settle == 0 {
+            return Err(Error::input_hint(
+                format!("`rounds` is {rounds} and `search.settle` is 0: nothing tells which facts hold"),
+                "set `search.settle` to 1 or more",
+            ));
         }
         if self.stop_below.is_nan() {
             return bad("stop-below", self.stop_below, "a number");
@@ -163,6 +178,8 @@ pub struct Found {
     pub losses: Vec<StepLoss>,
     /// δ after every step, where the goal asks to keep them.
     pub trace: Vec<Vec<f32>>,
+    /// Whether the target leads in every context with δ; known where the search may settle.
+    pub holds: bool,
     /// Norm of the MLP's output with δ, before [`Search::anchor`] changed it.
     pub norm: f32,
     /// Whether that was so large that the fact should not be written.
@@ -170,6 +187,20 @@ pub struct Found {
 }
 
 impl Found {
+    /// Whether the target was the answer from the start, so that there is nothing to write.
+    pub fn is_nothing(&self) -> bool {
+        self.delta.iter().all(|x| *x == 0.0)
+    }
+
+    /// What a later round writes: nothing where no δ makes the fact true, as pushing on would only
+    /// do harm.
+    pub(crate) fn in_later_round(mut self) -> Self {
+        if !self.holds {
+            self.delta.fill(0.0);
+        }
+        self
+    }
+
     /// What a patch says of the search.
     pub(crate) fn info(&self) -> SearchInfo {
         let last = self.losses.last();
@@ -198,7 +229,7 @@ pub fn search(
     requests: &[Request],
     cx: &Context<'_>,
 ) -> Result<Vec<Found>> {
-    goal.search.check()?;
+    goal.search.check(1)?;
     let batches = batches(requests);
     cx.progress.begin("searching values", batches.len() * goal.search.steps);
     let mut all = Vec::with_capacity(requests.len());
@@ -269,6 +300,7 @@ fn search_batch(
         outputs: prepared.of(i, &prepared.outputs),
         losses: f.losses,
         trace: f.trace,
+        holds: f.everywhere,
         norm: 0.0,
         refused: false,
     });
@@ -313,6 +345,7 @@ fn shorten(prepared: &Prepared<'_>, facts: &mut [State], goal: &Goal<'_>, cx: &C
     }
     for (((&i, whole), (_, high, loss)), steps) in settled.iter().zip(&whole).zip(bounds).zip(steps) {
         set(&mut facts[i], whole, high);
+        facts[i].everywhere = true;
         facts[i].losses.truncate(steps);
         facts[i].losses.extend(loss);
     }
@@ -328,7 +361,7 @@ fn anchored(mut found: Found, anchor: f32, d: usize) -> Found {
     let from = found.delta.len() - d;
     let delta = &mut found.delta[from..];
     found.norm = norm(&delta.iter().zip(&found.outputs).map(|(x, out)| x + out).collect::<Vec<_>>());
-    if anchor > 0.0 && found.norm > 0.0 {
+    if anchor > 0.0 && found.norm > 0.0 && delta.iter().any(|x| *x != 0.0) {
         found.refused = found.norm > 2.0 * anchor;
         for (x, out) in delta.iter_mut().zip(&found.outputs) {
             *x = (*x + out) * (anchor / found.norm) - out;
@@ -420,6 +453,10 @@ impl State {
     /// Notes whether the target is the likeliest answer everywhere, and whether that has lasted.
     fn settles(&mut self, everywhere: bool, settle: usize) -> bool {
         self.everywhere = everywhere;
+        if everywhere && self.steps == 0 && settle > 0 {
+            // It is the answer as it is: nothing is to be changed.
+            return true;
+        }
         self.settled = match self.settled {
             Some(steps) => Some(steps + 1),
             None => everywhere.then_some(0),
