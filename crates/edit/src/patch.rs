@@ -295,7 +295,9 @@ impl Patch {
             tensors.iter().map(|(n, s, b)| Ok((n, TensorView::new(Dtype::F32, s.clone(), b)?))).collect();
         let metadata = HashMap::from([("mutandis".to_owned(), document), ("digest".to_owned(), digest)]);
         let bytes = views.and_then(|v: Vec<_>| safetensors::serialize(v, Some(metadata)));
-        bytes.map_err(|e| Error::input(format!("the patch cannot be written: {e:?}")))
+        let mut bytes = bytes.map_err(|e| Error::input(format!("the patch cannot be written: {e:?}")))?;
+        order_metadata(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// Writes the file, whole or not at all.
@@ -506,6 +508,25 @@ fn weight_id(text: &str) -> Option<WeightId> {
         layer: layer.parse().ok()?,
         role: serde_json::from_value(Value::String(role.to_owned())).ok()?,
     })
+}
+
+/// Puts the metadata of a safetensors file in order of their names, so that a patch has the same
+/// bytes whenever it is written: the crate takes them from a hash map.
+fn order_metadata(bytes: &mut [u8]) -> Result<()> {
+    let wrong = || Error::input("the patch cannot be written: its header is not as expected");
+    let (length, rest) = bytes.split_first_chunk_mut::<8>().ok_or_else(wrong)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| wrong())?;
+    let header = rest.get_mut(..length).ok_or_else(wrong)?;
+    let mut value: Value = serde_json::from_slice(header).map_err(|_| wrong())?;
+    if let Some(metadata) = value.get_mut("__metadata__").and_then(Value::as_object_mut) {
+        metadata.sort_keys();
+    }
+    let ordered = serde_json::to_vec(&value).map_err(|_| wrong())?;
+    // The same names and values, so no longer than before; the format pads with spaces.
+    let (text, padding) = header.split_at_mut_checked(ordered.len()).ok_or_else(wrong)?;
+    text.copy_from_slice(&ordered);
+    padding.fill(b' ');
+    Ok(())
 }
 
 fn digest<'a>(document: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [u8])>) -> String {

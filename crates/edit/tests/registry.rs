@@ -82,6 +82,8 @@ fn a_patch_survives_its_file() {
         patch.save(&path).unwrap();
         // Not `assert_eq`: a patch is a long read.
         assert!(Patch::load(&path).unwrap() == patch, "{}", method.id);
+        let bytes = std::fs::read(&path).unwrap();
+        assert!((0..8).all(|_| patch.to_bytes().unwrap() == bytes), "{}: bytes vary", method.id);
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left");
 }
