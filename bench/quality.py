@@ -70,7 +70,9 @@ def run(arguments, method, mode, limit, settings):
         command += ["--text", arguments.text]
     for setting in settings:
         command += ["--set", setting]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    # Where the data lay on this machine is of no use elsewhere.
+    return {**result, "data": arguments.data.name}
 
 
 def line_of(key, result):

@@ -79,8 +79,7 @@ pub fn sweep(
     let values = Some(Values::ahead(facts));
     let quiet = Context { progress: Context::default().progress, values, ..cx.clone() };
     let count = axes.iter().map(Vec::len).sum();
-    let stage = "trying settings";
-    cx.progress.begin(stage, count);
+    cx.progress.begin("trying settings", count);
     let mut trials: Vec<Trial> = vec![];
     let mut settings =
         if defaults.get("prefixes").is_some() { json!({ "prefixes": PREFIXES[0] }) } else { json!({}) };
@@ -153,18 +152,22 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
     // Strengths come twice: first so that anything is written at all, then for the place found.
     let mut axes = strengths.clone();
     if has("search") {
-        let rounds =
-            |i: usize| if i == 0 || !has("rounds") { json!({}) } else { json!({ "rounds": ROUNDS }) };
         let way = |(i, search): (usize, &fn() -> Value)| {
             let mut all = json!({ "search": search() });
-            merge(&mut all, &rounds(i));
+            if i > 0 && has("rounds") {
+                all["rounds"] = json!(ROUNDS);
+            }
             all
         };
         axes.push(SEARCHES.iter().enumerate().map(way).collect());
     }
     axes.push(places.clone());
     if has("token") {
-        axes.push(places.iter().map(|place| with(place, "token", "last")).collect());
+        let last = |mut place: Value| {
+            place["token"] = json!("last");
+            place
+        };
+        axes.push(places.into_iter().map(last).collect());
     }
     axes.extend(strengths);
     if has("prefixes") {
@@ -197,12 +200,6 @@ fn thorough(margin: f64, rate: f64, shorten: usize) -> Value {
         "shorten": shorten,
         "stop-below": 0.0,
     })
-}
-
-fn with(settings: &Value, name: &str, value: &str) -> Value {
-    let mut all = settings.clone();
-    merge(&mut all, &json!({ name: value }));
-    all
 }
 
 impl fmt::Display for Trial {

@@ -232,6 +232,11 @@ pub fn find(id: &str) -> Result<&'static Entry> {
     })
 }
 
+/// Overlays in force with one more on top, where there is anything in it.
+pub(crate) fn on_top<'a>(stack: &[&'a Overlay], more: &'a Overlay) -> Vec<&'a Overlay> {
+    stack.iter().copied().chain((!more.is_empty()).then_some(more)).collect()
+}
+
 /// Lays changes over settings; nested objects are merged key by key.
 pub fn merge(into: &mut Value, changes: &Value) {
     match (into, changes) {

@@ -16,7 +16,7 @@ use super::statistics::Statistics;
 use super::value_search::{Found, Goal, Search, values};
 use crate::context::Context;
 use crate::error::Result;
-use crate::method::Job;
+use crate::method::{Job, on_top};
 use crate::patch::{Patch, SolveInfo, WeightChange};
 
 /// Settings of a rank-one edit.
@@ -86,9 +86,7 @@ pub fn edit(
     for round in 0..settings.rounds {
         let mut changed = false;
         for request in &requests {
-            let stack: Vec<&Overlay> =
-                job.stack.iter().copied().chain((!before.is_empty()).then_some(&before)).collect();
-            let now = Job { stack: &stack, ..*job };
+            let now = Job { stack: &on_top(job.stack, &before), ..*job };
             let mut found =
                 values(&now, &settings.framing, &goal, std::slice::from_ref(request), cx)?.remove(0);
             if round == 0 {

@@ -22,7 +22,7 @@ use super::strength::Resolved;
 use super::value_search::{Ease, Found, Goal, Search, values};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::method::Job;
+use crate::method::{Job, on_top};
 use crate::patch::{Patch, SolveInfo, WeightChange};
 
 /// Settings that all methods share which write several layers.
@@ -173,9 +173,7 @@ pub fn edit(
     let d = model.architecture().width;
     let mut written = Overlay::default();
     for round in 0..settings.rounds {
-        let stack: Vec<&Overlay> =
-            job.stack.iter().copied().chain((!written.is_empty()).then_some(&written)).collect();
-        let job = Job { stack: &stack, ..*job };
+        let job = Job { stack: &on_top(job.stack, &written), ..*job };
         let mut found = values(&job, &settings.framing, &goal, &requests, cx)?;
         if round == 0 {
             patch.search = owners.iter().map(|&owner| found[owner].info()).collect();
@@ -401,8 +399,7 @@ impl<'a> Sweep<'a> {
 
     /// Runs some prompts from where they are and reads one site, of their last tokens or all.
     fn read(&self, prompts: &[usize], site: Site, all: bool) -> Result<Vec<Vec<f32>>> {
-        let overlays: Vec<&Overlay> =
-            self.stack.iter().copied().chain((!self.written.is_empty()).then_some(&self.written)).collect();
+        let overlays = on_top(self.stack, &self.written);
         let width = site.kind.width(self.model.architecture());
         let mut out = Vec::with_capacity(prompts.len());
         let mut rest = prompts;

@@ -357,11 +357,12 @@ fn shorten(prepared: &Prepared<'_>, facts: &mut [State], goal: &Goal<'_>, cx: &C
 /// DIFFERENCE from the released code, which measures the anchor anew for each model: it is a
 /// setting here, found once for a model and kept in its recipe.
 fn anchored(mut found: Found, anchor: f32, d: usize) -> Found {
+    let is_nothing = found.is_nothing();
     // The MLP's site is the last one.
     let from = found.delta.len() - d;
     let delta = &mut found.delta[from..];
     found.norm = norm(&delta.iter().zip(&found.outputs).map(|(x, out)| x + out).collect::<Vec<_>>());
-    if anchor > 0.0 && found.norm > 0.0 && delta.iter().any(|x| *x != 0.0) {
+    if anchor > 0.0 && found.norm > 0.0 && !is_nothing {
         found.refused = found.norm > 2.0 * anchor;
         for (x, out) in delta.iter_mut().zip(&found.outputs) {
             *x = (*x + out) * (anchor / found.norm) - out;

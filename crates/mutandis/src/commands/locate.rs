@@ -36,8 +36,7 @@ enum Command {
 
 Facts that the model knows are made false, one at a time, with one setting after another varied; the
 settings with the best harmonic mean of efficacy, paraphrase and locality, times the square of
-efficacy, are kept. Facts of a file
-need `rephrase_prompt` and `locality` to be scored on all three.")]
+efficacy, are kept. Facts of a file need `rephrase_prompt` and `locality` to be scored on all three.")]
 struct SweepArgs {
     /// For which method; may be given several times
     #[arg(long, default_value = "r-rome", value_name = "ID")]

@@ -4,7 +4,7 @@
 //! A value does not depend on how it is written, so one search serves all strengths; and facts
 //! that will each be edited alone can be searched together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Found, Goal, search};
@@ -58,19 +58,17 @@ pub fn values(
     let about = format!("{} {goal:?}", job.model.fingerprint()?);
     let key = |request: &Request| blake3::hash(format!("{about} {request:?}").as_bytes());
     let keys: Vec<blake3::Hash> = requests.iter().map(key).collect();
-    let mut missing: Vec<Request> =
-        requests.iter().zip(&keys).filter(|(_, k)| values.get(k).is_none()).map(|(r, _)| r.clone()).collect();
-    if !missing.is_empty() {
+    if keys.iter().any(|k| values.get(k).is_none()) {
         // A fact that does not fit is told of when it is edited itself.
         let ahead = Job { facts: &values.0.ahead, ..*job };
-        missing.extend(framing.each(&ahead, cx)?.into_iter().flatten());
-        let mut seen = std::collections::HashSet::new();
-        missing.retain(|request| {
-            let key = key(request);
-            values.get(&key).is_none() && seen.insert(key)
-        });
+        let ahead = framing.each(&ahead, cx)?.into_iter().flatten();
+        let mut missing: Vec<(blake3::Hash, Request)> = keys.iter().copied().zip(requests.to_vec()).collect();
+        missing.extend(ahead.map(|request| (key(&request), request)));
+        let mut seen = HashSet::new();
+        missing.retain(|(key, _)| values.get(key).is_none() && seen.insert(*key));
+        let (missing_keys, missing): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
         let found = search(job.model, job.stack, goal, &missing, cx)?;
-        values.keep(missing.iter().map(key).collect(), found);
+        values.keep(missing_keys, found);
     }
     Ok(keys.iter().filter_map(|k| values.get(k)).collect())
 }
