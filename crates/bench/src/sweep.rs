@@ -5,6 +5,7 @@
 //! locality (CounterFact's score, arXiv 2202.05262 §3.4, on token accuracy) times the square of
 //! efficacy; the best goes on to the next setting.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use mutandis_edit::method::merge;
@@ -47,13 +48,14 @@ pub struct Found {
 const STRENGTHS: [f64; 6] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 /// Shares of the keys' energy that are tried to keep out of reach.
 const ENERGIES: [f64; 4] = [0.5, 0.8, 0.95, 0.99];
+/// Weights of the subject's other statements that are tried.
+const BESIDES: [f64; 2] = [0.1, 1.0];
 /// Layers that a method of several layers writes at once.
 const WINDOW: usize = 3;
 /// Prefixes of 5 and of 10 tokens that are tried, the first while all else is.
 const PREFIXES: [[usize; 2]; 4] = [[1, 1], [0, 0], [3, 2], [10, 10]];
 
-/// Finds settings of a method for a model. `start` are settings to begin with, and to keep unless
-/// something better is found.
+/// Finds settings of a method for a model. `start` are settings that stay as they are.
 ///
 /// # Errors
 /// Where there are no trial edits, the method has nothing to sweep, no candidate can be run, or
@@ -85,11 +87,16 @@ pub fn sweep(
         if defaults.get("prefixes").is_some() { json!({ "prefixes": PREFIXES[0] }) } else { json!({}) };
     merge(&mut settings, start);
     let mut best: Option<Trial> = None;
+    let mut tried = HashSet::new();
     for axis in axes {
         for change in axis {
             cx.check()?;
             let mut all = settings.clone();
             merge(&mut all, &change);
+            merge(&mut all, start);
+            if !tried.insert(all.to_string()) {
+                continue;
+            }
             let run = Run {
                 model,
                 method,
@@ -117,6 +124,7 @@ pub fn sweep(
         }
         if let Some(best) = &best {
             merge(&mut settings, &best.change);
+            merge(&mut settings, start);
         }
     }
     cx.progress.end();
@@ -160,6 +168,9 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
             all
         };
         axes.push(SEARCHES.iter().enumerate().map(way).collect());
+    }
+    if has("beside") {
+        axes.push(BESIDES.iter().map(|x| json!({ "beside": x })).collect());
     }
     axes.push(places.clone());
     if has("token") {

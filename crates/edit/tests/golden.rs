@@ -211,13 +211,15 @@ fn check_memit(model: &Model, name: &str) {
         let moments = &moments[layer.index - 4];
         let factor = moments::factor(moments, 0.0)?;
         let hold = Hold::Moments { weight: 15_000.0, moments, factor: &factor };
-        layer.system(0.0, hold, 1.0).solve()
+        layer.system(hold, 1.0).solve()
     };
     let order = Order {
         layers: &[4, 5, 6, 7, 8],
         site: SiteKind::Residual,
         share: Share::Even,
         past: 0.0,
+        beside: &[],
+        beside_weight: 0.0,
         post: &Post::default(),
         requests: requests.iter().collect(),
         targets: vec![golden.get("memit.z").iter().map(|x| f64::from(*x)).collect()],

@@ -183,6 +183,7 @@ fn bad_batches_and_settings_are_named() {
             (json!({"rounds": 0}), "`rounds` is 0"),
             (json!({"rounds": 2, "search": {"settle": 0}}), "search.settle"),
             (json!({"token": "first"}), "first"),
+            (json!({"beside": -1.0}), "`beside` is -1"),
             (json!({"post": {"rect": 1.5}}), "post.rect"),
             (json!({"post": {"prune": 0.5}}), "post.prune"),
         ] {

@@ -66,7 +66,7 @@ impl Method for AlphaEdit {
             let lambda = config.lambda.of_ridge(moments);
             let space = statistics.eigenvectors(layer.index)?.below(config.null_space)?;
             let hold = Hold::Within { space: &space, moments: 0.0, ridge: lambda.absolute };
-            let mut solution = layer.system(config.spread.past, hold, 1.0).solve()?;
+            let mut solution = layer.system(hold, 1.0).solve()?;
             solution.info.null_space = Some(space.dimension());
             Ok(layer.report(solution, [("lambda", lambda)]))
         };

@@ -58,7 +58,7 @@ impl Method for Emmet {
         let slack = if job.facts.len() > 1 || config.slack_alone { config.slack } else { 0.0 };
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
             let scale = config.scale.of_moments(statistics.moments(layer.index)?);
-            let solution = layer.solve_held(&config.spread, statistics, [scale.absolute, 0.0], slack)?;
+            let solution = layer.solve_held(config.spread.ridge, statistics, [scale.absolute, 0.0], slack)?;
             Ok(layer.report(solution, [("scale", scale)]))
         };
         spread::edit(&config.spread, &Plan::default(), &solve, job, cx, &mut patch)?;

@@ -61,7 +61,7 @@ impl Method for Encore {
             let moments = statistics.moments(layer.index)?;
             let (lambda, norm) = (config.lambda.of_moments(moments), config.norm.of_ridge(moments));
             let held = [lambda.absolute, norm.absolute];
-            let solution = layer.solve_held(&config.spread, statistics, held, 1.0)?;
+            let solution = layer.solve_held(config.spread.ridge, statistics, held, 1.0)?;
             Ok(layer.report(solution, [("lambda", lambda), ("norm", norm)]))
         };
         spread::edit(&config.spread, &Plan::default(), &solve, job, cx, &mut patch)?;

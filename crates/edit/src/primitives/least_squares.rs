@@ -43,7 +43,7 @@ pub fn edit(
 ) -> Result<()> {
     let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
         let lambda = settings.lambda.of_moments(statistics.moments(layer.index)?);
-        let solution = layer.solve_held(&settings.spread, statistics, [lambda.absolute, 0.0], 1.0)?;
+        let solution = layer.solve_held(settings.spread.ridge, statistics, [lambda.absolute, 0.0], 1.0)?;
         Ok(layer.report(solution, [("lambda", lambda)]))
     };
     spread::edit(&settings.spread, plan, &solve, job, cx, patch)

@@ -3,19 +3,20 @@
 //!
 //! A method says only which key and which output its constraint is about.
 
-use std::sync::Arc;
-
 use mutandis_engine::{Delta, Model, Overlay, Role, Site, SiteKind, WeightId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::moments::{self, Factor, MomentSpec};
+use super::beside;
+use super::moments::{self, MomentSpec};
 use super::rank_one::{mean_row, rank_one, unit};
-use super::request::Framing;
+use super::request::{Framing, Request};
+use super::solver::{Hold, Solution, System};
 use super::statistics::Statistics;
 use super::value_search::{Found, Goal, Search, values};
 use crate::context::Context;
 use crate::error::Result;
+use crate::fact::Fact;
 use crate::method::{Job, on_top};
 use crate::patch::{Patch, SolveInfo, WeightChange};
 
@@ -72,20 +73,23 @@ pub fn edit(
     patch: &mut Patch,
 ) -> Result<()> {
     settings.search.check(settings.rounds)?;
+    settings.framing.check()?;
     let model = job.model;
     let a = model.architecture();
     let layer = settings.layer.unwrap_or(a.layers / 6);
     model.linear_shape(Role::MlpOut, layer)?;
     // All facts are checked before any is searched.
     let requests = settings.framing.requests(job, cx)?;
-    let factor = moments_of(settings, model, layer, job.seed, cx)?;
+    let statistics = statistics(settings, model, layer, job.seed, cx)?;
+    let held: Vec<Vec<f64>> =
+        job.facts.iter().map(|fact| held(settings, job, layer, fact, &requests)).collect::<Result<_>>()?;
     let id = WeightId { layer, role: Role::MlpOut };
     let sites = [Site::new(layer, SiteKind::MlpOut)];
     let goal = Goal::new(&sites, &settings.search);
     let mut before = Overlay::default();
     for round in 0..settings.rounds {
         let mut changed = false;
-        for request in &requests {
+        for (request, held) in requests.iter().zip(&held) {
             let now = Job { stack: &on_top(job.stack, &before), ..*job };
             let mut found =
                 values(&now, &settings.framing, &goal, std::slice::from_ref(request), cx)?.remove(0);
@@ -101,7 +105,7 @@ pub fn edit(
             let (key, now) = constraint(&found, &mean_key, &mean_row(&found.outputs, a.width));
             // A later round adds to what the first made of the constraint's key.
             let now = if round == 0 { now } else { found.initial.clone() };
-            let (u, solve) = direction(&mean_key, factor.as_deref(), layer)?;
+            let (u, solve) = direction(settings, &mean_key, held, statistics.as_ref(), layer)?;
             let wanted = found.initial.iter().zip(&found.delta).map(|(h, x)| f64::from(*h) + f64::from(*x));
             let residual: Vec<f64> = wanted.zip(&now).map(|(z, out)| z - f64::from(*out)).collect();
             let change = rank_one(&u, &key, &residual)?;
@@ -118,32 +122,57 @@ pub fn edit(
     Ok(())
 }
 
-/// The direction of length 1 that the change is along, `C⁻¹k`.
-fn direction(key: &[f32], factor: Option<&Factor>, layer: usize) -> Result<(Vec<f64>, SolveInfo)> {
-    let wide: Vec<f64> = key.iter().map(|x| f64::from(*x)).collect();
-    let Some(factor) = factor else {
-        return Ok((unit(&wide)?, SolveInfo { form: "identity".into(), ..SolveInfo::default() }));
+/// The direction of length 1 that the change is along, `B⁻¹k`: B is C with its ridge, and the
+/// moments of the keys that are `held [m, f]` times their weight.
+fn direction(
+    settings: &Settings,
+    key: &[f32],
+    held: &[f64],
+    statistics: Option<&Statistics<'_>>,
+    layer: usize,
+) -> Result<(Vec<f64>, SolveInfo)> {
+    let keys: Vec<f64> = key.iter().map(|x| f64::from(*x)).collect();
+    let past_weight = settings.framing.beside;
+    let solve = |hold: Hold<'_>| {
+        System { f: key.len(), keys: &keys, past: held, past_weight, hold, slack: 0.0 }.solve()
     };
-    let info = SolveInfo {
-        jitter: factor.ridge + factor.jitter(),
-        form: "cholesky".into(),
-        layer: Some(layer),
-        ..SolveInfo::default()
+    let Solution { right, info } = match statistics {
+        Some(statistics) => {
+            let (moments, factor) = (statistics.moments(layer)?, statistics.factor(layer, settings.ridge)?);
+            solve(Hold::Moments { weight: 1.0, moments, factor: &factor })?
+        }
+        None => solve(Hold::Ridge(1.0))?,
     };
-    Ok((unit(&factor.solve(&wide))?, info))
+    Ok((unit(&right)?, SolveInfo { layer: Some(layer), ..info }))
 }
 
-/// The factorised moments of the layer, where they are wanted.
-fn moments_of(
+/// Keys of other statements about a fact's subject, where they have a weight, `[m, f]`. They do
+/// not change from one edit to the next: nothing is written below them.
+fn held(
+    settings: &Settings,
+    job: &Job<'_>,
+    layer: usize,
+    fact: &Fact,
+    requests: &[Request],
+) -> Result<Vec<f64>> {
+    if settings.framing.beside == 0.0 {
+        return Ok(vec![]);
+    }
+    let about = beside::statements(job.model, std::slice::from_ref(fact), settings.framing.token, requests)?;
+    beside::keys(job.model, job.stack, &about, layer)
+}
+
+/// The moments of the layer, where they are wanted.
+fn statistics<'a>(
     settings: &Settings,
     model: &Model,
     layer: usize,
     seed: u64,
-    cx: &Context<'_>,
-) -> Result<Option<Arc<Factor>>> {
+    cx: &'a Context<'a>,
+) -> Result<Option<Statistics<'a>>> {
     if !settings.moments {
         return Ok(None);
     }
     let spec = MomentSpec { tokens: settings.moment_tokens, seed, ..MomentSpec::default() };
-    Statistics::new(model, &[layer], &spec, cx)?.factor(layer, settings.ridge).map(Some)
+    Statistics::new(model, &[layer], &spec, cx).map(Some)
 }

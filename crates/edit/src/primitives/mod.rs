@@ -1,5 +1,7 @@
 //! What methods are made of: each primitive once, tested, for all of them.
 
+mod ascent;
+mod beside;
 pub mod cholesky;
 pub mod contexts;
 pub mod least_squares;

@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::fact::Fact;
 use crate::method::Job;
 
-/// In which texts a fact is searched, and at which token it is written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// In which texts a fact is searched, at which token it is written, and what else is held there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct Framing {
     /// Number of prefixes of 5 and of 10 tokens that the prompt is searched behind, besides the
@@ -21,6 +21,9 @@ pub struct Framing {
     pub prefixes: [usize; 2],
     /// The token at which the fact is written.
     pub token: Token,
+    /// Weight of the keys of what lies beside a fact, which are held where they are: other
+    /// statements about its subject, and its own about other subjects. 0: they are not.
+    pub beside: f64,
 }
 
 /// A token of a prompt.
@@ -36,7 +39,21 @@ pub enum Token {
 impl Framing {
     /// The published one behind so many prefixes.
     pub fn behind(prefixes: [usize; 2]) -> Self {
-        Self { prefixes, token: Token::Subject }
+        Self { prefixes, token: Token::Subject, beside: 0.0 }
+    }
+
+    /// Checks what no type does.
+    ///
+    /// # Errors
+    /// Where the weight is negative or not finite.
+    pub fn check(&self) -> Result<()> {
+        if self.beside >= 0.0 && self.beside.is_finite() {
+            return Ok(());
+        }
+        Err(Error::input_hint(
+            format!("`beside` is {}, expected 0 or more", self.beside),
+            "0 holds nothing, 1 weighs another statement as much as the fact itself",
+        ))
     }
 
     /// The facts as tokens, in contexts that the model writes.
@@ -89,8 +106,8 @@ pub struct Request {
     pub prompts: Vec<Prompt>,
     /// How many prompts are bare: one for each fact.
     pub bare: usize,
-    /// `"{subject} is a"`, cut after the subject: what the subject is must not change. With
-    /// causal attention nothing after the lookup token can be seen there (methods.md §4b row 1).
+    /// `"{subject} is a"`, cut after the lookup token: what the subject is must not change. With
+    /// causal attention nothing after that token can be seen there (methods.md §4b row 1).
     pub essence: Located,
 }
 
@@ -126,7 +143,12 @@ impl Request {
             prompts.push(locate(tokenizer, &text, before.chars().count() + last)?);
         }
         let name = fact.written_subject();
-        let mut essence = locate(tokenizer, &format!("{name} is a"), subject.len() - 1)?;
+        let essence = format!("{name} is a");
+        let last = match token {
+            Token::Subject => subject.len(),
+            Token::Last => essence.chars().count(),
+        } - 1;
+        let mut essence = locate(tokenizer, &essence, last)?;
         essence.ids.truncate(essence.lookup + 1);
         let target = tokenizer.encode_continuation(&fact.continuation())?.ids;
         if target.is_empty() || target.len() > TARGET_LIMIT {
@@ -164,7 +186,7 @@ impl Request {
     }
 }
 
-fn locate(tokenizer: &Tokenizer, text: &str, character: usize) -> Result<Located> {
+pub(super) fn locate(tokenizer: &Tokenizer, text: &str, character: usize) -> Result<Located> {
     let encoding = tokenizer.encode(text)?;
     let lookup = encoding.token_at_char(character).ok_or_else(|| {
         Error::input_hint(

@@ -6,12 +6,14 @@
 //! (cut at the lookup token, which nothing after it can reach) and the model never as a whole
 //! (methods.md §4b rows 4 and 5).
 
-use mutandis_engine::{
-    LogitRows, Model, Overlay, Pass, Read, Role, Sequence, Site, SiteKind, Start, WeightId,
-};
+use std::ops::Range;
+
+use mutandis_engine::{Model, Overlay, Role, Site, SiteKind, WeightId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ascent::Ascent;
+use super::beside;
 use super::moments::{self, MomentSpec};
 use super::post::Post;
 use super::rank_one::mean_row;
@@ -106,23 +108,24 @@ pub struct Layer<'a> {
     pub f: usize,
     /// Keys of the facts, `[n, f]`.
     pub keys: &'a [f64],
-    /// Keys of earlier edits, `[m, f]`; none where they have no weight.
-    pub past: &'a [f64],
+    /// Keys that are held where they are, `[m, f]`, each times the root of its weight: those of
+    /// earlier edits, and of other statements about the subjects.
+    pub held: &'a [f64],
 }
 
 impl Layer<'_> {
     /// The system of this layer's keys.
-    pub fn system<'b>(&'b self, past_weight: f64, hold: Hold<'b>, slack: f64) -> System<'b> {
-        System { f: self.f, keys: self.keys, past: self.past, past_weight, hold, slack }
+    pub fn system<'b>(&'b self, hold: Hold<'b>, slack: f64) -> System<'b> {
+        System { f: self.f, keys: self.keys, past: self.held, past_weight: 1.0, hold, slack }
     }
 
-    /// X where keys are held by `weight · C + norm · I`, and those of earlier edits.
+    /// X where keys of ordinary text are held by `weight · C + norm · I`.
     ///
     /// # Errors
     /// Where the moments are not usable, or the system is singular.
     pub fn solve_held(
         &self,
-        settings: &Settings,
+        ridge: f64,
         statistics: &Statistics<'_>,
         [weight, norm]: [f64; 2],
         slack: f64,
@@ -131,8 +134,8 @@ impl Layer<'_> {
         // weight·C + norm·I is weight times C with a larger ridge.
         let mean = moments.trace() / self.f as f64;
         let more = if norm == 0.0 { 0.0 } else { norm / (weight * mean) };
-        let factor = statistics.factor(self.index, settings.ridge + more)?;
-        self.system(settings.past, Hold::Moments { weight, moments, factor: &factor }, slack).solve()
+        let factor = statistics.factor(self.index, ridge + more)?;
+        self.system(Hold::Moments { weight, moments, factor: &factor }, slack).solve()
     }
 
     /// Notes where a solution belongs, and with which strengths it was found.
@@ -160,10 +163,14 @@ pub fn edit(
     patch: &mut Patch,
 ) -> Result<()> {
     settings.search.check(settings.rounds)?;
+    settings.framing.check()?;
     settings.post.check()?;
     let model = job.model;
     let layers = settings.layers(model)?;
     let (requests, owners) = share(settings.framing.requests(job, cx)?, job, plan.merge);
+    let Framing { token, beside: beside_weight, .. } = settings.framing;
+    let beside =
+        if beside_weight > 0.0 { beside::statements(model, job.facts, token, &requests)? } else { vec![] };
     let spec = MomentSpec { tokens: settings.moment_tokens, seed: job.seed, ..MomentSpec::default() };
     let statistics = Statistics::new(model, &layers, &spec, cx)?;
 
@@ -189,6 +196,8 @@ pub fn edit(
             site: plan.sites.last().copied().unwrap_or(SiteKind::Residual),
             share: plan.share,
             past: settings.past,
+            beside: &beside,
+            beside_weight,
             post: &settings.post,
             requests: kept.iter().map(|&i| &requests[i]).collect(),
             targets: kept.iter().map(|&i| target(&found[i], d)).collect(),
@@ -233,6 +242,10 @@ pub struct Order<'a> {
     pub share: Share,
     /// Weight of the keys of earlier edits.
     pub past: f64,
+    /// Other statements about the subjects, as tokens.
+    pub beside: &'a [Vec<u32>],
+    /// Weight of their keys.
+    pub beside_weight: f64,
     /// Steps taken on each change.
     pub post: &'a Post,
     /// The facts.
@@ -269,14 +282,15 @@ pub fn write(
         return Err(Error::input("there is no layer to write"));
     };
     let site = Site::new(last, order.site);
-    let mut sweep = Sweep::new(job.model, job.stack, &order.requests, first)?;
+    let mut sweep = Sweep::new(job, order, first)?;
     let mut out = Vec::with_capacity(order.layers.len());
     cx.progress.begin("writing layers", order.layers.len());
     for (i, &layer) in order.layers.iter().enumerate() {
         cx.check()?;
         let (keys, now) = (sweep.keys()?, sweep.values(site)?);
-        let past = past(job.prior, layer, order.past, f);
-        let solution = solve(&Layer { index: layer, f, keys: &keys, past: &past })?;
+        let mut held = past(job.prior, layer, order.past, f);
+        held.extend(weighed(&sweep.held()?, order.beside_weight));
+        let solution = solve(&Layer { index: layer, f, keys: &keys, held: &held })?;
         let left_over = (order.layers.len() - i) as f64;
         let share = match order.share {
             Share::Even => 1.0 / left_over,
@@ -296,10 +310,10 @@ pub fn write(
         let id = WeightId { layer, role: Role::MlpOut };
         let change = WeightChange::LowRank { rank: n, left, right };
         let change = order.post.apply(job.model, job.prior, id, change)?;
-        sweep.written.push(id, change.delta()?);
+        sweep.ascent.written.push(id, change.delta()?);
         out.push(Written { layer, change, keys, info: solution.info });
         if let Some(&next) = order.layers.get(i + 1) {
-            sweep.advance(next)?;
+            sweep.ascent.advance(next)?;
         }
         cx.progress.step(i + 1);
     }
@@ -352,129 +366,73 @@ fn target(found: &Found, d: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Keys that earlier edits wrote to a layer.
+/// Keys that earlier edits wrote to a layer, times the root of their weight.
 fn past(prior: &[Patch], layer: usize, weight: f64, f: usize) -> Vec<f64> {
-    if weight == 0.0 {
-        return vec![];
-    }
     let kept = prior.iter().filter_map(|p| p.keys.get(&layer)).filter(|k| k.len().is_multiple_of(f));
-    kept.flatten().map(|x| f64::from(*x)).collect()
+    if weight == 0.0 { vec![] } else { kept.flat_map(|keys| weighed(keys, weight)).collect() }
 }
 
-/// Rows of a pass, at most: what its activations take in memory.
-const ROWS: usize = 4096;
+/// Keys times the root of their weight: what they weigh in a system whose weight is 1.
+fn weighed(keys: &[f32], weight: f64) -> Vec<f64> {
+    keys.iter().map(|x| f64::from(*x) * weight.sqrt()).collect()
+}
 
-/// All prompts, cut at their lookup tokens, on their way up through the layers.
+/// All prompts, cut at their lookup tokens, on their way up; behind them the statements that are
+/// held.
 struct Sweep<'a> {
-    model: &'a Model,
-    stack: &'a [&'a Overlay],
-    /// What was written so far.
-    written: Overlay,
-    /// Tokens of each prompt, all of a request together.
-    prompts: Vec<&'a [u32]>,
+    ascent: Ascent<'a>,
     /// For each request its first prompt, its bare ones, and all.
     of_request: Vec<(usize, usize, usize)>,
-    /// Hidden states of each prompt entering `layer`, `[tokens, d]`.
-    hidden: Vec<Vec<f32>>,
-    layer: usize,
+    /// Number of prompts of requests.
+    own: usize,
+    held: usize,
+    f: usize,
 }
 
 impl<'a> Sweep<'a> {
-    fn new(
-        model: &'a Model,
-        stack: &'a [&'a Overlay],
-        requests: &[&'a Request],
-        layer: usize,
-    ) -> Result<Self> {
-        let (mut prompts, mut of_request) = (vec![], vec![]);
-        for request in requests {
+    fn new(job: &'a Job<'a>, order: &'a Order<'a>, layer: usize) -> Result<Self> {
+        let (mut prompts, mut of_request): (Vec<&[u32]>, _) = (vec![], vec![]);
+        for request in &order.requests {
             of_request.push((prompts.len(), request.bare, request.prompts.len()));
             prompts.extend(request.prompts.iter().map(|p| &p.at.ids[..=p.at.lookup]));
         }
-        let mut sweep =
-            Self { model, stack, written: Overlay::default(), prompts, of_request, hidden: vec![], layer: 0 };
-        sweep.advance(layer)?;
-        Ok(sweep)
+        let (own, held) = (prompts.len(), order.beside.len());
+        prompts.extend(order.beside.iter().map(Vec::as_slice));
+        let ascent = Ascent::new(job.model, job.stack, prompts, layer)?;
+        Ok(Self { ascent, of_request, own, held, f: job.model.architecture().mlp_width })
     }
 
-    /// Runs some prompts from where they are and reads one site, of their last tokens or all.
-    fn read(&self, prompts: &[usize], site: Site, all: bool) -> Result<Vec<Vec<f32>>> {
-        let overlays = on_top(self.stack, &self.written);
-        let width = site.kind.width(self.model.architecture());
-        let mut out = Vec::with_capacity(prompts.len());
-        let mut rest = prompts;
-        while !rest.is_empty() {
-            let mut rows = 0;
-            let fits = |p: &&usize| {
-                rows += self.prompts[**p].len();
-                rows <= ROWS
-            };
-            let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-            rest = later;
-            let start = if self.hidden.is_empty() {
-                Start::Tokens
-            } else {
-                let rows = now.iter().flat_map(|&p| &self.hidden[p]).copied().collect();
-                Start::Hidden { layer: self.layer, rows }
-            };
-            let sequences = now
-                .iter()
-                .map(|&p| Sequence { tokens: self.prompts[p], overlays: &overlays, ..Default::default() })
-                .collect();
-            let mut at = 0;
-            let ends: Vec<usize> = now
-                .iter()
-                .map(|&p| {
-                    at += self.prompts[p].len();
-                    at
-                })
-                .collect();
-            let last = || Some(ends.iter().map(|e| e - 1).collect());
-            let reads = vec![Read { site, rows: if all { None } else { last() } }];
-            let pass = Pass { sequences, start, reads, logits: LogitRows::None, ..Default::default() };
-            let read = self.model.forward(pass)?.reads.pop().unwrap_or_default();
-            let mut from = 0;
-            for end in ends {
-                let to = if all { end } else { from + 1 };
-                out.push(read[from * width..to * width].to_vec());
-                from = to;
-            }
-        }
-        Ok(out)
-    }
-
-    /// Up to where `layer` begins, with what was written.
-    fn advance(&mut self, layer: usize) -> Result<()> {
-        let site = match layer {
-            0 => Site::new(0, SiteKind::Input),
-            l => Site::new(l - 1, SiteKind::Residual),
-        };
-        let all: Vec<usize> = (0..self.prompts.len()).collect();
-        self.hidden = self.read(&all, site, true)?;
-        self.layer = layer;
-        Ok(())
+    /// Keys of prompts at this layer.
+    fn read(&self, prompts: Range<usize>) -> Result<Vec<f32>> {
+        let prompts: Vec<usize> = prompts.collect();
+        self.ascent.at_last(&prompts, Site::new(self.ascent.layer, SiteKind::MlpKey))
     }
 
     /// Keys of the requests at this layer, `[n, f]`: the mean of the bare prompts' and the mean of
     /// the others', in equal parts (MEMIT's mean over kinds of context).
     fn keys(&self) -> Result<Vec<f64>> {
-        let all: Vec<usize> = (0..self.prompts.len()).collect();
-        let f = self.model.architecture().mlp_width;
-        let read = self.read(&all, Site::new(self.layer, SiteKind::MlpKey), false)?;
+        let f = self.f;
+        let read = self.read(0..self.own)?;
         let mut keys = Vec::with_capacity(self.of_request.len() * f);
         for &(first, bare, count) in &self.of_request {
-            let kinds = [&read[first..first + bare], &read[first + bare..first + count]];
+            let kinds =
+                [&read[first * f..(first + bare) * f], &read[(first + bare) * f..(first + count) * f]];
             let means: Vec<Vec<f32>> =
-                kinds.into_iter().filter(|k| !k.is_empty()).map(|k| mean_row(&k.concat(), f)).collect();
+                kinds.into_iter().filter(|k| !k.is_empty()).map(|k| mean_row(k, f)).collect();
             let mean = |i: usize| means.iter().map(|m| f64::from(m[i])).sum::<f64>() / means.len() as f64;
             keys.extend((0..f).map(mean));
         }
         Ok(keys)
     }
 
+    /// Keys of the statements that are held, `[m, f]`.
+    fn held(&self) -> Result<Vec<f32>> {
+        self.read(self.own..self.own + self.held)
+    }
+
     /// What stands at a site above in the first bare prompt of each request, `[n, d]`.
     fn values(&self, site: Site) -> Result<Vec<f32>> {
         let bare: Vec<usize> = self.of_request.iter().map(|(first, _, _)| *first).collect();
-        Ok(self.read(&bare, site, false)?.concat())
+        self.ascent.at_last(&bare, site)
     }
 }
