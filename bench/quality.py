@@ -62,7 +62,7 @@ def parse():
 
 
 def run(arguments, method, mode, limit, settings):
-    command = [arguments.mutandis, "bench", "run", "--json", "--quiet", "--data", arguments.data, "--model", arguments.model]
+    command = [arguments.mutandis.resolve(), "bench", "run", "--json", "--quiet", "--data", arguments.data, "--model", arguments.model]
     command += ["--method", method, "--mode", mode, "--limit", str(limit)]
     if arguments.recipe:
         command += ["--recipe", arguments.recipe]

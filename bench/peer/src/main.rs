@@ -21,6 +21,8 @@ use mutandis_engine::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+mod speed;
+
 #[derive(Parser)]
 struct Args {
     /// GGUF file
@@ -51,6 +53,9 @@ struct Ask {
     moments: Option<PathBuf>,
     #[serde(default)]
     probes: Vec<Vec<u32>>,
+    edits: Option<speed::Edits>,
+    #[serde(default)]
+    times: usize,
 }
 
 #[derive(Deserialize)]
@@ -109,6 +114,8 @@ impl Peer {
             "vstep" => self.value_step(ask),
             "decode" => self.decode(ask),
             "rome" => self.rome(ask),
+            "edits" => speed::edits(&self.model, ask.edits.as_ref().context("no edits")?),
+            "peak" => Ok(speed::peak(&self.model, ask.times)),
             other => bail!("no case `{other}`"),
         }
     }

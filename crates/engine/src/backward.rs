@@ -343,6 +343,7 @@ fn through(
 ) -> Result<Vec<f32>> {
     let packed = model.backward_of(linear)?;
     let mut dx = gemm::multiply(model.isa(), dy, m, packed);
+    model.count(linear, m);
     let (out, inn) = (linear.forward.n, linear.forward.depth);
     let id = WeightId { layer: linear.layer, role: linear.role };
     for OverlayRun { rows: r, overlays } in runs {

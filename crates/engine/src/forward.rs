@@ -465,6 +465,7 @@ impl<'m, 'p> Runner<'m, 'p> {
             .map(|(l, out)| Product { matrix: &l.forward, bias: l.bias.as_deref(), out })
             .collect();
         rows_times(self.model.isa(), x, m, &mut products, false);
+        linears.iter().for_each(|linear| self.model.count(linear, m));
         let batch =
             self.spans.iter().zip(&self.pass.sequences).map(|((rows, _), s)| (rows.clone(), s.overlays));
         let runs = overlay_runs(batch);
@@ -491,6 +492,7 @@ impl<'m, 'p> Runner<'m, 'p> {
         let head = &model.head;
         let product = Product { matrix: &head.forward, bias: head.bias.as_deref(), out: &mut logits };
         rows_times(model.isa(), &h, m, &mut [product], false);
+        model.count(head, m);
         let batch =
             self.spans.iter().zip(&self.pass.sequences).map(|((rows, _), s)| (rows.clone(), s.overlays));
         let runs = picked_runs(&overlay_runs(batch), &self.logit_rows);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
@@ -70,6 +71,7 @@ pub struct Model {
     pub(crate) head: Linear,
     pub(crate) positions: Option<Vec<f32>>,
     fingerprint: OnceLock<String>,
+    operations: AtomicU64,
 }
 
 impl std::fmt::Debug for Model {
@@ -135,6 +137,7 @@ impl Model {
             head,
             positions,
             fingerprint: OnceLock::new(),
+            operations: AtomicU64::new(0),
             checkpoint,
         })
     }
@@ -167,6 +170,19 @@ impl Model {
         }
         let computed = self.install(|| self.checkpoint.fingerprint());
         Ok(self.fingerprint.get_or_init(|| computed))
+    }
+
+    /// Floating-point operations that products with weights took since the model was loaded, two
+    /// for each multiply-add, forward and backward. Attention, patches and what is not a product
+    /// are not counted.
+    pub fn operations(&self) -> u64 {
+        self.operations.load(Ordering::Relaxed)
+    }
+
+    /// Counts a product of so many rows with a weight.
+    pub(crate) fn count(&self, linear: &Linear, rows: usize) {
+        let multiplied = rows * linear.forward.n * linear.forward.depth;
+        self.operations.fetch_add(2 * multiplied as u64, Ordering::Relaxed);
     }
 
     /// Kernels in use.

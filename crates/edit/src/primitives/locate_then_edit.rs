@@ -3,13 +3,13 @@
 //!
 //! A method says only which key and which output its constraint is about.
 
-use mutandis_engine::{Delta, Model, Overlay, Role, Site, SiteKind, WeightId};
+use mutandis_engine::{Model, Overlay, Role, Site, SiteKind, WeightId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::beside;
 use super::moments::{self, MomentSpec};
-use super::rank_one::{mean_row, rank_one, unit};
+use super::rank_one::{RankOne, mean_row, rank_one, unit};
 use super::request::{Framing, Request};
 use super::solver::{Hold, Solution, System};
 use super::statistics::Statistics;
@@ -63,6 +63,10 @@ pub type Constraint = fn(found: &Found, mean_key: &[f32], mean_output: &[f32]) -
 
 /// Edits the facts one after another, each on top of those before, and fills the patch.
 ///
+/// DIFFERENCE: the values of all facts are searched for side by side, before any is written, which
+/// keeps a processor busy; published code searches each on top of those before. Each is written on
+/// top of those before as published, and a later round searches on top of all.
+///
 /// # Errors
 /// Where a fact does not fit the model, or the computation breaks down.
 pub fn edit(
@@ -86,13 +90,13 @@ pub fn edit(
     let id = WeightId { layer, role: Role::MlpOut };
     let sites = [Site::new(layer, SiteKind::MlpOut)];
     let goal = Goal::new(&sites, &settings.search);
-    let mut before = Overlay::default();
+    let mut written = Columns { f: a.mlp_width, d: a.width, all: vec![] };
     for round in 0..settings.rounds {
-        let mut changed = false;
-        for (request, held) in requests.iter().zip(&held) {
-            let now = Job { stack: &on_top(job.stack, &before), ..*job };
-            let mut found =
-                values(&now, &settings.framing, &goal, std::slice::from_ref(request), cx)?.remove(0);
+        let before = written.overlay(id)?;
+        let now = Job { stack: &on_top(job.stack, &before), ..*job };
+        let all = values(&now, &settings.framing, &goal, &requests, cx)?;
+        let searched = written.all.len();
+        for (mut found, held) in all.into_iter().zip(&held) {
             if round == 0 {
                 patch.search.push(found.info());
             } else {
@@ -101,25 +105,70 @@ pub fn edit(
                     continue;
                 }
             }
+            // The search has not seen what this round wrote before.
+            let shift = |key: &[f32]| written.output(searched, key);
             let mean_key = mean_row(&found.keys, a.mlp_width);
-            let (key, now) = constraint(&found, &mean_key, &mean_row(&found.outputs, a.width));
+            let initial = plus(&found.initial, &shift(&found.keys[..a.mlp_width]));
+            let (key, output) = constraint(&found, &mean_key, &mean_row(&found.outputs, a.width));
             // A later round adds to what the first made of the constraint's key.
-            let now = if round == 0 { now } else { found.initial.clone() };
+            let output = if round == 0 { plus(&output, &shift(&key)) } else { initial.clone() };
             let (u, solve) = direction(settings, &mean_key, held, statistics.as_ref(), layer)?;
-            let wanted = found.initial.iter().zip(&found.delta).map(|(h, x)| f64::from(*h) + f64::from(*x));
-            let residual: Vec<f64> = wanted.zip(&now).map(|(z, out)| z - f64::from(*out)).collect();
-            let change = rank_one(&u, &key, &residual)?;
-            before.push(id, Delta::low_rank(1, &change.left, &change.right)?);
-            let change = WeightChange::LowRank { rank: 1, left: change.left, right: change.right };
-            patch.push(model, id, change)?;
+            let wanted = initial.iter().zip(&found.delta).map(|(h, x)| h + f64::from(*x));
+            let residual: Vec<f64> = wanted.zip(&output).map(|(z, out)| z - out).collect();
+            written.all.push(rank_one(&u, &key, &residual)?);
             patch.solve.push(solve);
-            changed = true;
         }
-        if !changed {
+        if written.all.len() == searched {
             break;
         }
     }
-    Ok(())
+    match written.change() {
+        Some(change) => patch.push(model, id, change),
+        None => Ok(()),
+    }
+}
+
+/// `[d]` in f64, plus what was written since.
+fn plus(output: &[f32], shift: &[f64]) -> Vec<f64> {
+    output.iter().zip(shift).map(|(x, s)| f64::from(*x) + s).collect()
+}
+
+/// Rank-one changes of one weight, in the order in which they were made.
+struct Columns {
+    f: usize,
+    d: usize,
+    all: Vec<RankOne>,
+}
+
+impl Columns {
+    /// What the changes from one on add to the output of a key, `[d]`.
+    fn output(&self, from: usize, key: &[f32]) -> Vec<f64> {
+        let mut sum = vec![0.0; self.d];
+        for change in &self.all[from..] {
+            let along: f64 = key.iter().zip(&change.right).map(|(k, u)| f64::from(*k) * f64::from(*u)).sum();
+            sum.iter_mut().zip(&change.left).for_each(|(s, l)| *s += along * f64::from(*l));
+        }
+        sum
+    }
+
+    /// All as one change of that rank.
+    fn change(&self) -> Option<WeightChange> {
+        let rank = self.all.len();
+        let columns = |width: usize, of: fn(&RankOne) -> &[f32]| -> Vec<f32> {
+            (0..width).flat_map(|i| self.all.iter().map(move |change| of(change)[i])).collect()
+        };
+        let (left, right) = (columns(self.d, |c| &c.left), columns(self.f, |c| &c.right));
+        (rank > 0).then_some(WeightChange::LowRank { rank, left, right })
+    }
+
+    /// All as an overlay.
+    fn overlay(&self, id: WeightId) -> Result<Overlay> {
+        let mut overlay = Overlay::default();
+        if let Some(change) = self.change() {
+            overlay.push(id, change.delta()?);
+        }
+        Ok(overlay)
+    }
 }
 
 /// The direction of length 1 that the change is along, `B⁻¹k`: B is C with its ridge, and the

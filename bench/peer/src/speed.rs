@@ -1,0 +1,80 @@
+//! How fast many facts are edited, and how fast this machine multiplies matrices (`bench/speed.py`).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use mutandis_edit::{Context, Fact, Job, Progress, find};
+use mutandis_engine::Model;
+use mutandis_engine::kernels::gemm;
+use mutandis_engine::kernels::pack::Packed;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// One run of a method over facts.
+#[derive(Deserialize)]
+pub(super) struct Edits {
+    method: String,
+    settings: Value,
+    facts: Vec<Fact>,
+    cache: PathBuf,
+}
+
+/// Seconds of every stage.
+#[derive(Default)]
+struct Stages(Mutex<(Option<(String, Instant)>, BTreeMap<String, f64>)>);
+
+impl Progress for Stages {
+    fn begin(&self, stage: &str, _: usize) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some((stage.to_owned(), Instant::now()));
+    }
+
+    fn step(&self, _: usize) {}
+
+    fn end(&self) {
+        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((stage, started)) = now.0.take() {
+            *now.1.entry(stage).or_default() += started.elapsed().as_secs_f64();
+        }
+    }
+}
+
+/// Seconds and operations of one run, statistics of the model computed beforehand.
+pub(super) fn edits(model: &Model, ask: &Edits) -> anyhow::Result<Value> {
+    let stages = Stages::default();
+    let cx = Context { cache: Some(ask.cache.clone()), ..Context::default() };
+    let job = |facts| Job { model, stack: &[], prior: &[], facts, seed: 0 };
+    // One fact, searched a step long, brings moments, their factors and null spaces, and contexts.
+    let mut few = ask.settings.clone();
+    few["rounds"] = json!(1);
+    few["search"]["steps"] = json!(1);
+    let entry = find(&ask.method)?;
+    entry.edit(&few, &job(&ask.facts[..1]), &cx)?;
+    let (before, started) = (model.operations(), Instant::now());
+    let patch = entry.edit(&ask.settings, &job(&ask.facts), &Context { progress: &stages, ..cx })?;
+    let seconds = started.elapsed().as_secs_f64();
+    let stages = stages.0.into_inner().unwrap_or_else(PoisonError::into_inner).1;
+    let steps: usize = patch.search.iter().map(|s| s.steps).sum();
+    let operations = model.operations() - before;
+    Ok(json!({"seconds": seconds, "operations": operations, "stages": stages, "steps": steps}))
+}
+
+/// Operations a second of products of 1024 × 1024 matrices, in f32, on the model's threads: the
+/// best of so many.
+pub(super) fn peak(model: &Model, times: usize) -> Value {
+    const N: usize = 1024;
+    let numbers = |seed: usize| (0..N * N).map(|i| ((i * 31 + seed) % 97) as f32 / 97.0 - 0.5).collect();
+    let (x, w): (Vec<f32>, Vec<f32>) = (numbers(1), numbers(2));
+    let packed = Packed::from_f32(N, N, &w);
+    let best = model.install(|| {
+        (0..times.max(1))
+            .map(|_| {
+                let started = Instant::now();
+                std::hint::black_box(gemm::multiply(model.isa(), &x, N, &packed));
+                started.elapsed().as_secs_f64()
+            })
+            .fold(f64::INFINITY, f64::min)
+    });
+    json!({"operations_per_second": 2.0 * (N * N * N) as f64 / best})
+}
