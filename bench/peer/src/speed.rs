@@ -23,19 +23,25 @@ pub(super) struct Edits {
 
 /// Seconds of every stage.
 #[derive(Default)]
-struct Stages(Mutex<(Option<(String, Instant)>, BTreeMap<String, f64>)>);
+struct Stages(Mutex<Times>);
+
+#[derive(Default)]
+struct Times {
+    now: Option<(String, Instant)>,
+    seconds: BTreeMap<String, f64>,
+}
 
 impl Progress for Stages {
     fn begin(&self, stage: &str, _: usize) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some((stage.to_owned(), Instant::now()));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).now = Some((stage.to_owned(), Instant::now()));
     }
 
     fn step(&self, _: usize) {}
 
     fn end(&self) {
-        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((stage, started)) = now.0.take() {
-            *now.1.entry(stage).or_default() += started.elapsed().as_secs_f64();
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((stage, started)) = times.now.take() {
+            *times.seconds.entry(stage).or_default() += started.elapsed().as_secs_f64();
         }
     }
 }
@@ -54,7 +60,7 @@ pub(super) fn edits(model: &Model, ask: &Edits) -> anyhow::Result<Value> {
     let (before, started) = (model.operations(), Instant::now());
     let patch = entry.edit(&ask.settings, &job(&ask.facts), &Context { progress: &stages, ..cx })?;
     let seconds = started.elapsed().as_secs_f64();
-    let stages = stages.0.into_inner().unwrap_or_else(PoisonError::into_inner).1;
+    let stages = stages.0.into_inner().unwrap_or_else(PoisonError::into_inner).seconds;
     let steps: usize = patch.search.iter().map(|s| s.steps).sum();
     let operations = model.operations() - before;
     Ok(json!({"seconds": seconds, "operations": operations, "stages": stages, "steps": steps}))

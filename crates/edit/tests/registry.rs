@@ -39,7 +39,21 @@ fn quick(method: &Entry) -> Value {
     if defaults.get("null-space").is_some() {
         quick["null-space"] = json!(0.9);
     }
+    if trains(method) {
+        quick["epochs"] = json!(4);
+    }
     quick
+}
+
+/// Whether a method searches for values and writes them into several layers.
+fn writes_layers(method: &Entry) -> bool {
+    let defaults = method.defaults();
+    defaults.get("layers").is_some() && defaults.get("search").is_some()
+}
+
+/// Whether a method trains weights by gradient descent.
+fn trains(method: &Entry) -> bool {
+    method.defaults().get("optimizer").is_some()
 }
 
 fn edit(method: &Entry, model: &Model, facts: &[Fact]) -> Patch {
@@ -170,7 +184,7 @@ fn bad_batches_and_settings_are_named() {
         fails(method.id, &torn, json!({}), "facts 1 and 3 contradict each other");
         fails(method.id, &facts(), json!({"leyer": 1}), "has no setting `leyer`");
     }
-    for method in METHODS.iter().filter(|m| m.defaults().get("layers").is_some()) {
+    for method in METHODS.iter().filter(|m| writes_layers(m)) {
         for (settings, expected) in [
             (json!({"layers": [1, 99]}), "layer 99"),
             (json!({"layers": [2, 1]}), "ascending"),
@@ -190,6 +204,34 @@ fn bad_batches_and_settings_are_named() {
             fails(method.id, &facts(), settings, expected);
         }
     }
+    for method in METHODS.iter().filter(|m| trains(m)) {
+        for (settings, expected) in [
+            (json!({"layers": [1, 99]}), "layer 99"),
+            (json!({"layers": []}), "no weight to train"),
+            (json!({"modules": []}), "no weight to train"),
+            (json!({"modules": ["mlp"]}), "mlp"),
+            (json!({"learning-rate": 0.0}), "`learning-rate` is 0"),
+            (json!({"learning-rate": -1.0}), "`learning-rate` is -1"),
+            (json!({"batch": 0}), "`batch` is 0"),
+            (json!({"epochs": 0}), "`epochs` is 0"),
+            (json!({"stop-below": -1.0}), "`stop-below` is -1"),
+            (json!({"optimizer": "adamw"}), "adamw"),
+        ] {
+            fails(method.id, &facts(), settings, expected);
+        }
+        match method.defaults().get("rank") {
+            Some(_) => {
+                fails(method.id, &facts(), json!({"rank": 0}), "the rank is 0");
+                fails(method.id, &facts(), json!({"rank": 1000}), "the rank is 1000");
+                fails(method.id, &facts(), json!({"alpha": 0.0}), "`alpha` is 0");
+            }
+            None => {
+                fails(method.id, &facts(), json!({"bound-each": 0.0}), "`bound-each` is 0");
+                fails(method.id, &facts(), json!({"bound-norm": -1.0}), "`bound-norm` is -1");
+            }
+        }
+    }
+    fails("ft-l", &facts(), json!({"end-of-text": true}), "`end-of-text` cannot be learnt");
     fails("alphaedit", &facts(), json!({"null-space": "1e-30 absolute"}), "dimension 0");
     fails("alphaedit", &facts(), json!({"null-space": 1.0}), "retained energy is 1");
     fails("alphaedit", &facts(), json!({"lambda": 0.0}), "weight of what is held");
@@ -207,7 +249,7 @@ fn hard_batches_are_edited_without_a_number_going_astray() {
         .collect();
     hard.push(Fact::new("Tom went home and had a", "Tom", long.trim()).unwrap());
     let small = json!({"search": {"steps": 2}, "prefixes": [0, 1]});
-    for method in METHODS.iter().filter(|m| m.defaults().get("layers").is_some()) {
+    for method in METHODS.iter().filter(|m| writes_layers(m)) {
         let mut all = quick(method);
         all.as_object_mut().unwrap().extend(small.as_object().unwrap().clone());
         let job = Job { model: &model, stack: &[], prior: &[], facts: &hard, seed: 0 };
@@ -221,7 +263,7 @@ fn hard_batches_are_edited_without_a_number_going_astray() {
 #[test]
 fn post_steps_are_taken_by_every_method_that_writes_layers() {
     let model = model(2);
-    for method in METHODS.iter().filter(|m| m.defaults().get("layers").is_some()) {
+    for method in METHODS.iter().filter(|m| writes_layers(m)) {
         let with = |post: Value| {
             let mut all = quick(method);
             all["post"] = post;

@@ -8,7 +8,11 @@ macro_rules! describe {
 mod alphaedit;
 mod emmet;
 mod encore;
+mod ft_l;
+mod ft_m;
 mod ice;
+mod locft_bf;
+mod lora;
 mod memit;
 mod memit_merge;
 mod pmet;
@@ -27,5 +31,9 @@ pub static METHODS: &[Entry] = &[
     Entry::of::<pmet::Pmet>(),
     Entry::of::<alphaedit::AlphaEdit>(),
     Entry::of::<encore::Encore>(),
+    Entry::of::<ft_m::FtM>(),
+    Entry::of::<ft_l::FtL>(),
+    Entry::of::<locft_bf::LocFtBf>(),
+    Entry::of::<lora::Lora>(),
     Entry::of::<ice::Ice>(),
 ];

@@ -52,6 +52,15 @@ impl<'a> Ascent<'a> {
         Ok(self.read(prompts, site, false)?.concat())
     }
 
+    /// Where a pass over some prompts begins.
+    pub(super) fn start(&self, prompts: &[usize]) -> Start {
+        if self.layer == 0 {
+            return Start::Tokens;
+        }
+        let rows = prompts.iter().flat_map(|&p| &self.hidden[p]).copied().collect();
+        Start::Hidden { layer: self.layer, rows }
+    }
+
     /// Up to where a higher layer begins, with what was written.
     ///
     /// # Errors
@@ -77,12 +86,7 @@ impl<'a> Ascent<'a> {
             };
             let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
             rest = later;
-            let start = if self.hidden.is_empty() {
-                Start::Tokens
-            } else {
-                let rows = now.iter().flat_map(|&p| &self.hidden[p]).copied().collect();
-                Start::Hidden { layer: self.layer, rows }
-            };
+            let start = self.start(now);
             let sequences = now
                 .iter()
                 .map(|&p| Sequence { tokens: self.prompts[p], overlays: &overlays, ..Default::default() })

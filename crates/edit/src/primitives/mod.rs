@@ -1,9 +1,11 @@
 //! What methods are made of: each primitive once, tested, for all of them.
 
+mod adam;
 mod ascent;
 mod beside;
 pub mod cholesky;
 pub mod contexts;
+pub mod fine_tune;
 pub mod least_squares;
 pub mod locate_then_edit;
 pub mod moments;
@@ -15,5 +17,6 @@ pub mod spread;
 pub mod statistics;
 pub mod strength;
 pub mod subspace;
+pub mod train;
 pub mod value_search;
 mod writing;

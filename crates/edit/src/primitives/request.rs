@@ -150,27 +150,9 @@ impl Request {
         } - 1;
         let mut essence = locate(tokenizer, &essence, last)?;
         essence.ids.truncate(essence.lookup + 1);
-        let target = tokenizer.encode_continuation(&fact.continuation())?.ids;
-        if target.is_empty() || target.len() > TARGET_LIMIT {
-            return Err(Error::input_hint(
-                format!(
-                    "the target `{}` has {} tokens, expected 1 to {TARGET_LIMIT}",
-                    fact.target,
-                    target.len()
-                ),
-                "shorten the target",
-            ));
-        }
+        let target = target(tokenizer, fact)?;
         let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0) + target.len();
-        let context = model.architecture().context;
-        if longest > context {
-            return Err(Error::input_hint(
-                format!(
-                    "`{prompt}` with its target is {longest} tokens long, the model's context is {context}"
-                ),
-                "shorten the prompt or the target",
-            ));
-        }
+        fits(model, prompt, longest)?;
         let prompts = prompts.into_iter().map(|at| Prompt { at, target: target.clone() }).collect();
         Ok(Self { prompts, bare: 1, essence })
     }
@@ -184,6 +166,36 @@ impl Request {
         prefixed.extend_from_slice(more);
         self.prompts.append(&mut prefixed);
     }
+}
+
+/// The target's tokens, as they follow the prompt.
+///
+/// # Errors
+/// Where there are none, or too many.
+pub(super) fn target(tokenizer: &Tokenizer, fact: &Fact) -> Result<Vec<u32>> {
+    let target = tokenizer.encode_continuation(&fact.continuation())?.ids;
+    if target.is_empty() || target.len() > TARGET_LIMIT {
+        return Err(Error::input_hint(
+            format!("the target `{}` has {} tokens, expected 1 to {TARGET_LIMIT}", fact.target, target.len()),
+            "shorten the target",
+        ));
+    }
+    Ok(target)
+}
+
+/// Checks that a prompt with its target is no longer than the model's context.
+///
+/// # Errors
+/// Where it is.
+pub(super) fn fits(model: &Model, prompt: &str, tokens: usize) -> Result<()> {
+    let context = model.architecture().context;
+    if tokens > context {
+        return Err(Error::input_hint(
+            format!("`{prompt}` with its target is {tokens} tokens long, the model's context is {context}"),
+            "shorten the prompt or the target",
+        ));
+    }
+    Ok(())
 }
 
 pub(super) fn locate(tokenizer: &Tokenizer, text: &str, character: usize) -> Result<Located> {

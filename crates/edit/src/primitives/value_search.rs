@@ -15,6 +15,7 @@ use mutandis_engine::{Model, Overlay, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::adam::Adam;
 use super::request::Request;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -377,9 +378,7 @@ struct State {
     delta: Vec<f32>,
     /// Number of sites.
     sites: usize,
-    first: Vec<f32>,
-    second: Vec<f32>,
-    steps: i32,
+    adam: Adam,
     log_reference: Option<Vec<f32>>,
     losses: Vec<StepLoss>,
     trace: Vec<Vec<f32>>,
@@ -392,14 +391,11 @@ struct State {
 
 impl State {
     fn new(initial: Vec<f32>, sites: usize) -> Self {
-        let zeros = vec![0.0; initial.len()];
         Self {
+            delta: vec![0.0; initial.len()],
+            adam: Adam::new(initial.len()),
             initial,
-            delta: zeros.clone(),
             sites,
-            first: zeros.clone(),
-            second: zeros,
-            steps: 0,
             log_reference: None,
             losses: vec![],
             trace: vec![],
@@ -409,18 +405,9 @@ impl State {
         }
     }
 
-    /// Adam (arXiv 1412.6980, algorithm 1) with PyTorch's constants, then the clamp of each site.
+    /// A step of Adam, then the clamp of each site.
     fn update(&mut self, gradient: &[f32], settings: &Search) {
-        const BETA: [f32; 2] = [0.9, 0.999];
-        const EPSILON: f32 = 1e-8;
-        self.steps += 1;
-        let correct = BETA.map(|b| 1.0 - b.powi(self.steps));
-        for (i, g) in gradient.iter().enumerate() {
-            self.first[i] = BETA[0] * self.first[i] + (1.0 - BETA[0]) * g;
-            self.second[i] = BETA[1] * self.second[i] + (1.0 - BETA[1]) * g * g;
-            let (m, v) = (self.first[i] / correct[0], self.second[i] / correct[1]);
-            self.delta[i] -= settings.learning_rate * m / (v.sqrt() + EPSILON);
-        }
+        self.adam.step(&mut self.delta, gradient, settings.learning_rate);
         let d = self.delta.len() / self.sites;
         for (delta, initial) in self.delta.chunks_exact_mut(d).zip(self.initial.chunks_exact(d)) {
             let (size, limit) = (norm(delta), settings.clamp * norm(initial));
@@ -454,7 +441,7 @@ impl State {
     /// Notes whether the target is the likeliest answer everywhere, and whether that has lasted.
     fn settles(&mut self, everywhere: bool, settle: usize) -> bool {
         self.everywhere = everywhere;
-        if everywhere && self.steps == 0 && settle > 0 {
+        if everywhere && self.adam.steps == 0 && settle > 0 {
             // It is the answer as it is: nothing is to be changed.
             return true;
         }

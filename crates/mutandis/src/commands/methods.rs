@@ -106,7 +106,8 @@ fn all_settings(method: &Entry) -> Vec<Setting> {
 }
 
 /// `a.b=value` pairs as nested JSON, each checked against the method's settings. What is not JSON
-/// is text, and so is everything where text is wanted.
+/// is text, and so is everything where text is wanted; `.5` is a number, though JSON knows none
+/// such.
 ///
 /// # Errors
 /// Where a pair has no `=`, or the method has no such setting, or one of another kind.
@@ -120,7 +121,8 @@ pub(super) fn settings(method: &Entry, pairs: &[String]) -> anyhow::Result<Value
         })?;
         let key = key.trim();
         let setting = known.iter().find(|s| s.name == key).ok_or_else(|| unknown(method, key, &known))?;
-        let value = match serde_json::from_str(text) {
+        let padded = text.starts_with('.').then(|| format!("0{text}"));
+        let value = match serde_json::from_str(padded.as_deref().unwrap_or(text)) {
             Ok(Value::String(text)) => Value::String(text),
             Ok(value) if setting.property["type"] != "string" => value,
             _ => Value::String(text.to_owned()),

@@ -1,0 +1,164 @@
+//! Fine-tuning of a few weights on facts: what FT-L, FT-M, LoRA and LocFT-BF have in common.
+
+use mutandis_engine::{Model, Role, WeightId};
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::train::{Bounds, Example, Parameter, Training, train};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::fact::Fact;
+use crate::method::Job;
+use crate::patch::Patch;
+
+/// Which weights are trained whole, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Layers, from 0; the one two thirds of the way up where absent, as the published settings
+    /// of 32-layer models have it.
+    pub layers: Option<Vec<usize>>,
+    /// Weights of each layer: `query`, `key`, `value`, `attention-out`, `mlp-gate`, `mlp-up`,
+    /// `mlp-out`.
+    #[schemars(with = "Vec<String>")]
+    pub modules: Vec<Role>,
+    /// The training.
+    #[serde(flatten)]
+    pub training: Training,
+    /// How far each number may move (L∞); as far as it goes where absent.
+    pub bound_each: Option<f32>,
+    /// How far a weight may move (Frobenius norm); as far as it goes where absent.
+    pub bound_norm: Option<f32>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            layers: None,
+            modules: vec![Role::MlpOut],
+            training: Training::default(),
+            bound_each: None,
+            bound_norm: None,
+        }
+    }
+}
+
+/// Trains whole weights on what `example` makes of each fact, and fills the patch.
+///
+/// # Errors
+/// Where a fact or a setting does not fit the model, or the computation breaks down.
+pub fn edit(
+    settings: &Settings,
+    example: fn(&Model, &Fact, bool) -> Result<Example>,
+    job: &Job<'_>,
+    cx: &Context<'_>,
+    patch: &mut Patch,
+) -> Result<()> {
+    for (name, bound) in [("bound-each", settings.bound_each), ("bound-norm", settings.bound_norm)] {
+        if bound.is_some_and(|b| !(b > 0.0 && b.is_finite())) {
+            return Err(Error::input_hint(
+                format!("`{name}` is {}, expected a number above 0", bound.unwrap_or_default()),
+                "leave it out for no bound",
+            ));
+        }
+    }
+    let bounds = Bounds { each: settings.bound_each, norm: settings.bound_norm };
+    let late = vec![job.model.architecture().layers * 2 / 3];
+    let layers = settings.layers.as_ref().unwrap_or(&late);
+    let parameters = weights(job.model, layers, &settings.modules)?
+        .into_iter()
+        .map(|(id, shape)| Parameter::dense(id, shape, bounds))
+        .collect();
+    fit(parameters, &settings.training, example, job, cx, patch)
+}
+
+/// Which weights get low-rank changes, and how they are trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct LowRank {
+    /// Layers, from 0; all where absent.
+    pub layers: Option<Vec<usize>>,
+    /// Weights of each layer.
+    #[schemars(with = "Vec<String>")]
+    pub modules: Vec<Role>,
+    /// Rank of each change.
+    pub rank: usize,
+    /// Changes are scaled by this over the rank.
+    pub alpha: f32,
+    /// The training.
+    #[serde(flatten)]
+    pub training: Training,
+}
+
+impl Default for LowRank {
+    /// As EasyEdit has it.
+    fn default() -> Self {
+        Self {
+            layers: None,
+            modules: vec![Role::Query, Role::Value],
+            rank: 8,
+            alpha: 32.0,
+            training: Training { epochs: 70, learning_rate: 5e-3, ..Training::default() },
+        }
+    }
+}
+
+/// Trains low-rank changes on each fact's answer, and fills the patch.
+///
+/// # Errors
+/// As [`edit`].
+pub fn low_rank(settings: &LowRank, job: &Job<'_>, cx: &Context<'_>, patch: &mut Patch) -> Result<()> {
+    if !(settings.alpha.is_finite() && settings.alpha > 0.0) {
+        return Err(Error::input_hint(
+            format!("`alpha` is {}, expected a number above 0", settings.alpha),
+            "two to four times the rank is common",
+        ));
+    }
+    let all: Vec<usize> = (0..job.model.architecture().layers).collect();
+    let layers = settings.layers.as_ref().unwrap_or(&all);
+    let mut rng = ChaCha8Rng::seed_from_u64(job.seed);
+    let parameters = weights(job.model, layers, &settings.modules)?
+        .into_iter()
+        .map(|(id, shape)| Parameter::lora(id, shape, settings.rank, settings.alpha, &mut rng))
+        .collect::<Result<Vec<_>>>()?;
+    fit(parameters, &settings.training, Example::answer, job, cx, patch)
+}
+
+/// The weights of some layers, each with its shape.
+fn weights(model: &Model, layers: &[usize], modules: &[Role]) -> Result<Vec<(WeightId, [usize; 2])>> {
+    let mut ids: Vec<WeightId> =
+        layers.iter().flat_map(|&layer| modules.iter().map(move |&role| WeightId { layer, role })).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.is_empty() {
+        return Err(Error::input_hint(
+            "there is no weight to train: `layers` or `modules` is empty",
+            "name at least one of each, such as `layers=[20]` and `modules=[\"mlp-out\"]`",
+        ));
+    }
+    ids.into_iter().map(|id| Ok((id, model.linear_shape(id.role, id.layer)?))).collect()
+}
+
+/// Trains and fills the patch with what was trained.
+fn fit(
+    mut parameters: Vec<Parameter>,
+    training: &Training,
+    example: fn(&Model, &Fact, bool) -> Result<Example>,
+    job: &Job<'_>,
+    cx: &Context<'_>,
+    patch: &mut Patch,
+) -> Result<()> {
+    let examples = job
+        .facts
+        .iter()
+        .map(|fact| example(job.model, fact, training.end_of_text))
+        .collect::<Result<Vec<_>>>()?;
+    let trained = train(job.model, job.stack, &mut parameters, &examples, training, job.seed, cx)?;
+    patch.search = trained.search;
+    for parameter in parameters.iter().filter(|p| !p.is_zero()) {
+        patch.push(job.model, parameter.id, parameter.change())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,432 @@
+//! Training of weights by gradient descent, on top of a frozen model.
+//!
+//! What is trained is a change of some weights, whole or of low rank; the model is never written.
+//! Below the lowest of them nothing changes, so the hidden states entering its layer are computed
+//! once (methods.md §4b row 10); the backward pass ends there.
+
+mod parameter;
+
+use mutandis_engine::kernels::loss;
+use mutandis_engine::{LogitRows, Model, Overlay, Pass, Sequence, Tape, Wants, WeightId};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::ascent::Ascent;
+use super::request;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::fact::Fact;
+use crate::method::on_top;
+use crate::patch::SearchInfo;
+pub use parameter::{Bounds, Parameter};
+
+/// How weights are trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Training {
+    /// How often each fact is gone through.
+    pub epochs: usize,
+    /// Step size.
+    pub learning_rate: f32,
+    /// What a step is made of the gradient by.
+    pub optimizer: Optimizer,
+    /// Facts of one step, at most.
+    pub batch: usize,
+    /// In which order facts are gone through.
+    pub schedule: Schedule,
+    /// Loss, in nats, below which a batch takes no step, and training ends when the mean of an
+    /// epoch lies there.
+    pub stop_below: f32,
+    /// Teach the model to end its answer after the target.
+    pub end_of_text: bool,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            epochs: 25,
+            learning_rate: 5e-4,
+            optimizer: Optimizer::Adam,
+            batch: 1,
+            schedule: Schedule::BreadthFirst,
+            stop_below: 0.01,
+            end_of_text: false,
+        }
+    }
+}
+
+/// What makes a step of a gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    /// Adam (arXiv 1412.6980).
+    Adam,
+    /// The gradient times the learning rate.
+    Sgd,
+}
+
+/// In which order facts are gone through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Each batch until it is learnt, then the next, with an optimizer of its own.
+    DepthFirst,
+    /// All batches once an epoch, in an order that is drawn anew each time.
+    BreadthFirst,
+}
+
+impl Training {
+    /// Checks what no type does.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: String, hint: &str| Err(Error::input_hint(what, hint));
+        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
+            return wrong(
+                format!("`learning-rate` is {}, expected a number above 0", self.learning_rate),
+                "1e-5 to 1e-2 are common",
+            );
+        }
+        if self.epochs == 0 {
+            return wrong("`epochs` is 0, expected 1 or more".into(), "25 are common");
+        }
+        if self.batch == 0 {
+            return wrong("`batch` is 0, expected 1 or more".into(), "1 takes a step for each fact");
+        }
+        if !(self.stop_below.is_finite() && self.stop_below >= 0.0) {
+            return wrong(
+                format!("`stop-below` is {}, expected 0 or more", self.stop_below),
+                "0 trains for all epochs",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A text, and which tokens are to be predicted where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// The text.
+    pub tokens: Vec<u32>,
+    /// Rows of it, each with a token that it should predict; a row may have several.
+    pub targets: Vec<(usize, u32)>,
+}
+
+impl Example {
+    /// Each token of the answer after those before it: the masked cross-entropy of FT-M.
+    ///
+    /// # Errors
+    /// Where the target has no tokens or too many, or the text is longer than the context.
+    pub fn answer(model: &Model, fact: &Fact, end_of_text: bool) -> Result<Self> {
+        let (prompt, mut target) = tokens(model, fact)?;
+        if end_of_text {
+            let eos = model.tokenizer()?.eos_ids().first().ok_or_else(|| {
+                Error::input_hint(
+                    "the model has no end-of-text token, and `end-of-text` is to be learnt",
+                    "set `end-of-text=false`",
+                )
+            })?;
+            target.push(*eos);
+        }
+        let from = prompt.len() - 1;
+        let targets = target.iter().enumerate().map(|(i, &id)| (from + i, id)).collect();
+        let tokens = [&prompt[..], &target[..target.len() - 1]].concat();
+        request::fits(model, &fact.prompt, tokens.len() + 1)?;
+        Ok(Self { tokens, targets })
+    }
+
+    /// Every token of the answer at the prompt's last row: the loss of FT-L.
+    ///
+    /// # Errors
+    /// As [`Self::answer`].
+    pub fn at_last(model: &Model, fact: &Fact) -> Result<Self> {
+        let (prompt, target) = tokens(model, fact)?;
+        request::fits(model, &fact.prompt, prompt.len() + 1)?;
+        let targets = target.iter().map(|&id| (prompt.len() - 1, id)).collect();
+        Ok(Self { tokens: prompt, targets })
+    }
+}
+
+/// Prompt and target as tokens, neither empty.
+fn tokens(model: &Model, fact: &Fact) -> Result<(Vec<u32>, Vec<u32>)> {
+    let tokenizer = model.tokenizer()?;
+    let prompt = tokenizer.encode(fact.prompt.trim_end())?.ids;
+    if prompt.is_empty() {
+        return Err(Error::input(format!("the prompt `{}` has no tokens", fact.prompt)));
+    }
+    Ok((prompt, request::target(tokenizer, fact)?))
+}
+
+/// How training went.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trained {
+    /// One per example, as it was last seen.
+    pub search: Vec<SearchInfo>,
+    /// Loss of every epoch, each batch as it was before its step; of depth-first training those
+    /// of all batches, one batch after another.
+    pub losses: Vec<f32>,
+}
+
+/// Trains parameters in place until the examples are predicted.
+///
+/// A step that makes the loss more than twice what it was at first, or not a number, is taken for
+/// divergence: the parameters go back to where the loss was smallest, and the user is told.
+///
+/// # Errors
+/// Where a setting is out of range, a parameter is not one of the model's, the loss is not finite
+/// before any step, or the user interrupts.
+pub fn train(
+    model: &Model,
+    stack: &[&Overlay],
+    parameters: &mut [Parameter],
+    examples: &[Example],
+    training: &Training,
+    seed: u64,
+    cx: &Context<'_>,
+) -> Result<Trained> {
+    training.check()?;
+    let Some(first) = parameters.iter().map(|p| p.id.layer).min() else {
+        return Err(Error::input("nothing is to be trained"));
+    };
+    for parameter in parameters.iter() {
+        parameter.check(model)?;
+    }
+    let prompts = examples.iter().map(|e| &e.tokens[..]).collect();
+    let texts = Texts { model, stack, examples, ascent: Ascent::new(model, stack, prompts, first)? };
+    let mut run = Run {
+        texts,
+        training,
+        search: vec![SearchInfo::default(); examples.len()],
+        losses: vec![],
+        cx,
+        told: 0,
+    };
+    cx.progress.begin("training", training.epochs * examples.len());
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    match training.schedule {
+        Schedule::DepthFirst => {
+            for batch in order.chunks(training.batch) {
+                parameters.iter_mut().for_each(Parameter::forget);
+                run.epochs(parameters, |_| batch.to_vec())?;
+            }
+        }
+        Schedule::BreadthFirst => {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            run.epochs(parameters, |epoch| {
+                if epoch > 0 {
+                    shuffle(&mut order, &mut rng);
+                }
+                order.clone()
+            })?;
+        }
+    }
+    cx.progress.end();
+    Ok(Trained { search: run.search, losses: run.losses })
+}
+
+/// Fisher–Yates.
+fn shuffle(order: &mut [usize], rng: &mut ChaCha8Rng) {
+    for i in (1..order.len()).rev() {
+        let j = rng.next_u64() % (i as u64 + 1);
+        order.swap(i, j as usize);
+    }
+}
+
+struct Run<'a> {
+    texts: Texts<'a>,
+    training: &'a Training,
+    search: Vec<SearchInfo>,
+    losses: Vec<f32>,
+    cx: &'a Context<'a>,
+    told: usize,
+}
+
+impl Run<'_> {
+    /// Goes through examples until they are learnt.
+    fn epochs(
+        &mut self,
+        parameters: &mut [Parameter],
+        mut order: impl FnMut(usize) -> Vec<usize>,
+    ) -> Result<()> {
+        let mut at_first = f32::NAN;
+        let mut best: Option<(f32, Vec<Vec<f32>>)> = None;
+        for epoch in 0..self.training.epochs {
+            let order = order(epoch);
+            let before: Vec<Vec<f32>> = parameters.iter().map(|p| p.values.clone()).collect();
+            let mean = self.epoch(parameters, &order)?;
+            if epoch == 0 {
+                if !mean.is_finite() {
+                    return Err(Error::Numerical { what: format!("the loss is {mean} before any step") });
+                }
+                at_first = mean;
+            }
+            let lost = !mean.is_finite() || mean > 2.0 * at_first.max(1.0);
+            if lost && epoch > 0 {
+                let (least, values) = best.unwrap_or((at_first, before));
+                parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
+                self.cx.progress.note(&format!(
+                    "training diverged: the loss is {mean:.3} in epoch {}, {at_first:.3} at first; what was \
+                     there at {least:.3} is kept (a lower `learning-rate` may do)",
+                    epoch + 1
+                ));
+                return Ok(());
+            }
+            self.losses.push(mean);
+            if best.as_ref().is_none_or(|(least, _)| mean < *least) {
+                best = Some((mean, before));
+            }
+            if mean < self.training.stop_below {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// One step for each batch; the mean loss of all, each before its step.
+    fn epoch(&mut self, parameters: &mut [Parameter], order: &[usize]) -> Result<f32> {
+        let mut sum = 0.0f64;
+        for batch in order.chunks(self.training.batch) {
+            self.cx.check()?;
+            let Slope { losses, gradients } =
+                self.texts.slope(parameters, batch, self.training.stop_below)?;
+            for (&i, each) in batch.iter().zip(&losses) {
+                let info = &mut self.search[i];
+                info.steps += usize::from(gradients.is_some());
+                (info.loss, info.probability) = (each.mean, (-each.sum).exp());
+                sum += f64::from(each.mean);
+            }
+            if losses.iter().any(|l| !l.mean.is_finite()) {
+                return Ok(f32::NAN);
+            }
+            for (parameter, gradient) in parameters.iter_mut().zip(gradients.into_iter().flatten()) {
+                parameter.step(&gradient, self.training);
+            }
+            self.told += batch.len();
+            self.cx.progress.step(self.told);
+        }
+        Ok((sum / order.len() as f64) as f32)
+    }
+}
+
+/// Loss of one example, in nats: of all its targets, and of one in the mean.
+struct Loss {
+    sum: f32,
+    mean: f32,
+}
+
+/// What a step is made of.
+struct Slope {
+    /// One per example of the batch.
+    losses: Vec<Loss>,
+    /// Of the mean loss with respect to the values of each parameter; none where no step is to be
+    /// taken.
+    gradients: Option<Vec<Vec<f32>>>,
+}
+
+/// Rows of a pass, at most: what its tape takes in memory.
+const ROWS: usize = 2048;
+
+/// Examples, as far as nothing that is trained has a say.
+struct Texts<'a> {
+    model: &'a Model,
+    stack: &'a [&'a Overlay],
+    examples: &'a [Example],
+    ascent: Ascent<'a>,
+}
+
+impl Texts<'_> {
+    /// Losses of a batch, and the gradients of their mean with respect to each parameter; none
+    /// where that is below `enough`.
+    fn slope(&self, parameters: &[Parameter], batch: &[usize], enough: f32) -> Result<Slope> {
+        let mut overlay = Overlay::default();
+        for parameter in parameters.iter().filter(|p| !p.is_zero()) {
+            let Ok(delta) = parameter.delta() else {
+                // Not finite: the loss is not either.
+                let nan = |_: &usize| Loss { sum: f32::NAN, mean: f32::NAN };
+                return Ok(Slope { losses: batch.iter().map(nan).collect(), gradients: None });
+            };
+            overlay.push(parameter.id, delta);
+        }
+        let overlays = on_top(self.stack, &overlay);
+        let mut losses = Vec::with_capacity(batch.len());
+        let mut gradients: Option<Vec<Vec<f32>>> = None;
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let fits = |i: &&usize| {
+                rows += self.examples[**i].tokens.len();
+                rows <= ROWS
+            };
+            let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            rest = later;
+            let (more, logits, tape) = self.losses(now, &overlays, batch.len())?;
+            losses.extend(more);
+            let whole = rest.is_empty() && losses.len() == now.len();
+            let mean = losses.iter().map(|l| l.mean).sum::<f32>() / batch.len() as f32;
+            if !mean.is_finite() || (whole && mean < enough) {
+                return Ok(Slope { losses, gradients: None });
+            }
+            let pairs: Vec<WeightId> = parameters.iter().map(|p| p.id).collect();
+            let found = self.model.backward(&tape, &Wants { logits, pairs, ..Default::default() })?;
+            let each = parameters.iter().zip(&found.pairs).map(|(p, pair)| p.gradient(self.model, pair));
+            match &mut gradients {
+                None => gradients = Some(each.collect()),
+                Some(sums) => {
+                    for (sum, more) in sums.iter_mut().zip(each) {
+                        sum.iter_mut().zip(more).for_each(|(s, x)| *s += x);
+                    }
+                }
+            }
+        }
+        let mean = losses.iter().map(|l| l.mean).sum::<f32>() / batch.len() as f32;
+        Ok(Slope { losses, gradients: gradients.filter(|_| mean >= enough) })
+    }
+
+    /// Losses of examples, and the gradient of their logits for a mean over `of` examples.
+    fn losses<'p>(
+        &'p self,
+        examples: &[usize],
+        overlays: &'p [&'p Overlay],
+        of: usize,
+    ) -> Result<(Vec<Loss>, Vec<f32>, Tape<'p>)> {
+        let (isa, v) = (self.model.isa(), self.model.architecture().vocabulary);
+        let (mut logit_rows, mut targets, mut weights) = (vec![], vec![], vec![]);
+        let (mut start, mut sequences) = (0, vec![]);
+        for &i in examples {
+            let example = &self.examples[i];
+            logit_rows.extend(example.targets.iter().map(|(row, _)| start + row));
+            targets.extend(example.targets.iter().map(|(_, id)| *id));
+            let count = example.targets.len();
+            weights.extend(std::iter::repeat_n(1.0 / (of * count) as f32, count));
+            sequences.push(Sequence { tokens: &example.tokens, overlays, ..Default::default() });
+            start += example.tokens.len();
+        }
+        // A row that predicts several tokens has logits once for each.
+        let pass = Pass {
+            sequences,
+            start: self.ascent.start(examples),
+            logits: LogitRows::Rows(logit_rows),
+            record: true,
+            ..Default::default()
+        };
+        let outcome = self.model.forward(pass)?;
+        let mut logits = outcome.logits;
+        let each = self.model.install(|| {
+            let each = loss::cross_entropy(isa, &logits, v, &targets);
+            loss::cross_entropy_backward(isa, &mut logits, v, &targets, &weights);
+            each
+        });
+        let mut at = 0;
+        let losses = examples.iter().map(|&i| {
+            let count = self.examples[i].targets.len();
+            let sum: f32 = each[at..at + count].iter().sum();
+            at += count;
+            Loss { sum, mean: sum / count as f32 }
+        });
+        let tape = outcome.tape.ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
+        Ok((losses.collect(), logits, tape))
+    }
+}
