@@ -129,9 +129,8 @@ fn low_rank_changes_are_trained_as_peft_does() {
     let mut all = vec![];
     for layer in 0..model.architecture().layers {
         for (name, role) in names {
-            let ([rank, inn], a) = match golden.numbers(&format!("lora.a.{name}.{layer}")) {
-                (shape, a) => (<[usize; 2]>::try_from(shape).unwrap(), a),
-            };
+            let (shape, a) = golden.numbers(&format!("lora.a.{name}.{layer}"));
+            let [rank, inn] = shape.try_into().unwrap();
             let right: Vec<f32> =
                 (0..inn).flat_map(|i| (0..rank).map(|r| a[r * inn + i]).collect::<Vec<_>>()).collect();
             let id = WeightId { layer, role };
