@@ -55,6 +55,14 @@ const WINDOW: usize = 3;
 /// Prefixes of 5 and of 10 tokens that are tried, the first while all else is.
 const PREFIXES: [[usize; 2]; 4] = [[1, 1], [0, 0], [3, 2], [10, 10]];
 
+/// Learning rates of weights that are tried.
+const RATES: [f64; 4] = [1e-4, 3e-4, 1e-3, 3e-3];
+/// Epochs that are tried besides a method's own.
+const EPOCHS: [usize; 2] = [50, 100];
+/// Weights of a layer that are tried.
+const MODULES: [&[&str]; 4] =
+    [&["mlp-out"], &["mlp-gate", "mlp-up"], &["query", "value"], &["attention-out"]];
+
 /// Finds settings of a method for a model. `start` are settings that stay as they are.
 ///
 /// # Errors
@@ -138,24 +146,29 @@ pub fn sweep(
 /// What is tried, one setting after another, each with its candidates.
 fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
     let has = |name: &str| defaults.get(name).is_some();
-    // Facts are recalled in the lower and middle layers of every model that was looked at.
-    let upper = (2 * layers / 3).max(1);
+    // Facts are recalled in the lower and middle layers of every model that was looked at; weights
+    // that are trained may lie anywhere, and few are better than many.
+    let (upper, window) = if has("epochs") { (layers, 1) } else { ((2 * layers / 3).max(1), WINDOW) };
     let places: Vec<Value> = (0..upper)
         .step_by((layers / 12).max(1))
         .filter_map(|from| match () {
             () if has("layers") => {
-                Some(json!({ "layers": (from..(from + WINDOW).min(layers)).collect::<Vec<_>>() }))
+                Some(json!({ "layers": (from..(from + window).min(layers)).collect::<Vec<_>>() }))
             }
             () if has("layer") => Some(json!({ "layer": from })),
             () => None,
         })
         .collect();
-    let strengths: Vec<Vec<Value>> =
-        [("null-space", &ENERGIES[..]), ("lambda", &STRENGTHS), ("scale", &STRENGTHS)]
-            .into_iter()
-            .filter(|(name, _)| has(name))
-            .map(|(name, tried)| tried.iter().map(|x| json!({ name: x })).collect())
-            .collect();
+    let strengths: Vec<Vec<Value>> = [
+        ("null-space", &ENERGIES[..]),
+        ("lambda", &STRENGTHS),
+        ("scale", &STRENGTHS),
+        ("learning-rate", &RATES),
+    ]
+    .into_iter()
+    .filter(|(name, _)| has(name))
+    .map(|(name, tried)| tried.iter().map(|x| json!({ name: x })).collect())
+    .collect();
 
     // Strengths come twice: first so that anything is written at all, then for the place found.
     let mut axes = strengths.clone();
@@ -181,6 +194,12 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
         axes.push(places.into_iter().map(last).collect());
     }
     axes.extend(strengths);
+    if has("epochs") {
+        axes.push(EPOCHS.iter().map(|x| json!({ "epochs": x })).collect());
+    }
+    if has("modules") {
+        axes.push(MODULES.iter().map(|x| json!({ "modules": x })).collect());
+    }
     if has("prefixes") {
         axes.push(PREFIXES[1..].iter().map(|p| json!({ "prefixes": p })).collect());
     }

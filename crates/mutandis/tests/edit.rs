@@ -181,6 +181,16 @@ fn many_facts_come_from_a_file_with_easyedits_names() {
     let weights = shown["weights"].as_array().unwrap();
     assert_eq!(weights.len(), 1, "both facts are written by one change");
     assert_eq!(weights[0]["rank"], 2);
+
+    // Strengths are told in both units.
+    let set = "layers=[1,2] moment-tokens=600 lambda=.02 prefixes=[0,0] search.steps=2";
+    let model = stories();
+    let memit =
+        ["edit", "--model", &model, "--facts", "f.jsonl", "--method", "memit", "--out", PATCH, "--force"];
+    let set: Vec<&str> = set.split(' ').flat_map(|s| ["--set", s]).collect();
+    sandbox.run(&[&memit[..], &set].concat()).ok();
+    let shown = sandbox.run(&["patch", "show", PATCH]).ok().stdout;
+    assert!(shown.contains("lambda 2.000e-2 relative (") && shown.contains(" absolute)"), "{shown}");
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use mutandis_edit::Patch;
-use mutandis_edit::patch::WeightChange;
+use mutandis_edit::patch::{SolveInfo, WeightChange};
+use mutandis_edit::primitives::strength::Resolved;
 use serde_json::json;
 
 use super::methods::plain;
@@ -91,12 +92,29 @@ fn show(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCod
                 100.0 * n.delta / n.base
             ));
         }
+        lines.extend(patch.solve.iter().take(20).map(|s| format!("solved   {}", solved(s))));
         if let Some(prefix) = &patch.prefix {
             lines.push(format!("prompt   {prefix:?}"));
         }
         lines.join("\n")
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// One linear system in words; a strength is relative, and in brackets as papers have it.
+fn solved(solve: &SolveInfo) -> String {
+    let mut parts: Vec<String> = solve.layer.map(|layer| format!("layer {layer}")).into_iter().collect();
+    parts.push(solve.form.clone());
+    let strength = |(name, s): (&String, &Resolved)| {
+        format!("{name} {:.3e} relative ({:.4e} absolute)", s.relative, s.absolute)
+    };
+    parts.extend(solve.strengths.iter().map(strength));
+    parts.extend(solve.null_space.map(|n| format!("null space of dimension {n}")));
+    parts.push(format!("residual {:.1e}", solve.residual));
+    if solve.jitter > 0.0 {
+        parts.push(format!("jitter {:.1e}", solve.jitter));
+    }
+    parts.join(", ")
 }
 
 fn verify(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCode> {
