@@ -13,9 +13,20 @@ use serde_json::Value;
 use crate::atomic;
 use crate::error::{Error, Result};
 
-/// The shipped files.
-const FILES: &[&str] =
-    &[include_str!("../recipes/smollm2-135m.toml"), include_str!("../recipes/gemma3-270m.toml")];
+/// The shipped files: what was found here, and what was published for models of one shape.
+const FILES: &[&str] = &[
+    include_str!("../recipes/smollm2-135m.toml"),
+    include_str!("../recipes/gemma3-270m.toml"),
+    include_str!("../recipes/published/gpt2-medium.toml"),
+    include_str!("../recipes/published/gpt2-large.toml"),
+    include_str!("../recipes/published/gpt2-xl.toml"),
+    include_str!("../recipes/published/gpt-j-6b.toml"),
+    include_str!("../recipes/published/gpt-neox-20b.toml"),
+    include_str!("../recipes/published/llama2-7b.toml"),
+    include_str!("../recipes/published/llama3-8b.toml"),
+    include_str!("../recipes/published/llama3.2-3b.toml"),
+    include_str!("../recipes/published/qwen2.5-7b.toml"),
+];
 
 /// Settings of methods for one model, or for all of one shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,10 +139,13 @@ mod tests {
 
     #[test]
     fn shipped_recipes_name_methods_and_settings_that_exist() {
+        let mut shapes = std::collections::HashSet::new();
         for text in FILES {
             let recipe: Recipe = toml::from_str(text).unwrap();
+            assert!(shapes.insert(format!("{:?}", recipe.model)), "{:?} has two recipes", recipe.model);
             for (method, settings) in &recipe.methods {
                 let entry = crate::find(method).unwrap();
+                entry.check_settings(settings).unwrap();
                 let defaults = entry.defaults();
                 for key in settings.as_object().unwrap().keys() {
                     assert!(defaults.get(key).is_some(), "`{method}` has no setting `{key}`");
