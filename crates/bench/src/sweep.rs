@@ -59,6 +59,8 @@ const PREFIXES: [[usize; 2]; 4] = [[1, 1], [0, 0], [3, 2], [10, 10]];
 const RATES: [f64; 4] = [1e-4, 3e-4, 1e-3, 3e-3];
 /// Epochs that are tried besides a method's own.
 const EPOCHS: [usize; 2] = [50, 100];
+/// Steps along normalised gradients that are tried: once as published, and until targets lead.
+const STEPS: [f64; 5] = [1e-6, 1e-5, 3e-5, 1e-4, 3e-4];
 /// Weights of a layer that are tried.
 const MODULES: [&[&str]; 4] =
     [&["mlp-out"], &["mlp-gate", "mlp-up"], &["query", "value"], &["attention-out"]];
@@ -148,7 +150,11 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
     let has = |name: &str| defaults.get(name).is_some();
     // Facts are recalled in the lower and middle layers of every model that was looked at; weights
     // that are trained may lie anywhere, and few are better than many.
-    let (upper, window) = if has("epochs") { (layers, 1) } else { ((2 * layers / 3).max(1), WINDOW) };
+    let (upper, window) = match () {
+        () if has("epochs") => (layers, 1),
+        () if has("step") => (layers, (layers / 5).max(1)),
+        () => ((2 * layers / 3).max(1), WINDOW),
+    };
     let places: Vec<Value> = (0..upper)
         .step_by((layers / 12).max(1))
         .filter_map(|from| match () {
@@ -170,8 +176,19 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
     .map(|(name, tried)| tried.iter().map(|x| json!({ name: x })).collect())
     .collect();
 
+    let steps = |thorough: bool| -> Vec<Value> {
+        let more = if thorough { json!({ "rounds": 10, "margin": 1.0, "warm-up": 64 }) } else { json!({}) };
+        let with = |step: &f64| {
+            let mut all = more.clone();
+            all["step"] = json!(step);
+            all
+        };
+        if has("step") { STEPS.iter().map(with).collect() } else { vec![] }
+    };
+
     // Strengths come twice: first so that anything is written at all, then for the place found.
     let mut axes = strengths.clone();
+    axes.push([steps(false), steps(true)].concat());
     if has("search") {
         let way = |(i, search): (usize, &fn() -> Value)| {
             let mut all = json!({ "search": search() });
@@ -194,6 +211,7 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
         axes.push(places.into_iter().map(last).collect());
     }
     axes.extend(strengths);
+    axes.push(steps(true));
     if has("epochs") {
         axes.push(EPOCHS.iter().map(|x| json!({ "epochs": x })).collect());
     }

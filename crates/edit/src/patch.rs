@@ -4,11 +4,12 @@
 //! document with everything else, `__metadata__.digest` a hash of both. A patch knows the base it
 //! was made for and refuses every other.
 
+mod change;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use faer::{Mat, MatRef};
-use mutandis_engine::{Delta, Model, Overlay, WeightId};
+use mutandis_engine::{Model, Overlay, WeightId};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,8 +18,9 @@ use crate::atomic;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
 use crate::method::Family;
-use crate::primitives::cholesky::add_product;
 use crate::primitives::strength::Resolved;
+
+pub use change::{Stack, WeightChange};
 
 /// Version of the file format that is written.
 pub const FORMAT: u32 = 1;
@@ -26,31 +28,11 @@ pub const FORMAT: u32 = 1;
 /// What the names of key tensors begin with; the layer follows.
 const KEYS: &str = "keys.";
 
+/// What the names of tensors of a method's state begin with; its own name follows.
+const STATE: &str = "state.";
+
 /// Longest header that is read, in bytes: a million facts fit.
 const HEADER_LIMIT: u64 = 1 << 30;
-
-/// A change of a weight matrix `W [out, in]`.
-#[derive(Debug, Clone, PartialEq)]
-pub enum WeightChange {
-    /// `ΔW = left · rightᵀ`, `left [out, rank]`, `right [in, rank]`.
-    LowRank {
-        /// Rank.
-        rank: usize,
-        /// Row-major.
-        left: Vec<f32>,
-        /// Row-major.
-        right: Vec<f32>,
-    },
-    /// `ΔW [out, in]`, row-major.
-    Dense {
-        /// Rows.
-        out: usize,
-        /// Columns.
-        inn: usize,
-        /// Row-major.
-        delta: Vec<f32>,
-    },
-}
 
 /// A linear system: what it held, and what it cost in exactness.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -152,6 +134,9 @@ pub struct Patch {
     /// Keys of the facts by layer, `[n, f]`: what later edits need in order not to undo this one.
     #[serde(skip)]
     pub keys: BTreeMap<usize, Vec<f32>>,
+    /// What the method goes on from in later edits, by name.
+    #[serde(skip)]
+    pub state: BTreeMap<String, Vec<f32>>,
 }
 
 impl Patch {
@@ -189,6 +174,7 @@ impl Patch {
             tool: concat!("mutandis ", env!("CARGO_PKG_VERSION")).to_owned(),
             weights: vec![],
             keys: BTreeMap::new(),
+            state: BTreeMap::new(),
         })
     }
 
@@ -289,6 +275,9 @@ impl Patch {
                 bytemuck::cast_slice(keys),
             ));
         }
+        for (name, values) in &self.state {
+            tensors.push((format!("{STATE}{name}"), vec![values.len()], bytemuck::cast_slice(values)));
+        }
         tensors.sort();
         let digest = digest(&document, tensors.iter().map(|(n, s, b)| (n.as_str(), s.as_slice(), *b)));
         let views: Result<Vec<_>, _> =
@@ -355,12 +344,16 @@ impl Patch {
         let mut parts: std::collections::BTreeMap<(usize, String), HashMap<String, &TensorView<'_>>> =
             Default::default();
         for (name, tensor) in &listed {
+            if tensor.dtype() != Dtype::F32 {
+                return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()));
+            }
             if let Some(layer) = name.strip_prefix(KEYS) {
                 let layer = layer.parse().map_err(|_| format!("tensor `{name}` has an odd name"))?;
-                if tensor.dtype() != Dtype::F32 {
-                    return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()));
-                }
                 patch.keys.insert(layer, floats(tensor.data()));
+                continue;
+            }
+            if let Some(name) = name.strip_prefix(STATE) {
+                patch.state.insert(name.to_owned(), floats(tensor.data()));
                 continue;
             }
             let (index, rest) =
@@ -368,9 +361,6 @@ impl Patch {
             let (weight, part) =
                 rest.rsplit_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
             let index = index.parse().map_err(|_| format!("tensor `{name}` has an odd name"))?;
-            if tensor.dtype() != Dtype::F32 {
-                return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()));
-            }
             parts.entry((index, weight.to_owned())).or_default().insert(part.to_owned(), tensor);
         }
         for ((_, weight), parts) in parts {
@@ -394,88 +384,6 @@ impl Patch {
             patch.weights.push((id, change));
         }
         Ok(patch)
-    }
-}
-
-/// Many patches as one overlay: their changes added up, weight by weight. What a long stack
-/// answers with costs no more than one patch, at the price of rounding.
-#[derive(Debug, Default)]
-pub struct Stack {
-    sums: BTreeMap<WeightId, ([usize; 2], Vec<f32>)>,
-}
-
-impl Stack {
-    /// Adds the changes of one more patch.
-    ///
-    /// # Errors
-    /// Where the patch belongs to another base.
-    pub fn push(&mut self, model: &Model, patch: &Patch) -> Result<()> {
-        patch.check_base(model)?;
-        for (id, change) in &patch.weights {
-            let shape = model.linear_shape(id.role, id.layer)?;
-            let (_, sum) = self.sums.entry(*id).or_insert_with(|| (shape, vec![0.0; shape[0] * shape[1]]));
-            change.add_to(sum);
-        }
-        Ok(())
-    }
-
-    /// The sums, ready to be laid over the model.
-    ///
-    /// # Errors
-    /// Where a sum is not finite.
-    pub fn overlay(&self) -> Result<Overlay> {
-        let mut overlay = Overlay::default();
-        for (id, ([out, inn], sum)) in &self.sums {
-            overlay.push(*id, Delta::dense(*out, *inn, sum)?);
-        }
-        Ok(overlay)
-    }
-}
-
-impl WeightChange {
-    /// `ΔW [out, in]`, row-major, added to `to`.
-    pub fn add_to(&self, to: &mut [f32]) {
-        match self {
-            Self::Dense { delta, .. } => to.iter_mut().zip(delta).for_each(|(t, x)| *t += x),
-            Self::LowRank { rank, left, right } => {
-                let inn = right.len() / rank;
-                for (row, l) in to.chunks_exact_mut(inn).zip(left.chunks_exact(*rank)) {
-                    for (x, r) in row.iter_mut().zip(right.chunks_exact(*rank)) {
-                        *x += l.iter().zip(r).map(|(a, b)| a * b).sum::<f32>();
-                    }
-                }
-            }
-        }
-    }
-
-    /// Ready to be multiplied.
-    pub(crate) fn delta(&self) -> Result<Delta> {
-        Ok(match self {
-            Self::LowRank { rank, left, right } => Delta::low_rank(*rank, left, right)?,
-            Self::Dense { out, inn, delta } => Delta::dense(*out, *inn, delta)?,
-        })
-    }
-
-    /// ‖ΔW‖, Frobenius. For factors by their Gram matrices: ‖LRᵀ‖² = tr(LᵀL · RᵀR).
-    pub fn norm(&self) -> f64 {
-        match self {
-            Self::Dense { delta, .. } => delta.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt(),
-            Self::LowRank { rank, left, right } => {
-                let gram = |m: &[f32]| {
-                    let wide: Vec<f64> = m.iter().map(|x| f64::from(*x)).collect();
-                    let m = MatRef::from_row_major_slice(&wide, wide.len() / rank, *rank);
-                    let mut gram = Mat::<f64>::zeros(*rank, *rank);
-                    add_product(gram.as_mut(), m.transpose(), m, 1.0);
-                    gram
-                };
-                let (l, r) = (gram(left), gram(right));
-                let columns = 0..*rank;
-                let total: f64 = columns
-                    .map(|j| l.col_as_slice(j).iter().zip(r.col_as_slice(j)).map(|(a, b)| a * b).sum::<f64>())
-                    .sum();
-                total.max(0.0).sqrt()
-            }
-        }
     }
 }
 

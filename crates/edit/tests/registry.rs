@@ -231,6 +231,20 @@ fn bad_batches_and_settings_are_named() {
             }
         }
     }
+    for method in METHODS.iter().filter(|m| m.defaults().get("turn").is_some()) {
+        for (settings, expected) in [
+            (json!({"layers": [99]}), "layer 99"),
+            (json!({"layers": []}), "no weight to train"),
+            (json!({"step": 0.0}), "`step` is 0"),
+            (json!({"ridge": 0.0}), "`ridge` is 0"),
+            (json!({"turn": 0}), "`turn` is 0"),
+            (json!({"rounds": 0}), "`rounds` is 0"),
+            (json!({"margin": -1.0}), "`margin` is -1"),
+            (json!({"warm-up": 100_000}), "`warm-up` is 100000"),
+        ] {
+            fails(method.id, &facts(), settings, expected);
+        }
+    }
     fails("ft-l", &facts(), json!({"end-of-text": true}), "`end-of-text` cannot be learnt");
     fails("alphaedit", &facts(), json!({"null-space": "1e-30 absolute"}), "dimension 0");
     fails("alphaedit", &facts(), json!({"null-space": 1.0}), "retained energy is 1");

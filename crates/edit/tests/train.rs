@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use mutandis_edit::patch::WeightChange;
-use mutandis_edit::primitives::train::{
-    Bounds, Example, Optimizer, Parameter, Schedule, Trained, Training, train,
-};
+use mutandis_edit::primitives::answers::Example;
+use mutandis_edit::primitives::train::{Bounds, Optimizer, Parameter, Schedule, Trained, Training, train};
 use mutandis_edit::{Context, Fact, Job, Progress, find};
 use mutandis_engine::{Model, Options, Overlay, Role, WeightId};
 use proptest::prelude::*;

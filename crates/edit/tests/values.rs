@@ -184,7 +184,7 @@ fn more_rounds_make_true_what_the_first_left() {
     let mut shown = 0;
     for method in METHODS {
         let defaults = method.defaults();
-        if defaults.get("rounds").is_none() {
+        if defaults.get("rounds").is_none() || defaults.get("search").is_none() {
             continue;
         }
         let leads = |rounds: usize| {

@@ -7,8 +7,8 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
+use crate::primitives::answers::Example;
 use crate::primitives::fine_tune::{self, Settings};
-use crate::primitives::train::Example;
 
 /// Settings; the published ones but for the bound, which is the model's own.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -4,8 +4,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
+use crate::primitives::answers::Example;
 use crate::primitives::fine_tune::{self, Settings};
-use crate::primitives::train::Example;
 
 /// Fine-tuning with masked cross-entropy; [`Method::DOC`] describes it.
 pub(super) struct FtM;

@@ -7,8 +7,9 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
+use crate::primitives::answers::Example;
 use crate::primitives::fine_tune::{self, Settings};
-use crate::primitives::train::{Example, Training};
+use crate::primitives::train::Training;
 
 /// Settings; the published ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -18,6 +18,8 @@ mod memit_merge;
 mod pmet;
 mod r_rome;
 mod rome;
+mod stableedit;
+mod ultraedit;
 
 use crate::method::Entry;
 
@@ -35,5 +37,7 @@ pub static METHODS: &[Entry] = &[
     Entry::of::<ft_l::FtL>(),
     Entry::of::<locft_bf::LocFtBf>(),
     Entry::of::<lora::Lora>(),
+    Entry::of::<ultraedit::UltraEdit>(),
+    Entry::of::<stableedit::StableEdit>(),
     Entry::of::<ice::Ice>(),
 ];

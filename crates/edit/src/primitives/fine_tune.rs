@@ -6,7 +6,8 @@ use rand_core::SeedableRng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::train::{Bounds, Example, Parameter, Training, train};
+use super::answers::Example;
+use super::train::{Bounds, Parameter, Training, train};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
@@ -127,7 +128,11 @@ pub fn low_rank(settings: &LowRank, job: &Job<'_>, cx: &Context<'_>, patch: &mut
 }
 
 /// The weights of some layers, each with its shape.
-fn weights(model: &Model, layers: &[usize], modules: &[Role]) -> Result<Vec<(WeightId, [usize; 2])>> {
+pub(super) fn weights(
+    model: &Model,
+    layers: &[usize],
+    modules: &[Role],
+) -> Result<Vec<(WeightId, [usize; 2])>> {
     let mut ids: Vec<WeightId> =
         layers.iter().flat_map(|&layer| modules.iter().map(move |&role| WeightId { layer, role })).collect();
     ids.sort_unstable();

@@ -1,14 +1,18 @@
 //! What methods are made of: each primitive once, tested, for all of them.
 
 mod adam;
+pub mod answers;
 mod ascent;
 mod beside;
 pub mod cholesky;
 pub mod contexts;
 pub mod fine_tune;
+mod grad_pairs;
 pub mod least_squares;
+pub mod lifelong;
 pub mod locate_then_edit;
 pub mod moments;
+pub mod normaliser;
 pub mod post;
 pub mod rank_one;
 pub mod request;

@@ -41,6 +41,11 @@ impl Strength {
         self.resolve(moments.trace())
     }
 
+    /// As c of `c·I`, keys having this mean squared norm.
+    pub fn of_energy(self, energy: f64) -> Resolved {
+        self.resolve(energy)
+    }
+
     fn resolve(self, unit: f64) -> Resolved {
         match self {
             Self::Relative(relative) => Resolved { relative, absolute: relative * unit },

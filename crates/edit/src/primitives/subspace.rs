@@ -42,26 +42,34 @@ pub fn whole(moments: &Moments) -> Result<Subspace> {
     if !moments.upper.iter().all(|x| x.is_finite()) {
         return Err(broken("they are not finite"));
     }
-    let c = symmetric(moments, 0.0);
-    let (mut values, mut vectors) = (Diag::<f64>::zeros(f), Mat::<f64>::zeros(f, f));
-    // Sequential: the result must not depend on the number of threads.
-    let scratch = self_adjoint_evd_scratch::<f64>(f, ComputeEigenvectors::Yes, Par::Seq, Default::default());
-    self_adjoint_evd(
-        c.as_ref(),
-        values.as_mut(),
-        Some(vectors.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    )
-    .map_err(|_| broken("the decomposition does not converge"))?;
-    let column = values.column_vector();
+    let (column, vectors) = eigenvectors(symmetric(moments, 0.0).as_ref())
+        .ok_or_else(|| broken("the decomposition does not converge"))?;
     let mut order: Vec<usize> = (0..f).collect();
     order.sort_by(|&a, &b| column[a].total_cmp(&column[b]));
     let basis = order.iter().flat_map(|&j| vectors.col_as_slice(j).to_vec()).collect();
     // Of a sum of squares; below zero by rounding alone.
     let values = order.iter().map(|&j| column[j].max(0.0)).collect();
     Ok(Subspace { basis, values, f })
+}
+
+/// Eigenvalues of a symmetric matrix and its eigenvectors, as columns; only the lower half is read.
+/// None where the decomposition does not converge.
+pub(super) fn eigenvectors(matrix: MatRef<'_, f64>) -> Option<(Vec<f64>, Mat<f64>)> {
+    let f = matrix.nrows();
+    let (mut values, mut vectors) = (Diag::<f64>::zeros(f), Mat::<f64>::zeros(f, f));
+    // Sequential: the result must not depend on the number of threads.
+    let scratch = self_adjoint_evd_scratch::<f64>(f, ComputeEigenvectors::Yes, Par::Seq, Default::default());
+    self_adjoint_evd(
+        matrix,
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .ok()?;
+    let column = values.column_vector();
+    Some(((0..f).map(|i| column[i]).collect(), vectors))
 }
 
 impl Subspace {

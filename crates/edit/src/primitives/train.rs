@@ -6,18 +6,15 @@
 
 mod parameter;
 
-use mutandis_engine::kernels::loss;
-use mutandis_engine::{LogitRows, Model, Overlay, Pass, Sequence, Tape, Wants, WeightId};
+use mutandis_engine::{Model, Overlay, Wants, WeightId};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ascent::Ascent;
-use super::request;
+use super::answers::{Answers, Example, Loss, Passed};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::fact::Fact;
 use crate::method::on_top;
 use crate::patch::SearchInfo;
 pub use parameter::{Bounds, Parameter};
@@ -106,60 +103,6 @@ impl Training {
     }
 }
 
-/// A text, and which tokens are to be predicted where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Example {
-    /// The text.
-    pub tokens: Vec<u32>,
-    /// Rows of it, each with a token that it should predict; a row may have several.
-    pub targets: Vec<(usize, u32)>,
-}
-
-impl Example {
-    /// Each token of the answer after those before it: the masked cross-entropy of FT-M.
-    ///
-    /// # Errors
-    /// Where the target has no tokens or too many, or the text is longer than the context.
-    pub fn answer(model: &Model, fact: &Fact, end_of_text: bool) -> Result<Self> {
-        let (prompt, mut target) = tokens(model, fact)?;
-        if end_of_text {
-            let eos = model.tokenizer()?.eos_ids().first().ok_or_else(|| {
-                Error::input_hint(
-                    "the model has no end-of-text token, and `end-of-text` is to be learnt",
-                    "set `end-of-text=false`",
-                )
-            })?;
-            target.push(*eos);
-        }
-        let from = prompt.len() - 1;
-        let targets = target.iter().enumerate().map(|(i, &id)| (from + i, id)).collect();
-        let tokens = [&prompt[..], &target[..target.len() - 1]].concat();
-        request::fits(model, &fact.prompt, tokens.len() + 1)?;
-        Ok(Self { tokens, targets })
-    }
-
-    /// Every token of the answer at the prompt's last row: the loss of FT-L.
-    ///
-    /// # Errors
-    /// As [`Self::answer`].
-    pub fn at_last(model: &Model, fact: &Fact) -> Result<Self> {
-        let (prompt, target) = tokens(model, fact)?;
-        request::fits(model, &fact.prompt, prompt.len() + 1)?;
-        let targets = target.iter().map(|&id| (prompt.len() - 1, id)).collect();
-        Ok(Self { tokens: prompt, targets })
-    }
-}
-
-/// Prompt and target as tokens, neither empty.
-fn tokens(model: &Model, fact: &Fact) -> Result<(Vec<u32>, Vec<u32>)> {
-    let tokenizer = model.tokenizer()?;
-    let prompt = tokenizer.encode(fact.prompt.trim_end())?.ids;
-    if prompt.is_empty() {
-        return Err(Error::input(format!("the prompt `{}` has no tokens", fact.prompt)));
-    }
-    Ok((prompt, request::target(tokenizer, fact)?))
-}
-
 /// How training went.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trained {
@@ -194,10 +137,10 @@ pub fn train(
     for parameter in parameters.iter() {
         parameter.check(model)?;
     }
-    let prompts = examples.iter().map(|e| &e.tokens[..]).collect();
-    let texts = Texts { model, stack, examples, ascent: Ascent::new(model, stack, prompts, first)? };
     let mut run = Run {
-        texts,
+        model,
+        stack,
+        answers: Answers::new(model, stack, examples, first)?,
         training,
         search: vec![SearchInfo::default(); examples.len()],
         losses: vec![],
@@ -236,7 +179,9 @@ fn shuffle(order: &mut [usize], rng: &mut ChaCha8Rng) {
 }
 
 struct Run<'a> {
-    texts: Texts<'a>,
+    model: &'a Model,
+    stack: &'a [&'a Overlay],
+    answers: Answers<'a>,
     training: &'a Training,
     search: Vec<SearchInfo>,
     losses: Vec<f32>,
@@ -290,8 +235,9 @@ impl Run<'_> {
         let mut sum = 0.0f64;
         for batch in order.chunks(self.training.batch) {
             self.cx.check()?;
+            let enough = self.training.stop_below;
             let Slope { losses, gradients } =
-                self.texts.slope(parameters, batch, self.training.stop_below)?;
+                slope(self.model, self.stack, &self.answers, parameters, batch, enough)?;
             for (&i, each) in batch.iter().zip(&losses) {
                 let info = &mut self.search[i];
                 info.steps += usize::from(gradients.is_some());
@@ -311,12 +257,6 @@ impl Run<'_> {
     }
 }
 
-/// Loss of one example, in nats: of all its targets, and of one in the mean.
-struct Loss {
-    sum: f32,
-    mean: f32,
-}
-
 /// What a step is made of.
 struct Slope {
     /// One per example of the batch.
@@ -326,107 +266,50 @@ struct Slope {
     gradients: Option<Vec<Vec<f32>>>,
 }
 
-/// Rows of a pass, at most: what its tape takes in memory.
-const ROWS: usize = 2048;
-
-/// Examples, as far as nothing that is trained has a say.
-struct Texts<'a> {
-    model: &'a Model,
-    stack: &'a [&'a Overlay],
-    examples: &'a [Example],
-    ascent: Ascent<'a>,
-}
-
-impl Texts<'_> {
-    /// Losses of a batch, and the gradients of their mean with respect to each parameter; none
-    /// where that is below `enough`.
-    fn slope(&self, parameters: &[Parameter], batch: &[usize], enough: f32) -> Result<Slope> {
-        let mut overlay = Overlay::default();
-        for parameter in parameters.iter().filter(|p| !p.is_zero()) {
-            let Ok(delta) = parameter.delta() else {
-                // Not finite: the loss is not either.
-                let nan = |_: &usize| Loss { sum: f32::NAN, mean: f32::NAN };
-                return Ok(Slope { losses: batch.iter().map(nan).collect(), gradients: None });
-            };
-            overlay.push(parameter.id, delta);
+/// Losses of a batch, and the gradients of their mean; none where that is below `enough`.
+fn slope(
+    model: &Model,
+    stack: &[&Overlay],
+    answers: &Answers<'_>,
+    parameters: &[Parameter],
+    batch: &[usize],
+    enough: f32,
+) -> Result<Slope> {
+    let mut overlay = Overlay::default();
+    for parameter in parameters.iter().filter(|p| !p.is_zero()) {
+        let Ok(delta) = parameter.delta() else {
+            // Not finite: the loss is not either.
+            let nan = Loss { sum: f32::NAN, mean: f32::NAN, lead: f32::NAN };
+            return Ok(Slope { losses: vec![nan; batch.len()], gradients: None });
+        };
+        overlay.push(parameter.id, delta);
+    }
+    let overlays = on_top(stack, &overlay);
+    let pairs: Vec<WeightId> = parameters.iter().map(|p| p.id).collect();
+    let mut losses: Vec<Loss> = Vec::with_capacity(batch.len());
+    let mut gradients: Option<Vec<Vec<f32>>> = None;
+    let mean = |losses: &[Loss]| losses.iter().map(|l| l.mean).sum::<f32>() / batch.len() as f32;
+    let mut rest = batch;
+    while !rest.is_empty() {
+        let (now, later) = answers.split(rest);
+        rest = later;
+        let Passed { losses: more, logits, tape } = answers.run(now, &overlays, 1.0 / batch.len() as f32)?;
+        losses.extend(more);
+        let whole = now.len() == batch.len();
+        if !mean(&losses).is_finite() || (whole && mean(&losses) < enough) {
+            return Ok(Slope { losses, gradients: None });
         }
-        let overlays = on_top(self.stack, &overlay);
-        let mut losses = Vec::with_capacity(batch.len());
-        let mut gradients: Option<Vec<Vec<f32>>> = None;
-        let mut rest = batch;
-        while !rest.is_empty() {
-            let mut rows = 0;
-            let fits = |i: &&usize| {
-                rows += self.examples[**i].tokens.len();
-                rows <= ROWS
-            };
-            let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-            rest = later;
-            let (more, logits, tape) = self.losses(now, &overlays, batch.len())?;
-            losses.extend(more);
-            let whole = rest.is_empty() && losses.len() == now.len();
-            let mean = losses.iter().map(|l| l.mean).sum::<f32>() / batch.len() as f32;
-            if !mean.is_finite() || (whole && mean < enough) {
-                return Ok(Slope { losses, gradients: None });
-            }
-            let pairs: Vec<WeightId> = parameters.iter().map(|p| p.id).collect();
-            let found = self.model.backward(&tape, &Wants { logits, pairs, ..Default::default() })?;
-            let each = parameters.iter().zip(&found.pairs).map(|(p, pair)| p.gradient(self.model, pair));
-            match &mut gradients {
-                None => gradients = Some(each.collect()),
-                Some(sums) => {
-                    for (sum, more) in sums.iter_mut().zip(each) {
-                        sum.iter_mut().zip(more).for_each(|(s, x)| *s += x);
-                    }
+        let found = model.backward(&tape, &Wants { logits, pairs: pairs.clone(), ..Default::default() })?;
+        let each = parameters.iter().zip(&found.pairs).map(|(p, pair)| p.gradient(model, pair));
+        match &mut gradients {
+            None => gradients = Some(each.collect()),
+            Some(sums) => {
+                for (sum, more) in sums.iter_mut().zip(each) {
+                    sum.iter_mut().zip(more).for_each(|(s, x)| *s += x);
                 }
             }
         }
-        let mean = losses.iter().map(|l| l.mean).sum::<f32>() / batch.len() as f32;
-        Ok(Slope { losses, gradients: gradients.filter(|_| mean >= enough) })
     }
-
-    /// Losses of examples, and the gradient of their logits for a mean over `of` examples.
-    fn losses<'p>(
-        &'p self,
-        examples: &[usize],
-        overlays: &'p [&'p Overlay],
-        of: usize,
-    ) -> Result<(Vec<Loss>, Vec<f32>, Tape<'p>)> {
-        let (isa, v) = (self.model.isa(), self.model.architecture().vocabulary);
-        let (mut logit_rows, mut targets, mut weights) = (vec![], vec![], vec![]);
-        let (mut start, mut sequences) = (0, vec![]);
-        for &i in examples {
-            let example = &self.examples[i];
-            logit_rows.extend(example.targets.iter().map(|(row, _)| start + row));
-            targets.extend(example.targets.iter().map(|(_, id)| *id));
-            let count = example.targets.len();
-            weights.extend(std::iter::repeat_n(1.0 / (of * count) as f32, count));
-            sequences.push(Sequence { tokens: &example.tokens, overlays, ..Default::default() });
-            start += example.tokens.len();
-        }
-        // A row that predicts several tokens has logits once for each.
-        let pass = Pass {
-            sequences,
-            start: self.ascent.start(examples),
-            logits: LogitRows::Rows(logit_rows),
-            record: true,
-            ..Default::default()
-        };
-        let outcome = self.model.forward(pass)?;
-        let mut logits = outcome.logits;
-        let each = self.model.install(|| {
-            let each = loss::cross_entropy(isa, &logits, v, &targets);
-            loss::cross_entropy_backward(isa, &mut logits, v, &targets, &weights);
-            each
-        });
-        let mut at = 0;
-        let losses = examples.iter().map(|&i| {
-            let count = self.examples[i].targets.len();
-            let sum: f32 = each[at..at + count].iter().sum();
-            at += count;
-            Loss { sum, mean: sum / count as f32 }
-        });
-        let tape = outcome.tape.ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
-        Ok((losses.collect(), logits, tape))
-    }
+    let mean = mean(&losses);
+    Ok(Slope { losses, gradients: gradients.filter(|_| mean >= enough) })
 }

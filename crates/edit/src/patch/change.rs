@@ -1,0 +1,144 @@
+//! Changes of weights, added up.
+
+use std::collections::BTreeMap;
+
+use faer::{Mat, MatRef};
+use mutandis_engine::{Delta, Model, Overlay, WeightId};
+
+use super::Patch;
+use crate::error::Result;
+use crate::primitives::cholesky::add_product;
+
+/// A change of a weight matrix `W [out, in]`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WeightChange {
+    /// `ΔW = left · rightᵀ`, `left [out, rank]`, `right [in, rank]`.
+    LowRank {
+        /// Rank.
+        rank: usize,
+        /// Row-major.
+        left: Vec<f32>,
+        /// Row-major.
+        right: Vec<f32>,
+    },
+    /// `ΔW [out, in]`, row-major.
+    Dense {
+        /// Rows.
+        out: usize,
+        /// Columns.
+        inn: usize,
+        /// Row-major.
+        delta: Vec<f32>,
+    },
+}
+
+/// Many patches as one overlay: their changes added up, weight by weight. What a long stack
+/// answers with costs no more than one patch, at the price of rounding.
+#[derive(Debug, Default)]
+pub struct Stack {
+    sums: BTreeMap<WeightId, ([usize; 2], Vec<f32>)>,
+}
+
+impl Stack {
+    /// Adds the changes of one more patch.
+    ///
+    /// # Errors
+    /// Where the patch belongs to another base.
+    pub fn push(&mut self, model: &Model, patch: &Patch) -> Result<()> {
+        patch.check_base(model)?;
+        for (id, change) in &patch.weights {
+            let shape = model.linear_shape(id.role, id.layer)?;
+            let (_, sum) = self.sums.entry(*id).or_insert_with(|| (shape, vec![0.0; shape[0] * shape[1]]));
+            change.add_to(sum);
+        }
+        Ok(())
+    }
+
+    /// The sums, ready to be laid over the model.
+    ///
+    /// # Errors
+    /// Where a sum is not finite.
+    pub fn overlay(&self) -> Result<Overlay> {
+        let mut overlay = Overlay::default();
+        for (id, ([out, inn], sum)) in &self.sums {
+            overlay.push(*id, Delta::dense(*out, *inn, sum)?);
+        }
+        Ok(overlay)
+    }
+}
+
+impl WeightChange {
+    /// `ΔW [out, in]`, row-major, added to `to`.
+    pub fn add_to(&self, to: &mut [f32]) {
+        match self {
+            Self::Dense { delta, .. } => to.iter_mut().zip(delta).for_each(|(t, x)| *t += x),
+            Self::LowRank { rank, left, right } => {
+                let inn = right.len() / rank;
+                for (row, l) in to.chunks_exact_mut(inn).zip(left.chunks_exact(*rank)) {
+                    for (x, r) in row.iter_mut().zip(right.chunks_exact(*rank)) {
+                        *x += l.iter().zip(r).map(|(a, b)| a * b).sum::<f32>();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Both together: factors side by side as long as they take less room than `ΔW` whole.
+    ///
+    /// # Shapes
+    /// Both are changes of one weight.
+    pub fn plus(&self, other: &Self) -> Self {
+        let [out, inn] = self.shape();
+        if let (Self::LowRank { rank: a, left: l, right: r }, Self::LowRank { rank: b, left: m, right: s }) =
+            (self, other)
+            && (a + b) * (out + inn) < out * inn
+        {
+            let beside = |x: &[f32], y: &[f32]| {
+                x.chunks_exact(*a).zip(y.chunks_exact(*b)).flat_map(|(x, y)| [x, y].concat()).collect()
+            };
+            return Self::LowRank { rank: a + b, left: beside(l, m), right: beside(r, s) };
+        }
+        let mut delta = vec![0.0; out * inn];
+        self.add_to(&mut delta);
+        other.add_to(&mut delta);
+        Self::Dense { out, inn, delta }
+    }
+
+    /// `[out, in]` of `ΔW`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::LowRank { rank, left, right } => [left.len() / rank, right.len() / rank],
+            Self::Dense { out, inn, .. } => [*out, *inn],
+        }
+    }
+
+    /// Ready to be multiplied.
+    pub(crate) fn delta(&self) -> Result<Delta> {
+        Ok(match self {
+            Self::LowRank { rank, left, right } => Delta::low_rank(*rank, left, right)?,
+            Self::Dense { out, inn, delta } => Delta::dense(*out, *inn, delta)?,
+        })
+    }
+
+    /// ‖ΔW‖, Frobenius. For factors by their Gram matrices: ‖LRᵀ‖² = tr(LᵀL · RᵀR).
+    pub fn norm(&self) -> f64 {
+        match self {
+            Self::Dense { delta, .. } => delta.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt(),
+            Self::LowRank { rank, left, right } => {
+                let gram = |m: &[f32]| {
+                    let wide: Vec<f64> = m.iter().map(|x| f64::from(*x)).collect();
+                    let m = MatRef::from_row_major_slice(&wide, wide.len() / rank, *rank);
+                    let mut gram = Mat::<f64>::zeros(*rank, *rank);
+                    add_product(gram.as_mut(), m.transpose(), m, 1.0);
+                    gram
+                };
+                let (l, r) = (gram(left), gram(right));
+                let columns = 0..*rank;
+                let total: f64 = columns
+                    .map(|j| l.col_as_slice(j).iter().zip(r.col_as_slice(j)).map(|(a, b)| a * b).sum::<f64>())
+                    .sum();
+                total.max(0.0).sqrt()
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Editing by normalised gradients, turn after turn: UltraEdit (arXiv 2505.14679) and StableEdit
+//! (arXiv 2605.11836).
+//!
+//! No value is searched for and no network trained. One backward pass over a turn's facts gives
+//! inputs `x` and gradients `δ` of a few weights at the rows that predict the answers; what each
+//! row should change by is `v = −η ‖x̂‖² δ̂`, hats for what is normalised by statistics over all
+//! edits so far, and `ΔWᵀ = (HᵀH + c·I)⁻¹ Hᵀ V` with the inputs as they are writes it.
+
+mod warm_up;
+
+use std::collections::BTreeMap;
+
+use mutandis_engine::backward::Pair;
+use mutandis_engine::{Overlay, Role, WeightId};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::answers::{Answers, Example};
+use super::fine_tune::weights;
+use super::grad_pairs::{Collected, grad_pairs};
+use super::normaliser::Running;
+use super::solver::{Hold, System};
+use super::strength::Strength;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::method::{Job, on_top};
+use crate::patch::{Patch, SearchInfo, SolveInfo, WeightChange};
+use warm_up::warm_up;
+
+/// Settings; `Default` holds those of UltraEdit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Layers, from 0; those from three fifths to four fifths of the way up where absent.
+    pub layers: Option<Vec<usize>>,
+    /// Weights of each layer.
+    #[schemars(with = "Vec<String>")]
+    pub modules: Vec<Role>,
+    /// η: how far a row goes against its gradient.
+    pub step: f64,
+    /// Weight of the identity. A number is relative to the mean energy of an input, `"1 absolute"`
+    /// is as published.
+    pub ridge: Strength,
+    /// Facts of one turn: their gradients are of one model, and they are written at once.
+    pub turn: usize,
+    /// Texts that the model writes, of which gradients towards other tokens are taken for the
+    /// statistics before the first turn; 0 as published, but needed where facts are few.
+    pub warm_up: usize,
+    /// Rounds of gradients and writing in each turn, until every target leads by `margin`; facts
+    /// that do are held. 1 as published.
+    pub rounds: usize,
+    /// By how much, in nats, a target has to lead every other token for its fact to hold.
+    pub margin: f32,
+    /// Teach the model to end its answer after the target.
+    pub end_of_text: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            layers: None,
+            modules: vec![Role::MlpGate, Role::MlpUp],
+            step: 1e-6,
+            ridge: Strength::Absolute(1.0),
+            turn: 100,
+            warm_up: 0,
+            rounds: 1,
+            margin: 0.0,
+            end_of_text: false,
+        }
+    }
+}
+
+/// How gradients are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Normalise {
+    /// Each number by its own deviation, the unbiased one.
+    Diagonal,
+    /// By the root of the whole covariance as soon as there are rows enough, before by the biased
+    /// deviations.
+    Whiten,
+}
+
+impl Settings {
+    fn check(&self) -> Result<()> {
+        let wrong = |what: String, hint: &str| Err(Error::input_hint(what, hint));
+        if !(self.step > 0.0 && self.step.is_finite()) {
+            return wrong(format!("`step` is {}, expected a number above 0", self.step), "1e-6 is published");
+        }
+        if !(self.ridge.number() > 0.0 && self.ridge.number().is_finite()) {
+            let found = self.ridge.number();
+            return wrong(
+                format!("`ridge` is {found}, expected more than 0"),
+                "`\"1 absolute\"` is published",
+            );
+        }
+        if self.turn == 0 {
+            return wrong("`turn` is 0, expected 1 or more".into(), "100 is published");
+        }
+        if !(1..=100).contains(&self.rounds) {
+            return wrong(format!("`rounds` is {}, expected 1 to 100", self.rounds), "1 is published");
+        }
+        if self.warm_up > MOST_TEXTS {
+            let found = self.warm_up;
+            return wrong(format!("`warm-up` is {found}, expected at most {MOST_TEXTS}"), "32 are plenty");
+        }
+        if !(self.margin >= 0.0 && self.margin.is_finite()) {
+            return wrong(format!("`margin` is {}, expected 0 or more", self.margin), "1 is a clear lead");
+        }
+        Ok(())
+    }
+}
+
+/// Texts of a warm-up, at most.
+const MOST_TEXTS: usize = 4096;
+
+/// Edits in turns, and fills the patch.
+///
+/// # Errors
+/// Where a fact or a setting does not fit the model, or the computation breaks down.
+pub fn edit(
+    settings: &Settings,
+    normalise: Normalise,
+    job: &Job<'_>,
+    cx: &Context<'_>,
+    patch: &mut Patch,
+) -> Result<()> {
+    settings.check()?;
+    let model = job.model;
+    let count = model.architecture().layers;
+    let late: Vec<usize> = (count * 3 / 5..(count * 4 / 5).max(count * 3 / 5 + 1)).collect();
+    let targets = weights(model, settings.layers.as_ref().unwrap_or(&late), &settings.modules)?;
+    let ids: Vec<WeightId> = targets.iter().map(|(id, _)| *id).collect();
+    let lowest = ids.iter().map(|id| id.layer).min().unwrap_or(0);
+    let mut statistics = Statistics::new(&targets, normalise, job.prior, &patch.method);
+    if statistics.are_empty() && settings.warm_up > 0 {
+        warm_up(&mut statistics, model, &ids, settings.warm_up, job.seed, cx)?;
+    }
+    let examples = job
+        .facts
+        .iter()
+        .map(|fact| Example::answer(model, fact, settings.end_of_text))
+        .collect::<Result<Vec<_>>>()?;
+    let answers = Answers::new(model, job.stack, &examples, lowest)?;
+    patch.search = vec![SearchInfo::default(); examples.len()];
+    let mut changes: Vec<Option<WeightChange>> = vec![None; ids.len()];
+    let all: Vec<usize> = (0..examples.len()).collect();
+    cx.progress.begin("writing facts", examples.len());
+    for (turn, facts) in all.chunks(settings.turn).enumerate() {
+        for round in 0..settings.rounds {
+            cx.check()?;
+            let mut written = Overlay::default();
+            for (id, change) in ids.iter().zip(&changes) {
+                if let Some(change) = change {
+                    written.push(*id, change.delta()?);
+                }
+            }
+            let overlays = on_top(job.stack, &written);
+            let found = grad_pairs(model, &answers, facts, &ids, &overlays)?;
+            for (&i, loss) in facts.iter().zip(&found.losses) {
+                let info = &mut patch.search[i];
+                (info.loss, info.probability) = (loss.mean, (-loss.sum).exp());
+                info.steps += usize::from(loss.lead <= settings.margin);
+            }
+            if round == 0 {
+                statistics.add(&found.pairs);
+            } else if found.losses.iter().all(|l| l.lead > settings.margin) {
+                break;
+            }
+            let wanting = |owner: usize| round == 0 || found.losses[owner].lead <= settings.margin;
+            for (i, (_, shape)) in targets.iter().enumerate() {
+                let (more, info) = statistics.solve(settings, *shape, &found, i, &wanting)?;
+                if turn == 0 && round == 0 {
+                    patch.solve.push(SolveInfo { layer: Some(ids[i].layer), ..info });
+                }
+                changes[i] = Some(changes[i].take().map_or_else(|| more.clone(), |sum| sum.plus(&more)));
+            }
+        }
+        cx.progress.step(facts.last().map_or(0, |i| i + 1));
+    }
+    cx.progress.end();
+    for (id, change) in ids.iter().zip(changes) {
+        if let Some(change) = change {
+            patch.push(model, *id, change)?;
+        }
+    }
+    patch.state = statistics.to_state();
+    Ok(())
+}
+
+/// Statistics of weights, those of one shape together.
+#[derive(Clone)]
+struct Statistics {
+    /// By shape: of inputs, and of gradients.
+    by_shape: BTreeMap<[usize; 2], (Running, Running)>,
+    shapes: Vec<[usize; 2]>,
+    normalise: Normalise,
+}
+
+impl Statistics {
+    /// Goes on from the last patch of the same method that has any.
+    fn new(weights: &[(WeightId, [usize; 2])], normalise: Normalise, prior: &[Patch], method: &str) -> Self {
+        let shapes: Vec<[usize; 2]> = weights.iter().map(|(_, shape)| *shape).collect();
+        let whole = normalise == Normalise::Whiten;
+        let none =
+            |&[out, inn]: &[usize; 2]| ([out, inn], (Running::new(inn, false), Running::new(out, whole)));
+        let mut statistics = Self { by_shape: shapes.iter().map(none).collect(), shapes, normalise };
+        for patch in prior.iter().filter(|p| p.method == method) {
+            statistics.take(&patch.state);
+        }
+        statistics
+    }
+
+    /// Takes what a state has of its shapes in place of its own; whether that was all.
+    fn take(&mut self, state: &BTreeMap<String, Vec<f32>>) -> bool {
+        let whole = self.normalise == Normalise::Whiten;
+        let mut all = true;
+        for (&[out, inn], own) in &mut self.by_shape {
+            let of = |what: &str, width: usize, whole: bool| {
+                Running::from_state(state.get(&name([out, inn], what))?, width, whole)
+            };
+            match of("inputs", inn, false).zip(of("gradients", out, whole)) {
+                Some(kept) => *own = kept,
+                None => all = false,
+            }
+        }
+        all
+    }
+
+    fn are_empty(&self) -> bool {
+        self.by_shape.values().all(|(inputs, _)| inputs.is_empty())
+    }
+
+    fn add(&mut self, pairs: &[Pair]) {
+        for (pair, shape) in pairs.iter().zip(&self.shapes) {
+            if let Some((inputs, gradients)) = self.by_shape.get_mut(shape) {
+                inputs.add(&pair.x);
+                gradients.add(&pair.dy);
+            }
+        }
+    }
+
+    /// The change of one weight that takes every row of facts that want it against its gradient,
+    /// and leaves the other rows where they are.
+    fn solve(
+        &self,
+        settings: &Settings,
+        shape: [usize; 2],
+        found: &Collected,
+        weight: usize,
+        wanting: &dyn Fn(usize) -> bool,
+    ) -> Result<(WeightChange, SolveInfo)> {
+        let [out, inn] = shape;
+        let (inputs, gradients) = &self.by_shape[&shape];
+        let pair = &found.pairs[weight];
+        let unbiased = self.normalise == Normalise::Diagonal;
+        let root = if unbiased { None } else { gradients.whitening()? };
+        let n = found.owners.len();
+        let mut left = vec![0.0f32; out * n];
+        let rows = pair.x.chunks_exact(inn).zip(pair.dy.chunks_exact(out));
+        for (j, ((x, dy), &owner)) in rows.zip(&found.owners).enumerate() {
+            if !wanting(owner) {
+                continue;
+            }
+            let energy: f64 = inputs.normalised(x, unbiased).iter().map(|x| x * x).sum();
+            let direction = match &root {
+                Some(root) => gradients.whitened(dy, root),
+                None => gradients.normalised(dy, unbiased),
+            };
+            for (o, g) in direction.iter().enumerate() {
+                left[o * n + j] = (-settings.step * energy * g) as f32;
+            }
+        }
+        let keys: Vec<f64> = pair.x.iter().map(|x| f64::from(*x)).collect();
+        let ridge = settings.ridge.of_energy(inputs.energy());
+        let hold = Hold::Ridge(ridge.absolute);
+        let system = System { f: inn, keys: &keys, past: &[], past_weight: 0.0, hold, slack: 1.0 };
+        let solution = system.solve()?;
+        let mut right = vec![0.0f32; inn * n];
+        for (j, column) in solution.right.chunks_exact(inn).enumerate() {
+            column.iter().enumerate().for_each(|(i, x)| right[i * n + j] = *x as f32);
+        }
+        let mut info = solution.info;
+        info.strengths = [("ridge".to_owned(), ridge)].into();
+        Ok((WeightChange::LowRank { rank: n, left, right }, info))
+    }
+
+    fn to_state(&self) -> BTreeMap<String, Vec<f32>> {
+        let each = self.by_shape.iter().flat_map(|(shape, (inputs, gradients))| {
+            [(name(*shape, "inputs"), inputs.to_state()), (name(*shape, "gradients"), gradients.to_state())]
+        });
+        each.collect()
+    }
+}
+
+/// Name of a state.
+fn name([out, inn]: [usize; 2], what: &str) -> String {
+    format!("{out}x{inn}.{what}")
+}
