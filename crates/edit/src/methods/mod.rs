@@ -11,6 +11,7 @@ mod encore;
 mod ft_l;
 mod ft_m;
 mod ice;
+mod kn;
 mod locft_bf;
 mod lora;
 mod memit;
@@ -39,5 +40,6 @@ pub static METHODS: &[Entry] = &[
     Entry::of::<lora::Lora>(),
     Entry::of::<ultraedit::UltraEdit>(),
     Entry::of::<stableedit::StableEdit>(),
+    Entry::of::<kn::Kn>(),
     Entry::of::<ice::Ice>(),
 ];

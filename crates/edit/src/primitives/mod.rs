@@ -12,6 +12,7 @@ pub mod least_squares;
 pub mod lifelong;
 pub mod locate_then_edit;
 pub mod moments;
+pub mod neurons;
 pub mod normaliser;
 pub mod post;
 pub mod rank_one;

@@ -172,7 +172,7 @@ impl Request {
 ///
 /// # Errors
 /// Where there are none, or too many.
-pub(super) fn target(tokenizer: &Tokenizer, fact: &Fact) -> Result<Vec<u32>> {
+pub(crate) fn target(tokenizer: &Tokenizer, fact: &Fact) -> Result<Vec<u32>> {
     let target = tokenizer.encode_continuation(&fact.continuation())?.ids;
     if target.is_empty() || target.len() > TARGET_LIMIT {
         return Err(Error::input_hint(
@@ -187,7 +187,7 @@ pub(super) fn target(tokenizer: &Tokenizer, fact: &Fact) -> Result<Vec<u32>> {
 ///
 /// # Errors
 /// Where it is.
-pub(super) fn fits(model: &Model, prompt: &str, tokens: usize) -> Result<()> {
+pub(crate) fn fits(model: &Model, prompt: &str, tokens: usize) -> Result<()> {
     let context = model.architecture().context;
     if tokens > context {
         return Err(Error::input_hint(

@@ -1,22 +1,16 @@
-//! `mutandis locate`: where and how a model is edited best.
+//! `mutandis locate`: where and how a model is edited best, and what a fact hangs on.
 
-use std::path::PathBuf;
+mod neurons;
+mod picture;
+mod sweep;
+
 use std::process::ExitCode;
-use std::time::Instant;
 
-use mutandis_bench::sweep::{Found, sweep};
-use mutandis_bench::trials::trials;
-use mutandis_edit::recipes::Recipe;
-use mutandis_edit::{Context, Entry, Error, Fact, find};
-use serde::Serialize;
-use serde_json::{Value, json};
-
-use super::methods::settings;
 use crate::session::Session;
-use crate::stages::Stages;
 
-/// Find out where and how a model is edited best
+/// Find out what a fact hangs on, and how a model is edited best
 #[derive(Debug, clap::Args)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -25,150 +19,14 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Find layers and strengths by trial edits, and keep them as a recipe that edits use
-    Sweep(SweepArgs),
-}
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
-  mutandis locate sweep
-  mutandis locate sweep --model ./my-model --method r-rome --method memit
-  mutandis locate sweep --facts known.jsonl --limit 8 --out my-model.toml
-
-Facts that the model knows are made false, one at a time, with one setting after another varied; the
-settings with the best harmonic mean of efficacy, paraphrase and locality, times the square of
-efficacy, are kept. Facts of a file need `rephrase_prompt` and `locality` to be scored on all three.")]
-struct SweepArgs {
-    /// For which method; may be given several times
-    #[arg(long, default_value = "r-rome", value_name = "ID")]
-    method: Vec<String>,
-    /// A setting that stays as it is
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
-    /// Trial edits from a file [default: well-known facts that the model knows]
-    #[arg(long, value_name = "FILE")]
-    facts: Option<PathBuf>,
-    /// Most trial edits
-    #[arg(long, default_value_t = 12, value_name = "N")]
-    limit: usize,
-    /// Where the recipe goes [default: where `edit` finds it by itself]
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Seed of everything that is drawn
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-}
-
-#[derive(Serialize)]
-struct Report {
-    recipe: String,
-    facts: Vec<String>,
-    methods: Vec<MethodReport>,
-    seconds: f64,
-    peak_memory_bytes: u64,
-}
-
-#[derive(Serialize)]
-struct MethodReport {
-    method: String,
-    #[serde(flatten)]
-    found: Found,
+    Sweep(sweep::Args),
+    /// Find the MLP neurons that an answer hangs on
+    Neurons(neurons::Args),
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
-    let Command::Sweep(args) = args.command;
-    let methods: Vec<(&Entry, Value)> = args
-        .method
-        .iter()
-        .map(|id| {
-            let entry = find(id)?;
-            Ok((entry, settings(entry, &args.settings)?))
-        })
-        .collect::<anyhow::Result<_>>()?;
-    let given = args.facts.as_deref().map(Fact::read).transpose()?;
-    let model = session.load()?.model;
-    let started = Instant::now();
-    let out = match &args.out {
-        Some(path) => path.clone(),
-        None => Recipe::place(&session.env.cache()?, &model)?,
-    };
-    let facts: Vec<Fact> = match given {
-        Some(facts) => facts.into_iter().take(args.limit).collect(),
-        None => trials(&model, args.limit)?,
-    };
-    if facts.is_empty() {
-        let hint = "give facts that it knows, with other targets, by `--facts FILE`";
-        return Err(Error::input_hint(
-            "the model knows none of the facts that trial edits are made of",
-            hint,
-        )
-        .into());
-    }
-    let stages = Stages::new(&session.progress);
-    let cx = Context {
-        cache: session.env.cache().ok(),
-        progress: &stages,
-        interrupt: session.interrupt.flag(),
-        ..Context::default()
-    };
-    // What was found before for other methods stays.
-    let mut recipe = if out.exists() { Recipe::read(&out, &model)? } else { Recipe::new(&model) };
-    let mut reports = vec![];
-    for (entry, start) in methods {
-        let found = sweep(&model, entry, &start, &facts, args.seed, &cx)?;
-        let how = json!({
-            "trial_edits": facts.len(),
-            "own_facts": args.facts.is_some(),
-            "seed": args.seed,
-            "efficacy": found.best.scores.edit,
-            "paraphrase": found.best.scores.rephrase,
-            "locality": found.best.scores.locality,
-            "tool": concat!("mutandis ", env!("CARGO_PKG_VERSION")),
-        });
-        recipe.set(entry.id, found.settings.clone(), without_nulls(how));
-        // After each, so that an interruption loses one method's work at most.
-        recipe.write(&out)?;
-        reports.push(MethodReport { method: entry.id.to_owned(), found });
-    }
-    let report = Report {
-        recipe: out.display().to_string(),
-        facts: facts.iter().map(|f| format!("{} {}", f.prompt, f.target)).collect(),
-        methods: reports,
-        seconds: started.elapsed().as_secs_f64(),
-        peak_memory_bytes: mutandis::memory::peak().unwrap_or(0),
-    };
-    session.output.print(&report, || report.text())?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// TOML has no null.
-fn without_nulls(mut value: Value) -> Value {
-    if let Some(object) = value.as_object_mut() {
-        object.retain(|_, v| !v.is_null());
-    }
-    value
-}
-
-impl Report {
-    fn text(&self) -> String {
-        let score = |s: Option<f64>| s.map_or("–".to_owned(), |s| format!("{:.0}", 100.0 * s));
-        let mut lines = vec![];
-        for MethodReport { method, found } in &self.methods {
-            lines.push(format!("{method}, {} trial edits each", self.facts.len()));
-            lines.push("  score  efficacy  paraphrase  locality  s/edit  tried".to_owned());
-            for t in &found.trials {
-                lines.push(format!(
-                    "  {:>5.1}  {:>8}  {:>10}  {:>8}  {:>6.2}  {}",
-                    100.0 * t.score,
-                    score(t.scores.edit),
-                    score(t.scores.rephrase),
-                    score(t.scores.locality),
-                    t.seconds,
-                    t.change
-                ));
-            }
-            lines.push(format!("  best: {}", found.settings));
-        }
-        lines.push(format!("recipe: {} ({:.0} s)", self.recipe, self.seconds));
-        lines.join("\n")
+    match args.command {
+        Command::Sweep(args) => sweep::run(args, session),
+        Command::Neurons(args) => neurons::run(args, session),
     }
 }
