@@ -177,7 +177,7 @@ fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
     .collect();
 
     let steps = |thorough: bool| -> Vec<Value> {
-        let more = if thorough { json!({ "rounds": 10, "margin": 1.0, "warm-up": 64 }) } else { json!({}) };
+        let more = if thorough { json!({ "rounds": 40, "margin": 1.0, "warm-up": 64 }) } else { json!({}) };
         let with = |step: &f64| {
             let mut all = more.clone();
             all["step"] = json!(step);

@@ -205,9 +205,8 @@ impl Statistics {
         let none =
             |&[out, inn]: &[usize; 2]| ([out, inn], (Running::new(inn, false), Running::new(out, whole)));
         let mut statistics = Self { by_shape: shapes.iter().map(none).collect(), shapes, normalise };
-        for patch in prior.iter().filter(|p| p.method == method) {
-            statistics.take(&patch.state);
-        }
+        let mut newest_first = prior.iter().rev().filter(|p| p.method == method);
+        newest_first.find(|patch| statistics.take(&patch.state));
         statistics
     }
 
