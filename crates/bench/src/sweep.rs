@@ -11,7 +11,7 @@ use std::fmt;
 use mutandis_edit::method::merge;
 use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Entry, Error, Fact, Result};
-use mutandis_engine::Model;
+use mutandis_engine::{Architecture, Model};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ pub fn sweep(
     cx: &Context<'_>,
 ) -> Result<Found> {
     let defaults = method.defaults();
-    let axes = axes(&defaults, model.architecture().layers);
+    let axes = axes(&defaults, model.architecture());
     if axes.is_empty() {
         return Err(Error::input_hint(
             format!("`{}` has no settings that a sweep could find", method.id),
@@ -146,11 +146,13 @@ pub fn sweep(
 }
 
 /// What is tried, one setting after another, each with its candidates.
-fn axes(defaults: &Value, layers: usize) -> Vec<Vec<Value>> {
+fn axes(defaults: &Value, architecture: &Architecture) -> Vec<Vec<Value>> {
+    let layers = architecture.layers;
     let has = |name: &str| defaults.get(name).is_some();
     // Facts are recalled in the lower and middle layers of every model that was looked at; weights
     // that are trained may lie anywhere, and few are better than many.
     let (upper, window) = match () {
+        () if architecture.sandwich_norm && !has("epochs") && !has("step") => (layers, 1),
         () if has("epochs") => (layers, 1),
         () if has("step") => (layers, (layers / 5).max(1)),
         () => ((2 * layers / 3).max(1), WINDOW),
@@ -230,12 +232,14 @@ const ROUNDS: usize = 3;
 
 /// Ways to search for a value: as published; and until the target leads in every context by a
 /// margin, however long that takes, and no further.
-const SEARCHES: [fn() -> Value; 5] = [
+const SEARCHES: [fn() -> Value; 6] = [
     || json!({}),
     || thorough(1.0, 0.5, 0),
     || thorough(1.0, 0.5, 4),
     || thorough(3.0, 0.5, 4),
     || thorough(3.0, 1.0, 4),
+    // Where a norm stands behind the MLP, its outputs are small.
+    || thorough(1.0, 0.02, 4),
 ];
 
 fn thorough(margin: f64, rate: f64, shorten: usize) -> Value {

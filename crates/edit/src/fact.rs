@@ -144,38 +144,31 @@ impl Fact {
 
     /// Reads facts from JSON lines, or from one JSON array, with EasyEdit's field names
     /// (`prompt`, `subject`, `target_new`, `ground_truth`, `rephrase_prompt`, `locality`,
-    /// `portability`) or our own.
+    /// `portability`), MEND's (`src`, `alt`, `rephrase`, `loc`, `loc_ans`) or our own.
     ///
     /// # Errors
     /// Where the file cannot be read, or a record lacks a field or has it in another type: the
     /// line and the field are named.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
-        let record = "each line is an object with `prompt`, `subject` and `target_new`";
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            Error::input_hint(format!("cannot read the facts of `{}`: {e}", path.display()), record)
-        })?;
-        let text = text.trim_start_matches('\u{feff}');
-        let bad = |line: usize, why: String| {
-            let what = format!("`{}` is not a valid file of facts: line {line}: {why}", path.display());
-            Error::input_hint(what, record)
-        };
-        let mut facts = vec![];
-        if text.trim_start().starts_with('[') {
-            let records: Vec<Value> = serde_json::from_str(text).map_err(|e| bad(e.line(), e.to_string()))?;
-            for (i, record) in records.iter().enumerate() {
-                facts
-                    .push(Self::from_json(record).map_err(|why| bad(1, format!("record {}: {why}", i + 1)))?);
-            }
-        } else {
-            for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-                let record = serde_json::from_str(line).map_err(|e| bad(i + 1, e.to_string()))?;
-                facts.push(Self::from_json(&record).map_err(|why| bad(i + 1, why))?);
+        records(path)?
+            .into_iter()
+            .map(|(place, fact)| fact.map_err(|why| invalid(path, &format!("{place}: {why}"))))
+            .collect()
+    }
+
+    /// As [`Self::read`], with what is wrong with each record that cannot be used.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or is not JSON.
+    pub fn read_usable(path: &Path) -> Result<(Vec<Self>, Vec<String>)> {
+        let (mut facts, mut skipped) = (vec![], vec![]);
+        for (place, fact) in records(path)? {
+            match fact {
+                Ok(fact) => facts.push(fact),
+                Err(why) => skipped.push(format!("{place}: {why}")),
             }
         }
-        if facts.is_empty() {
-            return Err(bad(1, "it holds no facts".into()));
-        }
-        Ok(facts)
+        Ok((facts, skipped))
     }
 
     /// One record; the error says what is wrong with it.
@@ -199,18 +192,55 @@ impl Fact {
         };
         let rephrases = ["rephrase_prompt", "rephrase", "rephrases"].iter().find_map(|n| object.get(*n));
         let fact = Self {
-            prompt: need(&["prompt"])?,
+            prompt: need(&["prompt", "src"])?,
             subject: text(&["subject"])?.unwrap_or_default().trim().to_owned(),
-            target: need(&["target_new", "target"])?.trim().to_owned(),
+            target: need(&["target_new", "target", "alt"])?.trim().to_owned(),
             ground_truth: text(&["ground_truth"])?,
             change,
             rephrases: rephrases.map(texts).unwrap_or_default(),
-            locality: object.get("locality").map(probes).unwrap_or_default(),
+            locality: match (text(&["loc"])?, text(&["loc_ans"])?) {
+                (Some(prompt), Some(answer)) => {
+                    vec![Probe { kind: "loc".to_owned(), prompt, answers: vec![answer] }]
+                }
+                _ => object.get("locality").map(probes).unwrap_or_default(),
+            },
             portability: object.get("portability").map(probes).unwrap_or_default(),
         };
         fact.check().map_err(|e| e.to_string())?;
         Ok(fact)
     }
+}
+
+/// What a file of facts holds.
+const RECORD: &str = "each line is an object with `prompt`, `subject` and `target_new`";
+
+fn invalid(path: &Path, why: &str) -> Error {
+    Error::input_hint(format!("`{}` is not a valid file of facts: {why}", path.display()), RECORD)
+}
+
+/// Each record of a file, with where it is, and the fact or what is wrong with it.
+fn records(path: &Path) -> Result<Vec<(String, Result<Fact, String>)>> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::input_hint(format!("cannot read the facts of `{}`: {e}", path.display()), RECORD)
+    })?;
+    let text = text.trim_start_matches('\u{feff}');
+    let records: Vec<(String, Result<Fact, String>)> = if text.trim_start().starts_with('[') {
+        let all: Vec<Value> =
+            serde_json::from_str(text).map_err(|e| invalid(path, &format!("line {}: {e}", e.line())))?;
+        let each = all.iter().enumerate();
+        each.map(|(i, record)| (format!("record {}", i + 1), Fact::from_json(record))).collect()
+    } else {
+        let each = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
+        let parse = |line: &str| {
+            let record = serde_json::from_str(line).map_err(|e| e.to_string())?;
+            Fact::from_json(&record)
+        };
+        each.map(|(i, line)| (format!("line {}", i + 1), parse(line))).collect()
+    };
+    if records.is_empty() {
+        return Err(invalid(path, "line 1: it holds no facts"));
+    }
+    Ok(records)
 }
 
 /// A target as it follows a prompt.

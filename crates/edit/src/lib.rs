@@ -5,6 +5,7 @@
 //! no metric, prints nothing, reads no environment variable and opens no socket.
 
 pub mod atomic;
+mod checked;
 mod context;
 mod error;
 pub mod fact;

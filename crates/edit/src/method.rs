@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::fact::{Fact, nearest};
 use crate::methods::METHODS;
 use crate::patch::Patch;
+use crate::primitives::editor::Trainer;
+use crate::primitives::editor::training::{self, Order, Outcome};
 use crate::recipes::{self, Recipe};
 
 /// The three families of the KnowEdit paper (arXiv 2401.01286, §3).
@@ -66,6 +68,8 @@ pub trait Method: Sized + 'static {
     const DOC: &'static str;
     /// Settings; `Default` holds the paper's values.
     type Config: Default + Serialize + DeserializeOwned + JsonSchema;
+    /// How its editor is trained, where it needs one.
+    const TRAINER: Option<Trainer> = None;
 
     /// Makes the patch.
     ///
@@ -89,6 +93,7 @@ pub struct Entry {
     schema: fn() -> Schema,
     defaults: fn() -> Value,
     edit: fn(&Value, &Job<'_>, &Context<'_>) -> Result<Patch>,
+    trainer: Option<Trainer>,
 }
 
 impl std::fmt::Debug for Entry {
@@ -120,7 +125,51 @@ impl Entry {
                 })?;
                 M::edit(&config, job, cx)
             },
+            trainer: M::TRAINER,
         }
+    }
+
+    /// JSON schema of the settings of the training of its editor, where it has one.
+    pub fn trainer_schema(&self) -> Option<Schema> {
+        self.trainer.map(|_| schema_for!(training::Settings))
+    }
+
+    /// Settings of the training of its editor, where it has one.
+    pub fn trainer_defaults(&self) -> Option<Value> {
+        self.trainer.map(|trainer| {
+            serde_json::to_value((trainer.settings)()).expect("settings are plain numbers, texts and lists")
+        })
+    }
+
+    /// Trains its editor and writes it to `order.out`; what was interrupted goes on.
+    ///
+    /// # Errors
+    /// Where the method has no editor, a setting or a record does not fit the model, a file cannot
+    /// be written, or the user interrupts.
+    pub fn train(
+        &self,
+        settings: &Value,
+        order: &Order<'_>,
+        model: &Model,
+        cx: &Context<'_>,
+    ) -> Result<Outcome> {
+        let (Some(trainer), Some(mut all)) = (self.trainer, self.trainer_defaults()) else {
+            let trained: Vec<&str> = METHODS.iter().filter(|m| m.trainer.is_some()).map(|m| m.id).collect();
+            return Err(Error::input_hint(
+                format!("`{}` has no editor to be trained", self.id),
+                format!("methods that have: {}", trained.join(", ")),
+            ));
+        };
+        self.known(&all, settings)?;
+        merge(&mut all, settings);
+        let settings = serde_json::from_value(all)
+            .map_err(|e| Error::input(format!("settings of the training of `{}`: {e}", self.id)))?;
+        training::train(
+            model,
+            &training::Plan { method: self.id, rule: trainer.rule, settings: &settings },
+            order,
+            cx,
+        )
     }
 
     /// JSON schema of the settings.

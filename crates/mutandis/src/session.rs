@@ -10,11 +10,12 @@ use mutandis::{
     models::{Located, Models},
     progress::Progress,
 };
-use mutandis_edit::recipes::Recipe;
+use mutandis_edit::{Context, recipes::Recipe};
 
 use crate::{
     cli::{Global, Weights},
     output::Output,
+    stages::Stages,
 };
 
 /// One run of the command.
@@ -100,6 +101,16 @@ impl<'a> Session<'a> {
             )
         })?;
         Ok((located, tokenizer))
+    }
+
+    /// What surrounds an edit: the cache, if there is a place for one, who is told, who may stop it.
+    pub(crate) fn context<'c>(&'c self, stages: &'c Stages<'_>) -> Context<'c> {
+        Context {
+            cache: self.env.cache().ok(),
+            progress: stages,
+            interrupt: self.interrupt.flag(),
+            ..Context::default()
+        }
     }
 
     /// The recipe in force for a model: the file given, or else the one that a sweep kept.

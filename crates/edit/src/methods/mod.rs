@@ -14,8 +14,10 @@ mod ice;
 mod kn;
 mod locft_bf;
 mod lora;
+mod malmen;
 mod memit;
 mod memit_merge;
+mod mend;
 mod pmet;
 mod r_rome;
 mod rome;
@@ -40,6 +42,8 @@ pub static METHODS: &[Entry] = &[
     Entry::of::<lora::Lora>(),
     Entry::of::<ultraedit::UltraEdit>(),
     Entry::of::<stableedit::StableEdit>(),
+    Entry::of::<mend::Mend>(),
+    Entry::of::<malmen::Malmen>(),
     Entry::of::<kn::Kn>(),
     Entry::of::<ice::Ice>(),
 ];

@@ -58,8 +58,10 @@ impl Method for Pmet {
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
+        let sites = &[SiteKind::AttentionOut, SiteKind::MlpOut];
         let plan = Plan {
-            sites: &[SiteKind::AttentionOut, SiteKind::MlpOut],
+            sites,
+            within: sites,
             share: Share::Root,
             ease: Some(Ease { weight: config.eased, stop_kl: config.stop_kl }),
             merge: false,

@@ -104,6 +104,29 @@ impl WeightChange {
         Self::Dense { out, inn, delta }
     }
 
+    /// Whole, where its factors take more room than that.
+    pub fn smaller(self) -> Self {
+        let [out, inn] = self.shape();
+        match &self {
+            Self::LowRank { rank, .. } if rank * (out + inn) >= out * inn => {
+                let mut delta = vec![0.0; out * inn];
+                self.add_to(&mut delta);
+                Self::Dense { out, inn, delta }
+            }
+            _ => self,
+        }
+    }
+
+    /// That many times as large.
+    pub fn scaled(mut self, factor: f32) -> Self {
+        let numbers = match &mut self {
+            Self::LowRank { left, .. } => left,
+            Self::Dense { delta, .. } => delta,
+        };
+        numbers.iter_mut().for_each(|x| *x *= factor);
+        self
+    }
+
     /// `[out, in]` of `ΔW`.
     pub fn shape(&self) -> [usize; 2] {
         match self {

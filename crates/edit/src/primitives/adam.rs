@@ -18,6 +18,17 @@ impl Adam {
         Self { first: vec![0.0; len], second: vec![0.0; len], steps: 0 }
     }
 
+    /// Its moments, the first ones first.
+    pub(super) fn to_state(&self) -> Vec<f32> {
+        [&self.first[..], &self.second].concat()
+    }
+
+    /// From what [`Self::to_state`] gave.
+    pub(super) fn from_state(steps: i32, mut state: Vec<f32>) -> Self {
+        let second = state.split_off(state.len() / 2);
+        Self { first: state, second, steps }
+    }
+
     /// Takes one step against a gradient.
     pub(super) fn step(&mut self, values: &mut [f32], gradient: &[f32], rate: f32) {
         self.steps += 1;

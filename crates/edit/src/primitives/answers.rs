@@ -1,7 +1,7 @@
 //! Answers that are to be given, how far a model is from giving them, and what its loss pulls at.
 
 use mutandis_engine::kernels::loss;
-use mutandis_engine::{LogitRows, Model, Overlay, Pass, Sequence, Tape};
+use mutandis_engine::{LogitRows, Model, Outcome, Overlay, Pass, Sequence, Tape};
 
 use super::ascent::Ascent;
 use super::request;
@@ -125,6 +125,34 @@ impl<'a> Answers<'a> {
         examples.split_at(count.max(1).min(examples.len()))
     }
 
+    /// Runs examples, each with its own changes, and gives the logits of the rows that predict
+    /// something: of a row that predicts several tokens once for each.
+    ///
+    /// # Errors
+    /// Where the model cannot be run.
+    pub(super) fn forward<'p>(
+        &'p self,
+        examples: &[(usize, &'p [&'p Overlay])],
+        record: bool,
+    ) -> Result<Outcome<'p>> {
+        let (mut start, mut logit_rows, mut sequences) = (0, vec![], vec![]);
+        for &(i, overlays) in examples {
+            let example = &self.examples[i];
+            logit_rows.extend(example.targets.iter().map(|(row, _)| start + row));
+            sequences.push(Sequence { tokens: &example.tokens, overlays, ..Default::default() });
+            start += example.tokens.len();
+        }
+        let which: Vec<usize> = examples.iter().map(|(i, _)| *i).collect();
+        let pass = Pass {
+            sequences,
+            start: self.ascent.start(&which),
+            logits: LogitRows::Rows(logit_rows),
+            record,
+            ..Default::default()
+        };
+        Ok(self.model.forward(pass)?)
+    }
+
     /// Runs examples with all changes in `overlays`. Their loss is `weight` times the sum of their
     /// mean losses.
     ///
@@ -137,26 +165,14 @@ impl<'a> Answers<'a> {
         weight: f32,
     ) -> Result<Passed<'p>> {
         let (isa, v) = (self.model.isa(), self.model.architecture().vocabulary);
-        let (mut logit_rows, mut targets, mut weights) = (vec![], vec![], vec![]);
-        let (mut start, mut sequences) = (0, vec![]);
+        let (mut targets, mut weights) = (vec![], vec![]);
         for &i in examples {
-            let example = &self.examples[i];
-            logit_rows.extend(example.targets.iter().map(|(row, _)| start + row));
-            targets.extend(example.targets.iter().map(|(_, id)| *id));
-            let count = example.targets.len();
-            weights.extend(std::iter::repeat_n(weight / count as f32, count));
-            sequences.push(Sequence { tokens: &example.tokens, overlays, ..Default::default() });
-            start += example.tokens.len();
+            let own = &self.examples[i].targets;
+            targets.extend(own.iter().map(|(_, id)| *id));
+            weights.extend(std::iter::repeat_n(weight / own.len() as f32, own.len()));
         }
-        // A row that predicts several tokens has logits once for each.
-        let pass = Pass {
-            sequences,
-            start: self.ascent.start(examples),
-            logits: LogitRows::Rows(logit_rows),
-            record: true,
-            ..Default::default()
-        };
-        let outcome = self.model.forward(pass)?;
+        let each: Vec<(usize, &[&Overlay])> = examples.iter().map(|&i| (i, overlays)).collect();
+        let outcome = self.forward(&each, true)?;
         let mut logits = outcome.logits;
         let leads: Vec<f32> = logits.chunks_exact(v).zip(&targets).map(|(row, &id)| lead(row, id)).collect();
         let each = self.model.install(|| {

@@ -10,6 +10,7 @@ mod warm_up;
 
 use std::collections::BTreeMap;
 
+use faer::Mat;
 use mutandis_engine::backward::Pair;
 use mutandis_engine::{Overlay, Role, WeightId};
 use schemars::JsonSchema;
@@ -147,6 +148,7 @@ pub fn edit(
     let all: Vec<usize> = (0..examples.len()).collect();
     cx.progress.begin("writing facts", examples.len());
     for (turn, facts) in all.chunks(settings.turn).enumerate() {
+        let mut roots = Roots::new();
         for round in 0..settings.rounds {
             cx.check()?;
             let mut written = Overlay::default();
@@ -164,12 +166,13 @@ pub fn edit(
             }
             if round == 0 {
                 statistics.add(&found.pairs);
+                roots = statistics.roots()?;
             } else if found.losses.iter().all(|l| l.lead > settings.margin) {
                 break;
             }
             let wanting = |owner: usize| round == 0 || found.losses[owner].lead <= settings.margin;
-            for (i, (_, shape)) in targets.iter().enumerate() {
-                let (more, info) = statistics.solve(settings, *shape, &found, i, &wanting)?;
+            for i in 0..ids.len() {
+                let (more, info) = statistics.solve(settings, &roots, &found, i, &wanting)?;
                 if turn == 0 && round == 0 {
                     patch.solve.push(SolveInfo { layer: Some(ids[i].layer), ..info });
                 }
@@ -187,6 +190,9 @@ pub fn edit(
     patch.state = statistics.to_state();
     Ok(())
 }
+
+/// Σ^(−1/2) of gradients, by the shape of their weights.
+type Roots = BTreeMap<[usize; 2], Mat<f64>>;
 
 /// Statistics of weights, those of one shape together.
 #[derive(Clone)]
@@ -239,21 +245,36 @@ impl Statistics {
         }
     }
 
+    /// What gradients of each shape are whitened by, where they are; it changes with the
+    /// statistics alone.
+    fn roots(&self) -> Result<Roots> {
+        let mut roots = Roots::new();
+        if self.normalise == Normalise::Whiten {
+            for (shape, (_, gradients)) in &self.by_shape {
+                if let Some(root) = gradients.whitening()? {
+                    roots.insert(*shape, root);
+                }
+            }
+        }
+        Ok(roots)
+    }
+
     /// The change of one weight that takes every row of facts that want it against its gradient,
     /// and leaves the other rows where they are.
     fn solve(
         &self,
         settings: &Settings,
-        shape: [usize; 2],
+        roots: &Roots,
         found: &Collected,
         weight: usize,
         wanting: &dyn Fn(usize) -> bool,
     ) -> Result<(WeightChange, SolveInfo)> {
+        let shape = self.shapes[weight];
         let [out, inn] = shape;
         let (inputs, gradients) = &self.by_shape[&shape];
         let pair = &found.pairs[weight];
         let unbiased = self.normalise == Normalise::Diagonal;
-        let root = if unbiased { None } else { gradients.whitening()? };
+        let root = roots.get(&shape);
         let n = found.owners.len();
         let mut left = vec![0.0f32; out * n];
         let rows = pair.x.chunks_exact(inn).zip(pair.dy.chunks_exact(out));
@@ -262,7 +283,7 @@ impl Statistics {
                 continue;
             }
             let energy: f64 = inputs.normalised(x, unbiased).iter().map(|x| x * x).sum();
-            let direction = match &root {
+            let direction = match root {
                 Some(root) => gradients.whitened(dy, root),
                 None => gradients.normalised(dy, unbiased),
             };
@@ -275,10 +296,7 @@ impl Statistics {
         let hold = Hold::Ridge(ridge.absolute);
         let system = System { f: inn, keys: &keys, past: &[], past_weight: 0.0, hold, slack: 1.0 };
         let solution = system.solve()?;
-        let mut right = vec![0.0f32; inn * n];
-        for (j, column) in solution.right.chunks_exact(inn).enumerate() {
-            column.iter().enumerate().for_each(|(i, x)| right[i * n + j] = *x as f32);
-        }
+        let right = solution.right_factor(inn);
         let mut info = solution.info;
         info.strengths = [("ridge".to_owned(), ridge)].into();
         Ok((WeightChange::LowRank { rank: n, left, right }, info))

@@ -83,7 +83,7 @@ pub fn edit(
     let layer = settings.layer.unwrap_or(a.layers / 6);
     model.linear_shape(Role::MlpOut, layer)?;
     // All facts are checked before any is searched.
-    let requests = settings.framing.requests(job, cx)?;
+    let mut requests = settings.framing.requests(job, cx)?;
     let statistics = statistics(settings, model, layer, job.seed, cx)?;
     let held: Vec<Vec<f64>> =
         job.facts.iter().map(|fact| held(settings, job, layer, fact, &requests)).collect::<Result<_>>()?;
@@ -96,11 +96,11 @@ pub fn edit(
         let now = Job { stack: &on_top(job.stack, &before), ..*job };
         let all = values(&now, &settings.framing, &goal, &requests, cx)?;
         let searched = written.all.len();
-        for (mut found, held) in all.into_iter().zip(&held) {
+        for ((mut found, held), request) in all.into_iter().zip(&held).zip(&mut requests) {
             if round == 0 {
                 patch.search.push(found.info());
             } else {
-                found = found.in_later_round();
+                found = found.in_later_round(request);
                 if found.is_nothing() {
                     continue;
                 }

@@ -6,6 +6,7 @@ mod ascent;
 mod beside;
 pub mod cholesky;
 pub mod contexts;
+pub mod editor;
 pub mod fine_tune;
 mod grad_pairs;
 pub mod least_squares;

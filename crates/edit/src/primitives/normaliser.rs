@@ -87,8 +87,18 @@ impl Running {
 
     /// Mean of a row's squared norm.
     pub fn energy(&self) -> f64 {
-        let squares: f64 = (0..self.width()).map(|i| self.squares[self.diagonal(i)]).sum();
-        squares / self.count.max(1.0) + self.mean.iter().map(|m| m * m).sum::<f64>()
+        self.energy_of(0..self.width())
+    }
+
+    /// Mean of the squared norm of a part of a row.
+    pub fn energy_of(&self, part: std::ops::Range<usize>) -> f64 {
+        let squares: f64 = part.clone().map(|i| self.squares[self.diagonal(i)]).sum();
+        squares / self.count.max(1.0) + self.mean[part].iter().map(|m| m * m).sum::<f64>()
+    }
+
+    /// Biased deviation of each number of a row.
+    pub fn deviations(&self) -> Vec<f64> {
+        (0..self.width()).map(|i| (self.squares[self.diagonal(i)] / self.count.max(1.0)).sqrt()).collect()
     }
 
     fn diagonal(&self, i: usize) -> usize {

@@ -109,6 +109,9 @@ pub struct Request {
     /// `"{subject} is a"`, cut after the lookup token: what the subject is must not change. With
     /// causal attention nothing after that token can be seen there (methods.md §4b row 1).
     pub essence: Located,
+    /// Where its search begins: the δ that an earlier one ended with and that was not enough, or
+    /// nothing.
+    pub start: Vec<f32>,
 }
 
 /// Longest target that is searched for, in tokens.
@@ -154,7 +157,7 @@ impl Request {
         let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0) + target.len();
         fits(model, prompt, longest)?;
         let prompts = prompts.into_iter().map(|at| Prompt { at, target: target.clone() }).collect();
-        Ok(Self { prompts, bare: 1, essence })
+        Ok(Self { prompts, bare: 1, essence, start: vec![] })
     }
 
     /// Lets another fact share this one's value (MEMIT-Merge, arXiv 2502.07322).

@@ -96,6 +96,18 @@ pub struct Solution {
     pub info: SolveInfo,
 }
 
+impl Solution {
+    /// X as the right factor of a change, `[f, n]`, row-major.
+    pub fn right_factor(&self, f: usize) -> Vec<f32> {
+        let n = self.right.len() / f;
+        let mut factor = vec![0.0f32; f * n];
+        for (j, column) in self.right.chunks_exact(f).enumerate() {
+            column.iter().enumerate().for_each(|(i, x)| factor[i * n + j] = *x as f32);
+        }
+        factor
+    }
+}
+
 impl System<'_> {
     /// Solves in the form that costs least.
     ///

@@ -33,7 +33,8 @@ use crate::patch::{Patch, SolveInfo, WeightChange};
 pub struct Settings {
     /// Layers whose MLP down projections are written, from 0; the value is searched for at the
     /// last. Where absent, from an eighth to a quarter of the way up, as the published settings
-    /// of 32-layer models have it.
+    /// of 32-layer models have it; where a norm stands behind each MLP (Gemma), one layer, two
+    /// thirds of the way up.
     pub layers: Option<Vec<usize>>,
     /// The texts that the value is searched in.
     #[serde(flatten)]
@@ -85,6 +86,9 @@ pub struct Plan<'a> {
     /// Where δ's are searched for, in the last layer, from the lowest up. What is written is the
     /// last one's value.
     pub sites: &'a [SiteKind],
+    /// The same where a norm stands behind the MLP, which scales away whatever is added before
+    /// it: only what the layer's own maps give out can be written there.
+    pub within: &'a [SiteKind],
     /// How the residual is spread.
     pub share: Share,
     /// A loss other than ROME's.
@@ -96,7 +100,13 @@ pub struct Plan<'a> {
 impl Default for Plan<'_> {
     /// MEMIT's (arXiv 2210.07229, §4.3).
     fn default() -> Self {
-        Self { sites: &[SiteKind::Residual], share: Share::Even, ease: None, merge: false }
+        Self {
+            sites: &[SiteKind::Residual],
+            within: &[SiteKind::MlpOut],
+            share: Share::Even,
+            ease: None,
+            merge: false,
+        }
     }
 }
 
@@ -167,7 +177,7 @@ pub fn edit(
     settings.post.check()?;
     let model = job.model;
     let layers = settings.layers(model)?;
-    let (requests, owners) = share(settings.framing.requests(job, cx)?, job, plan.merge);
+    let (mut requests, owners) = share(settings.framing.requests(job, cx)?, job, plan.merge);
     let Framing { token, beside: beside_weight, .. } = settings.framing;
     let beside =
         if beside_weight > 0.0 { beside::statements(model, job.facts, token, &requests)? } else { vec![] };
@@ -175,7 +185,8 @@ pub fn edit(
     let statistics = Statistics::new(model, &layers, &spec, cx)?;
 
     let last = *layers.last().unwrap_or(&0);
-    let sites: Vec<Site> = plan.sites.iter().map(|&kind| Site::new(last, kind)).collect();
+    let kinds = if model.architecture().sandwich_norm { plan.within } else { plan.sites };
+    let sites: Vec<Site> = kinds.iter().map(|&kind| Site::new(last, kind)).collect();
     let goal = Goal { ease: plan.ease, ..Goal::new(&sites, &settings.search) };
     let d = model.architecture().width;
     let mut written = Overlay::default();
@@ -185,7 +196,8 @@ pub fn edit(
         if round == 0 {
             patch.search = owners.iter().map(|&owner| found[owner].info()).collect();
         } else {
-            found = found.into_iter().map(Found::in_later_round).collect();
+            found =
+                found.into_iter().zip(&mut requests).map(|(f, request)| f.in_later_round(request)).collect();
             if found.iter().all(Found::is_nothing) {
                 break;
             }
@@ -193,7 +205,7 @@ pub fn edit(
         let kept = accepted(&found, cx)?;
         let order = Order {
             layers: &layers,
-            site: plan.sites.last().copied().unwrap_or(SiteKind::Residual),
+            site: kinds.last().copied().unwrap_or(SiteKind::Residual),
             share: plan.share,
             past: settings.past,
             beside: &beside,
@@ -303,10 +315,7 @@ pub fn write(
                 left[o * n + j] = ((z - f64::from(*h)) * share) as f32;
             }
         }
-        let mut right = vec![0.0f32; f * n];
-        for (j, column) in solution.right.chunks_exact(f).enumerate() {
-            column.iter().enumerate().for_each(|(i, x)| right[i * n + j] = *x as f32);
-        }
+        let right = solution.right_factor(f);
         let id = WeightId { layer, role: Role::MlpOut };
         let change = WeightChange::LowRank { rank: n, left, right };
         let change = order.post.apply(job.model, job.prior, id, change)?;
@@ -327,12 +336,21 @@ impl Settings {
     /// # Errors
     /// Where there is none, one does not exist, or they do not ascend.
     fn layers(&self, model: &Model) -> Result<Vec<usize>> {
-        let count = model.architecture().layers;
-        let layers = self.layers.clone().unwrap_or_else(|| (count / 8..=count / 4).collect());
+        let (count, alone) = (model.architecture().layers, model.architecture().sandwich_norm);
+        let usual = if alone { vec![2 * count / 3] } else { (count / 8..=count / 4).collect() };
+        let layers = self.layers.clone().unwrap_or(usual);
         if layers.is_empty() || layers.windows(2).any(|w| w[0] >= w[1]) {
             return Err(Error::input_hint(
                 format!("`layers` is {layers:?}, expected one or more, ascending"),
                 "as in `layers=[4,5,6]`",
+            ));
+        }
+        if alone && layers.len() > 1 {
+            return Err(Error::input_hint(
+                format!(
+                    "`layers` is {layers:?}; in this model a norm stands behind each MLP, so that layers cannot share a change"
+                ),
+                "name one layer",
             ));
         }
         layers.iter().try_for_each(|&l| model.linear_shape(Role::MlpOut, l).map(drop))?;

@@ -171,7 +171,7 @@ pub fn train(
 }
 
 /// Fisher–Yates.
-fn shuffle(order: &mut [usize], rng: &mut ChaCha8Rng) {
+pub(super) fn shuffle(order: &mut [usize], rng: &mut ChaCha8Rng) {
     for i in (1..order.len()).rev() {
         let j = rng.next_u64() % (i as u64 + 1);
         order.swap(i, j as usize);

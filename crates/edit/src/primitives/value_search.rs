@@ -193,11 +193,14 @@ impl Found {
         self.delta.iter().all(|x| *x == 0.0)
     }
 
-    /// What a later round writes: nothing where no δ makes the fact true, as pushing on would only
-    /// do harm.
-    pub(crate) fn in_later_round(mut self) -> Self {
-        if !self.holds {
-            self.delta.fill(0.0);
+    /// What a later round writes: nothing where δ does not make the fact true, as pushing on would
+    /// only do harm. The next search for it goes on from there.
+    pub(crate) fn in_later_round(mut self, request: &mut Request) -> Self {
+        if self.holds {
+            request.start.clear();
+        } else {
+            let nothing = vec![0.0; self.delta.len()];
+            request.start = std::mem::replace(&mut self.delta, nothing);
         }
         self
     }
@@ -271,10 +274,17 @@ fn search_batch(
     told: &dyn Fn(usize),
 ) -> Result<Vec<Found>> {
     let settings = goal.search;
-    let prepared = Prepared::new(model, stack, goal.sites, requests)?;
+    let prepared = Prepared::new(model, stack, goal.sites, settings.kl > 0.0, requests)?;
     let width = goal.sites.len() * model.architecture().width;
-    let mut facts: Vec<State> =
-        (0..requests.len()).map(|i| State::new(prepared.initial(i, width), goal.sites.len())).collect();
+    let state = |(i, request): (usize, &Request)| {
+        let fresh = State::new(prepared.initial(i, width), goal.sites.len());
+        if request.start.len() == fresh.delta.len() {
+            State { delta: request.start.clone(), ..fresh }
+        } else {
+            fresh
+        }
+    };
+    let mut facts: Vec<State> = requests.iter().enumerate().map(state).collect();
     for step in 0..settings.steps {
         cx.check()?;
         let active: Vec<usize> = (0..facts.len()).filter(|&i| !facts[i].done).collect();
@@ -317,7 +327,8 @@ fn shorten(prepared: &Prepared<'_>, facts: &mut [State], goal: &Goal<'_>, cx: &C
     if goal.search.shorten == 0 {
         return Ok(());
     }
-    let settled: Vec<usize> = (0..facts.len()).filter(|&i| facts[i].everywhere).collect();
+    let is_longer = |state: &State| state.everywhere && state.delta.iter().any(|x| *x != 0.0);
+    let settled: Vec<usize> = (0..facts.len()).filter(|&i| is_longer(&facts[i])).collect();
     if settled.is_empty() {
         return Ok(());
     }
@@ -474,7 +485,7 @@ impl<'a> Objective<'a> {
         if request.len() != 1 {
             return Err(Error::input(format!("an objective is about one fact, not {}", request.len())));
         }
-        let prepared = Prepared::new(model, stack, sites, request)?;
+        let prepared = Prepared::new(model, stack, sites, true, request)?;
         let width = sites.len() * model.architecture().width;
         let mut states = [State::new(prepared.initial(0, width), sites.len())];
         prepared.evaluate(&mut states, &[0], &Goal::new(sites, &Search::default()), true)?;

@@ -117,13 +117,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let text = args.text.as_deref().map(read).transpose()?;
     let model = session.load()?.model;
     let stages = Stages::new(&session.progress);
-    let cx = Context {
-        cache: session.env.cache().ok(),
-        recipe: session.recipe(args.recipe.as_deref(), &model)?,
-        progress: &stages,
-        interrupt: session.interrupt.flag(),
-        ..Context::default()
-    };
+    let cx = Context { recipe: session.recipe(args.recipe.as_deref(), &model)?, ..session.context(&stages) };
     let text = text.map(|t| windows(&model, &t, Window::default())).transpose()?.unwrap_or_default();
     let baseline = Baseline::new(&model, &facts)?;
     let plan = Run {

@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// How; `mutandis methods` lists them
     #[arg(long, default_value = "r-rome", value_name = "ID")]
     method: String,
+    /// The trained editor of a method that needs one [default: what `train` made]
+    #[arg(long, value_name = "FILE")]
+    editor: Option<PathBuf>,
     /// A setting of the method; `mutandis methods show ID` lists them
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -119,7 +122,8 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     // Everything that can be checked without the model is checked before it is loaded.
     let entry = find(&args.method)?;
     let facts = facts(&args)?;
-    let settings = settings(entry, &args.settings)?;
+    let editor = args.editor.iter().map(|path| format!("editor={}", path.display()));
+    let settings = settings(entry, &args.settings.iter().cloned().chain(editor).collect::<Vec<_>>())?;
     if args.also.iter().chain(&args.keep).any(|p| p.trim().is_empty()) {
         let hint = "give the beginning of a sentence, as in `--keep \"The capital of Spain is\"`";
         return Err(Error::input_hint("a prompt of `--also` or `--keep` is empty", hint).into());
@@ -142,12 +146,9 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
 
     let stages = Stages::new(&session.progress);
     let cx = Context {
-        cache: session.env.cache().ok(),
         corpus: args.corpus.clone(),
         recipe: session.recipe(args.recipe.as_deref(), &model)?,
-        progress: &stages,
-        interrupt: session.interrupt.flag(),
-        ..Context::default()
+        ..session.context(&stages)
     };
     let started = Instant::now();
     let stack = patched.overlays();

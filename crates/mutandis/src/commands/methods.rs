@@ -69,9 +69,10 @@ fn text(method: &Entry) -> String {
         String::new(),
         "Settings (`--set KEY=VALUE`):".to_owned(),
     ];
-    for setting in all_settings(method) {
-        let about = setting.property["description"].as_str().unwrap_or_default().replace('\n', " ");
-        lines.push(format!("  {} = {}\n      {about}", setting.name, setting.default));
+    lines.extend(all_settings(method).iter().map(Setting::text));
+    if let Some(settings) = trainer_settings(method) {
+        lines.push(format!("\nSettings of its training (`mutandis train {} --set KEY=VALUE`):", method.id));
+        lines.extend(settings.iter().map(Setting::text));
     }
     lines.join("\n")
 }
@@ -85,8 +86,26 @@ struct Setting {
     property: Value,
 }
 
-/// All settings, nested ones by dotted names.
+impl Setting {
+    fn text(&self) -> String {
+        let about = self.property["description"].as_str().unwrap_or_default().replace('\n', " ");
+        format!("  {} = {}\n      {about}", self.name, self.default)
+    }
+}
+
+/// All settings of a method.
 fn all_settings(method: &Entry) -> Vec<Setting> {
+    named(&method.defaults(), &serde_json::to_value(method.schema()).unwrap_or_default())
+}
+
+/// All settings of the training of a method's editor, where it has one.
+fn trainer_settings(method: &Entry) -> Option<Vec<Setting>> {
+    let (defaults, schema) = method.trainer_defaults().zip(method.trainer_schema())?;
+    Some(named(&defaults, &serde_json::to_value(schema).unwrap_or_default()))
+}
+
+/// Settings by their names, nested ones with dots.
+fn named(defaults: &Value, schema: &Value) -> Vec<Setting> {
     fn walk(prefix: &str, defaults: &Value, at: &Value, schema: &Value, found: &mut Vec<Setting>) {
         for (key, value) in defaults.as_object().into_iter().flatten() {
             let property = &at["properties"][key];
@@ -99,9 +118,8 @@ fn all_settings(method: &Entry) -> Vec<Setting> {
             }
         }
     }
-    let schema = serde_json::to_value(method.schema()).unwrap_or_default();
     let mut found = vec![];
-    walk("", &plain(method.defaults()), &schema, &schema, &mut found);
+    walk("", &plain(defaults.clone()), schema, schema, &mut found);
     found
 }
 
@@ -112,7 +130,19 @@ fn all_settings(method: &Entry) -> Vec<Setting> {
 /// # Errors
 /// Where a pair has no `=`, or the method has no such setting, or one of another kind.
 pub(super) fn settings(method: &Entry, pairs: &[String]) -> anyhow::Result<Value> {
-    let known = all_settings(method);
+    given(method, &all_settings(method), pairs)
+}
+
+/// As [`settings`], for the training of a method's editor. Of a method that has none, none is
+/// known.
+///
+/// # Errors
+/// As [`settings`].
+pub(super) fn training_settings(method: &Entry, pairs: &[String]) -> anyhow::Result<Value> {
+    given(method, &trainer_settings(method).unwrap_or_default(), pairs)
+}
+
+fn given(method: &Entry, known: &[Setting], pairs: &[String]) -> anyhow::Result<Value> {
     let mut all = Value::Object(Default::default());
     for pair in pairs {
         let (key, text) = pair.split_once('=').ok_or_else(|| {
@@ -120,7 +150,7 @@ pub(super) fn settings(method: &Entry, pairs: &[String]) -> anyhow::Result<Value
             Error::input_hint(format!("`--set {pair}` has no `=`"), hint)
         })?;
         let key = key.trim();
-        let setting = known.iter().find(|s| s.name == key).ok_or_else(|| unknown(method, key, &known))?;
+        let setting = known.iter().find(|s| s.name == key).ok_or_else(|| unknown(method, key, known))?;
         let padded = text.starts_with('.').then(|| format!("0{text}"));
         let value = match serde_json::from_str(padded.as_deref().unwrap_or(text)) {
             Ok(Value::String(text)) => Value::String(text),

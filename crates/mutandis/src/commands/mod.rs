@@ -13,6 +13,7 @@ mod model;
 mod patch;
 mod stats;
 mod tokens;
+mod train;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Bench(bench::Args),
     /// Find out where and how a model is edited best
     Locate(locate::Args),
+    /// Train the editor of a method that needs one
+    Train(train::Args),
     /// Show and verify patches
     Patch(patch::Args),
     /// Get, show and list models
@@ -56,6 +59,7 @@ pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<Exi
         Command::Methods(args) => methods::run(args, session),
         Command::Bench(args) => bench::run(args, session),
         Command::Locate(args) => locate::run(args, session),
+        Command::Train(args) => train::run(args, session),
         Command::Patch(args) => patch::run(args, session),
         Command::Stats(args) => stats::run(args, session),
         Command::Model(args) => model::run(args, session),

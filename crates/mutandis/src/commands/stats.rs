@@ -55,13 +55,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let layers =
         if args.layers.is_empty() { (0..model.architecture().layers).collect() } else { args.layers };
     let stages = Stages::new(&session.progress);
-    let cx = Context {
-        cache: Some(session.env.cache()?),
-        corpus: args.corpus,
-        progress: &stages,
-        interrupt: session.interrupt.flag(),
-        ..Context::default()
-    };
+    let cx = Context { cache: Some(session.env.cache()?), corpus: args.corpus, ..session.context(&stages) };
     let spec = MomentSpec { tokens: args.tokens, seed: args.seed, ..MomentSpec::default() };
     let started = Instant::now();
     let measured = moments(&model, &layers, &spec, &cx)?;

@@ -19,8 +19,10 @@ pub(super) struct Prepared<'a> {
     /// that is the same.
     entries: Vec<Site>,
     rows: Vec<Row>,
-    /// Index of each fact's first row; its essence row comes last.
+    /// Index of each fact's first row; its essence row, if any, comes last.
     first: Vec<usize>,
+    /// Rows of each fact besides its prompts: the essence's, where its divergence weighs anything.
+    essences: usize,
     initial: Vec<f32>,
     /// MLP keys and outputs at the lookup token of every prompt, essences left out.
     pub(super) keys: Vec<f32>,
@@ -43,6 +45,7 @@ impl<'a> Prepared<'a> {
         model: &'a Model,
         stack: &'a [&'a Overlay],
         sites: &[Site],
+        with_essence: bool,
         requests: &'a [Request],
     ) -> Result<Self> {
         let a = model.architecture();
@@ -73,9 +76,11 @@ impl<'a> Prepared<'a> {
                 lookups.push(at.lookup);
                 predicting.push(target.len());
             }
-            tokens.push(request.essence.ids.clone());
-            lookups.push(request.essence.lookup);
-            predicting.push(0);
+            if with_essence {
+                tokens.push(request.essence.ids.clone());
+                lookups.push(request.essence.lookup);
+                predicting.push(0);
+            }
         }
         let caches = prefixes(model, stack, &tokens, &lookups)?;
         let pasts: Vec<Past> = caches.iter().map(|c| c.past(c.len(), 0)).collect();
@@ -126,7 +131,8 @@ impl<'a> Prepared<'a> {
                 Row { suffix, past, hidden, predicting }
             })
             .collect();
-        Ok(Self { model, stack, requests, entries, rows, first, initial, keys, outputs })
+        let essences = usize::from(with_essence);
+        Ok(Self { model, stack, requests, entries, rows, first, essences, initial, keys, outputs })
     }
 
     /// The sites' values of a fact; `width` numbers in all.
@@ -138,13 +144,12 @@ impl<'a> Prepared<'a> {
     pub(super) fn of(&self, fact: usize, values: &[f32]) -> Vec<f32> {
         let prompts: usize = self.requests.iter().map(|r| r.prompts.len()).sum();
         let width = values.len() / prompts.max(1);
-        // Each fact before this one has one essence row among its rows.
-        let from = (self.first[fact] - fact) * width;
+        let from = (self.first[fact] - fact * self.essences) * width;
         values[from..from + self.requests[fact].prompts.len() * width].to_vec()
     }
 
     fn rows_of(&self, fact: usize) -> std::ops::Range<usize> {
-        self.first[fact]..self.first[fact] + self.requests[fact].prompts.len() + 1
+        self.first[fact]..self.first[fact] + self.requests[fact].prompts.len() + self.essences
     }
 
     /// Losses of all active facts at their δ; those that are small enough, or the `last`, are done.
@@ -201,7 +206,7 @@ impl<'a> Prepared<'a> {
         for &f in active {
             let prompts = &self.requests[f].prompts;
             let targets: Vec<u32> = prompts.iter().flat_map(|p| p.target.iter().copied()).collect();
-            let part = &mut outcome.logits[at * v..(at + targets.len() + 1) * v];
+            let part = &mut outcome.logits[at * v..(at + targets.len() + self.essences) * v];
             let (answers, essence) = part.split_at_mut(targets.len() * v);
             let state = &mut facts[f];
             let each = self.model.install(|| loss::cross_entropy(isa, answers, v, &targets));
@@ -233,7 +238,7 @@ impl<'a> Prepared<'a> {
                 loss::log_softmax(isa, &mut log_q, v);
                 log_q
             });
-            let kl = settings.kl * loss::kl(isa, essence, reference, v)[0];
+            let kl = settings.kl * loss::kl(isa, essence, reference, v).first().copied().unwrap_or(0.0);
             let total = nll + kl + decay;
             if !total.is_finite() {
                 return Err(Error::Numerical {
@@ -252,10 +257,10 @@ impl<'a> Prepared<'a> {
                 let weights: Vec<f32> = prompts.iter().flat_map(each).collect();
                 self.model.install(|| {
                     loss::cross_entropy_backward(isa, answers, v, &targets, &weights);
-                    loss::kl_backward(isa, essence, reference, v, &[settings.kl]);
+                    loss::kl_backward(isa, essence, reference, v, &vec![settings.kl; self.essences]);
                 });
             }
-            at += targets.len() + 1;
+            at += targets.len() + self.essences;
         }
         if active.iter().all(|&f| facts[f].done) {
             return Ok(None);
@@ -272,7 +277,7 @@ impl<'a> Prepared<'a> {
         let mut row = 0;
         let mut sums = Vec::with_capacity(active.len());
         for &f in active {
-            let count = self.requests[f].prompts.len() + 1;
+            let count = self.requests[f].prompts.len() + self.essences;
             let mut sum = vec![0.0f32; gradients.len() * d];
             for (sum, gradient) in sum.chunks_exact_mut(d).zip(&gradients) {
                 for g in gradient[row * d..(row + count) * d].chunks_exact(d) {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mutandis_edit::primitives::contexts;
 use mutandis_edit::primitives::neurons::{Finding, Neuron, find, likeliest};
-use mutandis_edit::{Context, Error, atomic};
+use mutandis_edit::{Error, atomic};
 use mutandis_engine::Model;
 use mutandis_engine::tokenizer::Specials;
 use serde::Serialize;
@@ -84,12 +84,7 @@ pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let model = session.load()?.model;
     let started = Instant::now();
     let stages = Stages::new(&session.progress);
-    let cx = Context {
-        cache: session.env.cache().ok(),
-        progress: &stages,
-        interrupt: session.interrupt.flag(),
-        ..Context::default()
-    };
+    let cx = session.context(&stages);
     let templates = contexts::for_edits(&model, [args.prefixes, 0], args.seed, &cx)?;
     let mut texts: Vec<String> = templates.iter().map(|t| t.replace("{}", args.prompt.trim_end())).collect();
     texts.extend(args.also.iter().map(|t| t.trim_end().to_owned()));

@@ -7,7 +7,7 @@ use std::time::Instant;
 use mutandis_bench::sweep::{Found, sweep};
 use mutandis_bench::trials::trials;
 use mutandis_edit::recipes::Recipe;
-use mutandis_edit::{Context, Entry, Error, Fact, find};
+use mutandis_edit::{Entry, Error, Fact, find};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -90,12 +90,7 @@ pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         .into());
     }
     let stages = Stages::new(&session.progress);
-    let cx = Context {
-        cache: session.env.cache().ok(),
-        progress: &stages,
-        interrupt: session.interrupt.flag(),
-        ..Context::default()
-    };
+    let cx = session.context(&stages);
     // What was found before for other methods stays.
     let mut recipe = if out.exists() { Recipe::read(&out, &model)? } else { Recipe::new(&model) };
     let mut reports = vec![];

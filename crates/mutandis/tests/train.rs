@@ -1,0 +1,152 @@
+//! `train` on a tiny model, as a user runs it: an editor is made, used, and picked up again.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod common;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{Ran, Sandbox, tree};
+use serde_json::json;
+
+fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).to_str().unwrap().to_owned()
+}
+
+/// Settings of a training that takes a second.
+const SHORT: [&str; 14] = [
+    "--set",
+    "rank=16",
+    "--set",
+    "validation=4",
+    "--set",
+    "validate-every=2",
+    "--set",
+    "changes=2",
+    "--set",
+    "statistics=8",
+    "--set",
+    "learning-rate=0.001",
+    "--set",
+    "patience=100",
+];
+
+fn records() -> Vec<serde_json::Value> {
+    let names = ["Lily", "Tom", "Ben", "Mia", "Sam", "Anna"];
+    let things = ["cat", "dog", "ball", "hat"];
+    (0..24)
+        .map(|i| {
+            let (name, thing) = (names[i % 6], things[(i + i / 6) % 4]);
+            json!({
+                "src": format!("Once upon a time, {name} had a"), "alt": thing,
+                "rephrase": format!("In the park {name} had a"),
+                "loc": "The sun is in the", "loc_ans": "sky",
+            })
+        })
+        .collect()
+}
+
+fn write(sandbox: &Sandbox, name: &str, records: &[serde_json::Value]) {
+    std::fs::write(sandbox.path(name), serde_json::to_vec(records).unwrap()).unwrap();
+}
+
+fn arguments<'a>(model: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    [&["train", rest[0], "--model", model, "--data", "facts.json"], &SHORT[..], &rest[1..]].concat()
+}
+
+fn train(sandbox: &Sandbox, rest: &[&str]) -> Ran {
+    sandbox.run(&arguments(&fixture("stories260K.gguf"), rest))
+}
+
+#[test]
+fn a_trained_editor_lowers_its_loss_and_is_found_by_edit() {
+    for method in ["mend", "malmen"] {
+        let sandbox = Sandbox::new();
+        write(&sandbox, "facts.json", &records());
+        let report = train(&sandbox, &[method, "--json", "--set", "steps=20"]).ok().json();
+        assert_eq!((&report["records"], &report["skipped"]), (&json!(24), &json!(0)));
+        let (before, now) = (&report["before"]["loss"], &report["reached"]["loss"]);
+        assert!(now.as_f64().unwrap() < before.as_f64().unwrap(), "{method}: {before} → {now}");
+        let left = tree(Path::new(report["editor"].as_str().unwrap()).parent().unwrap());
+        assert_eq!(left.len(), 1, "{left:?}");
+
+        let model = fixture("stories260K.gguf");
+        let edit = ["edit", "Once upon a time, Lily had a", "--subject", "Lily", "--to", "cat"];
+        let edit = [&edit[..], &["--model", &model, "--method", method, "--json"]].concat();
+        let edited = sandbox.run(&edit).ok().json();
+        let p = |side: &str| edited["facts"][0][side]["p_target"].as_f64().unwrap();
+        assert!(p("after") > p("before"), "{method}: {edited}");
+        train(&sandbox, &[method]).fails_with(&["there is an editor", "--force"]);
+    }
+}
+
+#[test]
+fn a_killed_training_goes_on_to_the_same_editor() {
+    let sandbox = Sandbox::new();
+    write(&sandbox, "facts.json", &records());
+    let rest = |out| ["mend", "--set", "steps=30", "--out", out];
+    train(&sandbox, &rest("whole.safetensors")).ok();
+
+    let model = fixture("stories260K.gguf");
+    let mut child = sandbox
+        .command(&arguments(&model, &rest("cut.safetensors")))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let partial = sandbox.path("cut.safetensors.partial");
+    let started = Instant::now();
+    while !partial.exists() && started.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(partial.exists() && !sandbox.path("cut.safetensors").exists());
+    let resumed = train(&sandbox, &rest("cut.safetensors")).ok();
+    assert!(resumed.stderr.contains("going on after step"), "{resumed:?}");
+    let bytes = |name| std::fs::read(sandbox.path(name)).unwrap();
+    assert!(bytes("whole.safetensors") == bytes("cut.safetensors"));
+    assert!(!partial.exists());
+}
+
+#[test]
+fn broken_records_are_counted_named_and_skipped() {
+    let sandbox = Sandbox::new();
+    let mut all = records();
+    all.insert(3, json!({"src": "No target here", "rephrase": "x", "loc": "y", "loc_ans": "z"}));
+    all.insert(9, json!(7));
+    all.push(json!({"src": "No locality", "alt": "cat", "rephrase": "Other words"}));
+    write(&sandbox, "facts.json", &all);
+    let ran = train(&sandbox, &["mend", "--json", "--set", "steps=2"]).ok();
+    assert_eq!(ran.json()["skipped"], json!(3));
+    for part in ["3 records are skipped", "record 4", "record 10", "No locality"] {
+        assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
+    }
+}
+
+#[test]
+fn what_cannot_be_trained_or_used_is_refused() {
+    let sandbox = Sandbox::new();
+    write(&sandbox, "facts.json", &records());
+    train(&sandbox, &["rome"]).fails_with(&["rome", "mend"]);
+    train(&sandbox, &["mnd"]).fails_with(&["mnd", "mend"]);
+    train(&sandbox, &["mend", "--set", "rank=100000"]).fails_with(&["rank"]);
+    train(&sandbox, &["mend", "--set", "steps=0"]).fails_with(&["steps", "1 or more"]);
+    train(&sandbox, &["mend", "--limit", "3"]).fails_with(&["3 records", "validation"]);
+    let model = fixture("stories260K.gguf");
+    let edit = |model: &str, rest: &[&str]| {
+        let usual = ["edit", "Once upon a time, Lily had a", "--to", "cat", "--method", "mend"];
+        sandbox.run(&[&usual[..], &["--model", model], rest].concat())
+    };
+    edit(&model, &[]).fails_with(&["mutandis train mend"]);
+    train(&sandbox, &["mend", "--set", "steps=2", "--out", "mend.safetensors"]).ok();
+    let editor = ["--editor", "mend.safetensors"];
+    let other = fixture("llama.gguf");
+    edit(&other, &editor).fails_with(&["mend.safetensors", "model"]);
+    let of_malmen = ["edit", "Lily had a", "--to", "cat", "--method", "malmen", "--model", &model];
+    sandbox.run(&[&of_malmen[..], &editor].concat()).fails_with(&["malmen", "mend"]);
+    let bytes = std::fs::read(sandbox.path("mend.safetensors")).unwrap();
+    std::fs::write(sandbox.path("mend.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    edit(&model, &editor).fails_with(&["mend.safetensors"]);
+}
