@@ -1,9 +1,11 @@
 //! What holds for every method of the registry, on a small real model.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use mutandis_edit::patch::WeightChange;
+use mutandis_edit::primitives::editor::training::{Order, Record};
 use mutandis_edit::{Context, Entry, Fact, Job, METHODS, Patch, find};
 use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Sequence};
 use proptest::prelude::*;
@@ -42,7 +44,26 @@ fn quick(method: &Entry) -> Value {
     if trains(method) {
         quick["epochs"] = json!(4);
     }
+    if method.trainer_defaults().is_some() {
+        quick["editor"] = json!(editor(method));
+    }
     quick
+}
+
+/// A method's editor for the small model, trained for two steps, once for all tests.
+fn editor(method: &Entry) -> PathBuf {
+    static TRAINING: Mutex<()> = Mutex::new(());
+    let _one = TRAINING.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{}", method.id, std::process::id()));
+    if !path.exists() {
+        let locality = ("The sun is in the".to_owned(), "sky".to_owned());
+        let record = |fact: Fact| Record { rephrase: fact.prompt.clone(), fact, locality: locality.clone() };
+        let records: Vec<Record> = [facts(), facts()].concat().into_iter().map(record).collect();
+        let order = Order { records: &records, data: "facts".into(), seed: 7, out: &path };
+        let settings = json!({"rank": 8, "validation": 1, "edits": 1, "changes": 2, "steps": 2, "step": 0.1});
+        method.train(&settings, &order, &model(1), &Context::default()).unwrap();
+    }
+    path
 }
 
 /// Whether a method searches for values and writes them into several layers.
@@ -231,7 +252,7 @@ fn bad_batches_and_settings_are_named() {
             }
         }
     }
-    for method in METHODS.iter().filter(|m| m.defaults().get("turn").is_some()) {
+    for method in METHODS.iter().filter(|m| m.defaults().get("warm-up").is_some()) {
         for (settings, expected) in [
             (json!({"layers": [99]}), "layer 99"),
             (json!({"layers": []}), "no weight to train"),
@@ -244,6 +265,10 @@ fn bad_batches_and_settings_are_named() {
         ] {
             fails(method.id, &facts(), settings, expected);
         }
+    }
+    for method in METHODS.iter().filter(|m| m.trainer_defaults().is_some()) {
+        fails(method.id, &facts(), json!({"turn": 0}), "`turn` is 0");
+        fails(method.id, &facts(), json!({"editor": "no-such-file"}), "no-such-file");
     }
     fails("ft-l", &facts(), json!({"end-of-text": true}), "`end-of-text` cannot be learnt");
     fails("alphaedit", &facts(), json!({"null-space": "1e-30 absolute"}), "dimension 0");

@@ -64,7 +64,7 @@ fn a_trained_editor_lowers_its_loss_and_is_found_by_edit() {
     for method in ["mend", "malmen"] {
         let sandbox = Sandbox::new();
         write(&sandbox, "facts.json", &records());
-        let report = train(&sandbox, &[method, "--json", "--set", "steps=20"]).ok().json();
+        let report = train(&sandbox, &[method, "--json", "--set", "steps=100"]).ok().json();
         assert_eq!((&report["records"], &report["skipped"]), (&json!(24), &json!(0)));
         let (before, now) = (&report["before"]["loss"], &report["reached"]["loss"]);
         assert!(now.as_f64().unwrap() < before.as_f64().unwrap(), "{method}: {before} → {now}");
@@ -75,8 +75,9 @@ fn a_trained_editor_lowers_its_loss_and_is_found_by_edit() {
         let edit = ["edit", "Once upon a time, Lily had a", "--subject", "Lily", "--to", "cat"];
         let edit = [&edit[..], &["--model", &model, "--method", method, "--json"]].concat();
         let edited = sandbox.run(&edit).ok().json();
-        let p = |side: &str| edited["facts"][0][side]["p_target"].as_f64().unwrap();
-        assert!(p("after") > p("before"), "{method}: {edited}");
+        let fact = &edited["facts"][0];
+        assert_ne!(fact["before"]["answer"], "cat", "{method}: {edited}");
+        assert_eq!(fact["after"]["answer"], "cat", "{method}: {edited}");
         train(&sandbox, &[method]).fails_with(&["there is an editor", "--force"]);
     }
 }

@@ -75,14 +75,12 @@ pub fn place(cache: &Path, model: &Model, method: &str) -> Result<PathBuf> {
 /// Where there is no editor, it is for another method or model, or a fact does not fit.
 pub fn edit(settings: &Settings, job: &Job<'_>, cx: &Context<'_>, patch: &mut Patch) -> Result<()> {
     let model = job.model;
-    if !settings.scale.is_finite() || settings.turn == Some(0) {
-        return Err(Error::input_hint(
-            format!(
-                "`scale` is {}, `turn` is {:?}; expected a number, and 1 or more",
-                settings.scale, settings.turn
-            ),
-            "leave both out: 1, and all facts at once",
-        ));
+    if !settings.scale.is_finite() {
+        let what = format!("`scale` is {}, expected a number", settings.scale);
+        return Err(Error::input_hint(what, "leave it out for 1"));
+    }
+    if settings.turn == Some(0) {
+        return Err(Error::input_hint("`turn` is 0, expected 1 or more", "leave it out: all facts at once"));
     }
     let usual = cx.cache.as_deref().map(|cache| place(cache, model, &patch.method)).transpose()?;
     let path = settings.editor.clone().or(usual.filter(|path| path.exists())).ok_or_else(|| {

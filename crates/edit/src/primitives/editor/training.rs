@@ -11,6 +11,7 @@ use mutandis_engine::kernels::loss;
 use mutandis_engine::{Model, Overlay, Role, Wants, WeightId};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -464,41 +465,34 @@ impl Run<'_> {
         let mut logits = outcome.logits;
         model.install(|| loss::log_softmax(isa, &mut logits, v));
 
-        // The loss, and its gradient in the place of the log-probabilities.
-        let mut scores = Scores::default();
+        // The loss, and its gradient in the place of the log-probabilities. What a row should be:
+        // a token, by a weight, or what it was.
         let share = 1.0 / records.len() as f64;
-        let (mut at, mut at_kept) = (0, 0);
         let mut starts = vec![0];
+        let mut aims = vec![];
+        let mut was = before.chunks_exact(v);
         for (i, example) in examples.iter().enumerate() {
-            let n = example.targets.len();
-            let own = &mut logits[at * v..(at + n) * v];
-            at += n;
             starts.push(starts[i] + example.tokens.len());
-            let each = share / n as f64;
-            if i % 3 < 2 {
-                // Fact and rephrasing, in equal parts.
-                let weight = each / 2.0 * f64::from(settings.edit_weight);
-                for (row, &(_, id)) in own.chunks_exact_mut(v).zip(&example.targets) {
-                    scores.loss -= weight * f64::from(row[id as usize]);
-                    let score = if i % 3 == 0 { &mut scores.edit } else { &mut scores.rephrase };
-                    *score += if argmax(row) == id as usize { each } else { 0.0 };
-                    row.iter_mut().for_each(|x| *x = weight as f32 * x.exp());
-                    row[id as usize] -= weight as f32;
-                }
-            } else {
-                let weight = each * f64::from(settings.locality_weight);
-                let was = &before[at_kept * v..(at_kept + n) * v];
-                at_kept += n;
-                for (row, was) in own.chunks_exact_mut(v).zip(was.chunks_exact(v)) {
-                    scores.locality += if argmax(row) == argmax(was) { each } else { 0.0 };
-                    let mut divergence = 0.0f64;
-                    for (x, q) in row.iter_mut().zip(was) {
-                        let p = q.exp();
-                        divergence += f64::from(p * (q - *x));
-                        *x = weight as f32 * (x.exp() - p);
-                    }
-                    scores.loss += weight * divergence;
-                }
+            let each = share / example.targets.len() as f64;
+            for &(_, id) in &example.targets {
+                let aim =
+                    if i % 3 < 2 { Aim::Token(id as usize) } else { Aim::Kept(was.next().unwrap_or(&[])) };
+                aims.push((i % 3, each, aim));
+            }
+        }
+        // Fact and rephrasing in equal parts.
+        let (edit, locality) = (f64::from(settings.edit_weight), f64::from(settings.locality_weight));
+        let weights = [edit / 2.0, edit / 2.0, locality];
+        let found: Vec<(f64, bool)> = model.install(|| {
+            let rows = logits.par_chunks_exact_mut(v).zip(&aims);
+            rows.map(|(row, (kind, each, aim))| aim.score(row, each * weights[*kind])).collect()
+        });
+        let mut scores = Scores::default();
+        for ((loss, hit), (kind, each, _)) in found.iter().zip(&aims) {
+            scores.loss += loss;
+            let score = [&mut scores.edit, &mut scores.rephrase, &mut scores.locality];
+            if *hit {
+                *score[*kind] += each;
             }
         }
         let mut slopes = editor.slopes();
@@ -559,6 +553,39 @@ fn rows(pair: &Pair, [out, inn]: [usize; 2], own: impl Fn(usize) -> bool) -> Pai
         picked.flat_map(|(_, row)| row.iter().copied()).collect()
     };
     Pair { x: pick(&pair.x, inn), dy: pick(&pair.dy, out) }
+}
+
+/// What should be predicted at a row.
+enum Aim<'a> {
+    /// A token.
+    Token(usize),
+    /// What was predicted before: log-probabilities.
+    Kept(&'a [f32]),
+}
+
+impl Aim<'_> {
+    /// The loss times `weight` of a row of log-probabilities, and whether its likeliest token is as
+    /// it should be; the loss's gradient by the logits takes the row's place.
+    fn score(&self, row: &mut [f32], weight: f64) -> (f64, bool) {
+        let (likeliest, scale) = (argmax(row), weight as f32);
+        match *self {
+            Self::Token(id) => {
+                let loss = -weight * f64::from(row[id]);
+                row.iter_mut().for_each(|x| *x = scale * x.exp());
+                row[id] -= scale;
+                (loss, likeliest == id)
+            }
+            Self::Kept(was) => {
+                let mut divergence = 0.0f64;
+                for (x, q) in row.iter_mut().zip(was) {
+                    let p = q.exp();
+                    divergence += f64::from(p * (q - *x));
+                    *x = scale * (x.exp() - p);
+                }
+                (weight * divergence, likeliest == argmax(was))
+            }
+        }
+    }
 }
 
 fn argmax(row: &[f32]) -> usize {
