@@ -6,10 +6,14 @@ use std::sync::Mutex;
 
 use mutandis_edit::patch::WeightChange;
 use mutandis_edit::primitives::answers::Example;
-use mutandis_edit::primitives::train::{Bounds, Optimizer, Parameter, Schedule, Trained, Training, train};
+use mutandis_edit::primitives::train::{
+    Bounds, Budget, Lesson, Optimizer, Parameter, Schedule, Trained, Training, train,
+};
 use mutandis_edit::{Context, Fact, Job, Progress, find};
-use mutandis_engine::{Model, Options, Overlay, Role, WeightId};
+use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Role, Sequence, WeightId};
 use proptest::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng;
 use safetensors::SafeTensors;
 use serde_json::json;
 
@@ -87,8 +91,20 @@ fn distance(ours: &[f32], theirs: &[f32]) -> f64 {
 const DELTA: f64 = 2e-3;
 const LOSS: f32 = 1e-4;
 
+fn learnt(
+    model: &Model,
+    stack: &[&Overlay],
+    parameters: &mut [Parameter],
+    examples: &[Example],
+    training: &Training,
+    seed: u64,
+) -> Trained {
+    let lesson = Lesson { examples, training, budget: None, seed };
+    train(model, stack, parameters, &lesson, &Context::default()).unwrap()
+}
+
 fn trained(parameters: &mut [Parameter], examples: &[Example], training: &Training) -> Trained {
-    train(&model("llama"), &[], parameters, examples, training, 0, &Context::default()).unwrap()
+    learnt(&model("llama"), &[], parameters, examples, training, 0)
 }
 
 fn same_losses(ours: &[f32], golden: &Golden, name: &str) {
@@ -213,7 +229,7 @@ fn loss(model: &Model, stack: &[&Overlay], fact: &Fact) -> f32 {
     let id = WeightId { layer: 0, role: Role::MlpOut };
     let mut none = [Parameter::dense(id, model.linear_shape(id.role, 0).unwrap(), Bounds::default())];
     let once = Training { epochs: 1, ..Training::default() };
-    train(model, stack, &mut none, &[example], &once, 0, &Context::default()).unwrap().losses[0]
+    learnt(model, stack, &mut none, &[example], &once, 0).losses[0]
 }
 
 #[test]
@@ -243,7 +259,7 @@ fn facts_are_learnt_one_after_another_or_all_in_turn() {
     let run = |schedule, examples: &[Example]| {
         let training = Training { schedule, learning_rate: 2e-3, ..Training::default() };
         let mut one = [Parameter::dense(id, shape, Bounds::default())];
-        train(&model, &[], &mut one, examples, &training, 3, &Context::default()).unwrap()
+        learnt(&model, &[], &mut one, examples, &training, 3)
     };
     let depth = run(Schedule::DepthFirst, &facts);
     let alone = run(Schedule::DepthFirst, &facts[..1]);
@@ -252,6 +268,71 @@ fn facts_are_learnt_one_after_another_or_all_in_turn() {
     assert!(depth.losses.len() > alone.losses.len());
     let breadth = run(Schedule::BreadthFirst, &facts);
     assert!(breadth.losses.last().unwrap() < &0.02, "{:?}", breadth.losses);
+}
+
+/// Log-probabilities along a text.
+fn predictions(model: &Model, overlays: &[&Overlay], text: &str) -> Vec<f64> {
+    let ids = model.tokenizer().unwrap().encode(text).unwrap().ids;
+    let pass = Pass {
+        sequences: vec![Sequence { tokens: &ids, overlays, ..Default::default() }],
+        logits: LogitRows::All,
+        ..Default::default()
+    };
+    let logits = model.forward(pass).unwrap().logits;
+    let v = model.architecture().vocabulary;
+    let row = |row: &[f32]| {
+        let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+        row.iter().map(|x| f64::from(*x) - sum.ln()).collect::<Vec<_>>()
+    };
+    logits.chunks_exact(v).flat_map(row).collect()
+}
+
+#[test]
+fn what_is_held_moves_less() {
+    let model = model("stories260K.gguf");
+    let facts = [Fact::new("Once upon a time, Lily had a", "Lily", "red car").unwrap()];
+    let job = Job { model: &model, stack: &[], prior: &[], facts: &facts, seed: 7 };
+    let text = "One day, Tom went to the park with his mom. He saw a big dog and a little bird.";
+    let before = predictions(&model, &[], text);
+    let moved = |kl: f64| {
+        let settings = json!({"kl": kl, "layers": [2], "learning-rate": 2e-3});
+        let patch = find("ft-m").unwrap().edit(&settings, &job, &Context::default()).unwrap();
+        let overlay = patch.overlay(&model).unwrap();
+        let now = predictions(&model, &[&overlay], text);
+        let divergence: f64 = now.iter().zip(&before).map(|(p, q)| p.exp() * (p - q)).sum();
+        (divergence, loss(&model, &[&overlay], &facts[0]))
+    };
+    let ((free, learnt), (held, still)) = (moved(0.0), moved(3.0));
+    assert!(held < 0.7 * free, "{held} against {free}");
+    assert!(learnt < 0.1 && still < 0.5, "{learnt}, {still}");
+}
+
+#[test]
+fn singular_values_are_given_up_over_all_weights() {
+    let model = model("stories260K.gguf");
+    let example =
+        [Example::answer(&model, &Fact::new("Once upon a time, Lily had a", "", "red car").unwrap(), false)
+            .unwrap()];
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut all: Vec<Parameter> = (0..5)
+        .map(|layer| {
+            let id = WeightId { layer, role: Role::MlpOut };
+            let shape = model.linear_shape(id.role, layer).unwrap();
+            Parameter::singular(id, shape, 6, 32.0, 0.05, &mut rng).unwrap()
+        })
+        .collect();
+    let training = Training { epochs: 40, learning_rate: 2e-2, stop_below: 0.0, ..Training::default() };
+    let budget = Some(Budget { rank: 2, shares: [0.1, 0.4] });
+    let lesson = Lesson { examples: &example, training: &training, budget, seed: 0 };
+    let losses = train(&model, &[], &mut all, &lesson, &Context::default()).unwrap().losses;
+    assert!(losses.last().unwrap() < &(0.1 * losses[0]), "{losses:?}");
+    let rank = |p: &Parameter| match p.change() {
+        WeightChange::LowRank { rank, .. } => rank,
+        WeightChange::Dense { .. } => unreachable!(),
+    };
+    let ranks: Vec<usize> = all.iter().map(rank).collect();
+    assert_eq!(ranks.iter().sum::<usize>(), 10, "{ranks:?}");
+    assert!(ranks.iter().any(|r| *r != 2), "{ranks:?}: each weight kept its share");
 }
 
 proptest! {
@@ -265,7 +346,7 @@ proptest! {
         let bounds = Bounds { each: Some(each), norm: Some(norm) };
         let mut one = [Parameter::dense(id, model.linear_shape(id.role, 4).unwrap(), bounds)];
         let training = Training { epochs: 3, learning_rate: rate, stop_below: 0.0, ..Training::default() };
-        train(&model, &[], &mut one, &example, &training, seed, &Context::default()).unwrap();
+        learnt(&model, &[], &mut one, &example, &training, seed);
         let delta = dense(&one[0].change());
         prop_assert!(delta.iter().all(|x| x.abs() <= each));
         let sum = delta.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();

@@ -27,7 +27,7 @@ impl Method for Lora {
 
     fn edit(config: &LowRank, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
-        fine_tune::low_rank(config, job, cx, &mut patch)?;
+        fine_tune::low_rank(config, None, job, cx, &mut patch)?;
         Ok(patch)
     }
 }

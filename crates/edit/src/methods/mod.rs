@@ -5,6 +5,7 @@ macro_rules! describe {
     ($first:literal $(, $rest:literal)*) => { concat!($first $(, "\n\n", $rest)*) };
 }
 
+mod adalora;
 mod alphaedit;
 mod emmet;
 mod encore;
@@ -40,6 +41,7 @@ pub static METHODS: &[Entry] = &[
     Entry::of::<ft_l::FtL>(),
     Entry::of::<locft_bf::LocFtBf>(),
     Entry::of::<lora::Lora>(),
+    Entry::of::<adalora::AdaLora>(),
     Entry::of::<ultraedit::UltraEdit>(),
     Entry::of::<stableedit::StableEdit>(),
     Entry::of::<mend::Mend>(),

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answers::Example;
-use super::train::{Bounds, Parameter, Training, train};
+use super::train::{Bounds, Budget, Lesson, Parameter, Training, train};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
@@ -72,7 +72,7 @@ pub fn edit(
         .into_iter()
         .map(|(id, shape)| Parameter::dense(id, shape, bounds))
         .collect();
-    fit(parameters, &settings.training, example, job, cx, patch)
+    fit(parameters, &settings.training, None, example, job, cx, patch)
 }
 
 /// Which weights get low-rank changes, and how they are trained.
@@ -106,11 +106,28 @@ impl Default for LowRank {
     }
 }
 
+/// How low-rank changes share their rank (AdaLoRA).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shared {
+    /// Rank of each change at first.
+    pub from: usize,
+    /// Weight of the singular vectors' being orthonormal, in the mean over all matrices of them.
+    pub orthogonality: f32,
+    /// Shares of the steps at the beginning with all ranks, and at the end with those that stay.
+    pub shares: [f64; 2],
+}
+
 /// Trains low-rank changes on each fact's answer, and fills the patch.
 ///
 /// # Errors
 /// As [`edit`].
-pub fn low_rank(settings: &LowRank, job: &Job<'_>, cx: &Context<'_>, patch: &mut Patch) -> Result<()> {
+pub fn low_rank(
+    settings: &LowRank,
+    shared: Option<Shared>,
+    job: &Job<'_>,
+    cx: &Context<'_>,
+    patch: &mut Patch,
+) -> Result<()> {
     if !(settings.alpha.is_finite() && settings.alpha > 0.0) {
         return Err(Error::input_hint(
             format!("`alpha` is {}, expected a number above 0", settings.alpha),
@@ -120,11 +137,17 @@ pub fn low_rank(settings: &LowRank, job: &Job<'_>, cx: &Context<'_>, patch: &mut
     let all: Vec<usize> = (0..job.model.architecture().layers).collect();
     let layers = settings.layers.as_ref().unwrap_or(&all);
     let mut rng = ChaCha8Rng::seed_from_u64(job.seed);
-    let parameters = weights(job.model, layers, &settings.modules)?
+    let ids = weights(job.model, layers, &settings.modules)?;
+    let pull = shared.map_or(0.0, |s| s.orthogonality / (2 * ids.len()) as f32);
+    let parameters = ids
         .into_iter()
-        .map(|(id, shape)| Parameter::lora(id, shape, settings.rank, settings.alpha, &mut rng))
+        .map(|(id, shape)| match shared {
+            None => Parameter::lora(id, shape, settings.rank, settings.alpha, &mut rng),
+            Some(s) => Parameter::singular(id, shape, s.from, settings.alpha, pull, &mut rng),
+        })
         .collect::<Result<Vec<_>>>()?;
-    fit(parameters, &settings.training, Example::answer, job, cx, patch)
+    let budget = shared.map(|s| Budget { rank: settings.rank, shares: s.shares });
+    fit(parameters, &settings.training, budget, Example::answer, job, cx, patch)
 }
 
 /// The weights of some layers, each with its shape.
@@ -150,6 +173,7 @@ pub(super) fn weights(
 fn fit(
     mut parameters: Vec<Parameter>,
     training: &Training,
+    budget: Option<Budget>,
     example: fn(&Model, &Fact, bool) -> Result<Example>,
     job: &Job<'_>,
     cx: &Context<'_>,
@@ -160,7 +184,8 @@ fn fit(
         .iter()
         .map(|fact| example(job.model, fact, training.end_of_text))
         .collect::<Result<Vec<_>>>()?;
-    let trained = train(job.model, job.stack, &mut parameters, &examples, training, job.seed, cx)?;
+    let lesson = Lesson { examples: &examples, training, budget, seed: job.seed };
+    let trained = train(job.model, job.stack, &mut parameters, &lesson, cx)?;
     patch.search = trained.search;
     for parameter in parameters.iter().filter(|p| !p.is_zero()) {
         patch.push(job.model, parameter.id, parameter.change())?;

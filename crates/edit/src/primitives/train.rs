@@ -4,6 +4,8 @@
 //! Below the lowest of them nothing changes, so the hidden states entering its layer are computed
 //! once (methods.md §4b row 10); the backward pass ends there.
 
+mod budget;
+mod kept;
 mod parameter;
 
 use mutandis_engine::{Model, Overlay, Wants, WeightId};
@@ -17,6 +19,9 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::method::on_top;
 use crate::patch::SearchInfo;
+pub use budget::Budget;
+use budget::Importance;
+use kept::Kept;
 pub use parameter::{Bounds, Parameter};
 
 /// How weights are trained.
@@ -38,6 +43,9 @@ pub struct Training {
     pub stop_below: f32,
     /// Teach the model to end its answer after the target.
     pub end_of_text: bool,
+    /// Weight of the divergence, in nats a token, from what the model predicted before along texts
+    /// that it writes itself; 0 holds nothing.
+    pub kl: f32,
 }
 
 impl Default for Training {
@@ -50,6 +58,7 @@ impl Default for Training {
             schedule: Schedule::BreadthFirst,
             stop_below: 0.01,
             end_of_text: false,
+            kl: 0.0,
         }
     }
 }
@@ -99,8 +108,24 @@ impl Training {
                 "0 trains for all epochs",
             );
         }
+        if !(self.kl.is_finite() && self.kl >= 0.0) {
+            return wrong(format!("`kl` is {}, expected 0 or more", self.kl), "0 holds nothing, 1 much");
+        }
         Ok(())
     }
+}
+
+/// What is to be learnt.
+#[derive(Debug, Clone, Copy)]
+pub struct Lesson<'a> {
+    /// Texts with what they are to predict.
+    pub examples: &'a [Example],
+    /// How.
+    pub training: &'a Training,
+    /// How many singular values may stay, where the parameters have such.
+    pub budget: Option<Budget>,
+    /// Seed of all that is drawn.
+    pub seed: u64,
 }
 
 /// How training went.
@@ -125,11 +150,10 @@ pub fn train(
     model: &Model,
     stack: &[&Overlay],
     parameters: &mut [Parameter],
-    examples: &[Example],
-    training: &Training,
-    seed: u64,
+    lesson: &Lesson<'_>,
     cx: &Context<'_>,
 ) -> Result<Trained> {
+    let Lesson { examples, training, budget, seed } = *lesson;
     training.check()?;
     let Some(first) = parameters.iter().map(|p| p.id.layer).min() else {
         return Err(Error::input("nothing is to be trained"));
@@ -137,9 +161,19 @@ pub fn train(
     for parameter in parameters.iter() {
         parameter.check(model)?;
     }
+    let held = if training.kl > 0.0 { kept::texts(model, seed, cx)? } else { vec![] };
+    let kept = match &held[..] {
+        [] => None,
+        texts => Some(Kept::new(model, stack, texts, first, training.kl)?),
+    };
+    let steps = training.epochs * examples.len().div_ceil(training.batch);
+    let importance = budget.map(|budget| Importance::new(budget, parameters, steps));
     let mut run = Run {
         model,
+        importance,
         stack,
+        kept,
+        steps: 0,
         answers: Answers::new(model, stack, examples, first)?,
         training,
         search: vec![SearchInfo::default(); examples.len()],
@@ -182,6 +216,10 @@ struct Run<'a> {
     model: &'a Model,
     stack: &'a [&'a Overlay],
     answers: Answers<'a>,
+    kept: Option<Kept<'a>>,
+    importance: Option<Importance>,
+    /// Steps taken.
+    steps: usize,
     training: &'a Training,
     search: Vec<SearchInfo>,
     losses: Vec<f32>,
@@ -235,9 +273,7 @@ impl Run<'_> {
         let mut sum = 0.0f64;
         for batch in order.chunks(self.training.batch) {
             self.cx.check()?;
-            let enough = self.training.stop_below;
-            let Slope { losses, gradients } =
-                slope(self.model, self.stack, &self.answers, parameters, batch, enough)?;
+            let Slope { losses, gradients } = self.slope(parameters, batch)?;
             for (&i, each) in batch.iter().zip(&losses) {
                 let info = &mut self.search[i];
                 info.steps += usize::from(gradients.is_some());
@@ -247,13 +283,68 @@ impl Run<'_> {
             if losses.iter().any(|l| !l.mean.is_finite()) {
                 return Ok(f32::NAN);
             }
-            for (parameter, gradient) in parameters.iter_mut().zip(gradients.into_iter().flatten()) {
-                parameter.step(&gradient, self.training);
+            self.steps += 1;
+            if let Some(gradients) = gradients {
+                if let Some(importance) = &mut self.importance {
+                    importance.see(parameters, &gradients);
+                }
+                for (parameter, gradient) in parameters.iter_mut().zip(&gradients) {
+                    parameter.step(gradient, self.training);
+                }
+                if let Some(importance) = &self.importance {
+                    importance.prune(parameters, self.steps);
+                }
             }
             self.told += batch.len();
             self.cx.progress.step(self.told);
         }
         Ok((sum / order.len() as f64) as f32)
+    }
+
+    /// Losses of a batch, and the gradients of their mean and of what is kept; none where the mean
+    /// is below where training ends.
+    fn slope(&self, parameters: &[Parameter], batch: &[usize]) -> Result<Slope> {
+        let (model, answers, enough) = (self.model, &self.answers, self.training.stop_below);
+        let mut overlay = Overlay::default();
+        for parameter in parameters.iter().filter(|p| !p.is_zero()) {
+            let Ok(delta) = parameter.delta() else {
+                // Not finite: the loss is not either.
+                let nan = Loss { sum: f32::NAN, mean: f32::NAN, lead: f32::NAN };
+                return Ok(Slope { losses: vec![nan; batch.len()], gradients: None });
+            };
+            overlay.push(parameter.id, delta);
+        }
+        let overlays = on_top(self.stack, &overlay);
+        let pairs: Vec<WeightId> = parameters.iter().map(|p| p.id).collect();
+        let mut losses: Vec<Loss> = Vec::with_capacity(batch.len());
+        let mut gradients: Option<Vec<Vec<f32>>> = None;
+        let mean = |losses: &[Loss]| losses.iter().map(|l| l.mean).sum::<f32>() / batch.len() as f32;
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let (now, later) = answers.split(rest);
+            rest = later;
+            let Passed { losses: more, logits, tape } =
+                answers.run(now, &overlays, 1.0 / batch.len() as f32)?;
+            losses.extend(more);
+            let whole = now.len() == batch.len();
+            if !mean(&losses).is_finite() || (whole && mean(&losses) < enough) {
+                return Ok(Slope { losses, gradients: None });
+            }
+            let found =
+                model.backward(&tape, &Wants { logits, pairs: pairs.clone(), ..Default::default() })?;
+            let each = parameters.iter().zip(&found.pairs).map(|(p, pair)| p.gradient(model, pair));
+            match &mut gradients {
+                None => gradients = Some(each.collect()),
+                Some(sums) => add(sums, each),
+            }
+        }
+        if mean(&losses) < enough {
+            return Ok(Slope { losses, gradients: None });
+        }
+        if let (Some(kept), Some(sums)) = (&self.kept, &mut gradients) {
+            add(sums, kept.slope(parameters, &overlays, self.steps)?);
+        }
+        Ok(Slope { losses, gradients })
     }
 }
 
@@ -266,50 +357,9 @@ struct Slope {
     gradients: Option<Vec<Vec<f32>>>,
 }
 
-/// Losses of a batch, and the gradients of their mean; none where that is below `enough`.
-fn slope(
-    model: &Model,
-    stack: &[&Overlay],
-    answers: &Answers<'_>,
-    parameters: &[Parameter],
-    batch: &[usize],
-    enough: f32,
-) -> Result<Slope> {
-    let mut overlay = Overlay::default();
-    for parameter in parameters.iter().filter(|p| !p.is_zero()) {
-        let Ok(delta) = parameter.delta() else {
-            // Not finite: the loss is not either.
-            let nan = Loss { sum: f32::NAN, mean: f32::NAN, lead: f32::NAN };
-            return Ok(Slope { losses: vec![nan; batch.len()], gradients: None });
-        };
-        overlay.push(parameter.id, delta);
+/// Adds gradients, parameter by parameter.
+fn add(sums: &mut [Vec<f32>], more: impl IntoIterator<Item = Vec<f32>>) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        sum.iter_mut().zip(more).for_each(|(s, x)| *s += x);
     }
-    let overlays = on_top(stack, &overlay);
-    let pairs: Vec<WeightId> = parameters.iter().map(|p| p.id).collect();
-    let mut losses: Vec<Loss> = Vec::with_capacity(batch.len());
-    let mut gradients: Option<Vec<Vec<f32>>> = None;
-    let mean = |losses: &[Loss]| losses.iter().map(|l| l.mean).sum::<f32>() / batch.len() as f32;
-    let mut rest = batch;
-    while !rest.is_empty() {
-        let (now, later) = answers.split(rest);
-        rest = later;
-        let Passed { losses: more, logits, tape } = answers.run(now, &overlays, 1.0 / batch.len() as f32)?;
-        losses.extend(more);
-        let whole = now.len() == batch.len();
-        if !mean(&losses).is_finite() || (whole && mean(&losses) < enough) {
-            return Ok(Slope { losses, gradients: None });
-        }
-        let found = model.backward(&tape, &Wants { logits, pairs: pairs.clone(), ..Default::default() })?;
-        let each = parameters.iter().zip(&found.pairs).map(|(p, pair)| p.gradient(model, pair));
-        match &mut gradients {
-            None => gradients = Some(each.collect()),
-            Some(sums) => {
-                for (sum, more) in sums.iter_mut().zip(each) {
-                    sum.iter_mut().zip(more).for_each(|(s, x)| *s += x);
-                }
-            }
-        }
-    }
-    let mean = mean(&losses);
-    Ok(Slope { losses, gradients: gradients.filter(|_| mean >= enough) })
 }

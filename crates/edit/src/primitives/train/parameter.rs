@@ -26,6 +26,9 @@ enum Kind {
     /// `scale · left · rightᵀ`; the values are those of `left [out, rank]`, then of
     /// `right [in, rank]`.
     LowRank { rank: usize, scale: f32 },
+    /// `scale · left · diag(λ) · rightᵀ`; the values are those of `left [out, rank]`, of
+    /// `right [in, rank]`, then λ. Columns are pulled towards being orthonormal by `pull`.
+    Singular { rank: usize, scale: f32, pull: f32 },
 }
 
 /// A change of one weight `W [out, in]` that is trained.
@@ -72,18 +75,54 @@ impl Parameter {
     /// # Errors
     /// Where the rank is 0 or above the weight's.
     pub fn low_rank(id: WeightId, shape: [usize; 2], right: &[f32], rank: usize, scale: f32) -> Result<Self> {
-        let most = shape[0].min(shape[1]);
-        if rank == 0 || rank > most || right.len() != shape[1] * rank {
-            return Err(Error::input_hint(
-                format!(
-                    "the rank is {rank}, and {} of layer {} is {} × {}: expected 1 to {most}",
-                    id.role, id.layer, shape[0], shape[1]
-                ),
-                "lower the rank",
-            ));
+        Self::fits(id, shape, rank)?;
+        if right.len() != shape[1] * rank {
+            let what =
+                format!("the right factor has {} numbers, expected {} × {rank}", right.len(), shape[1]);
+            return Err(Error::input(what));
         }
         let values = [&vec![0.0; shape[0] * rank][..], right].concat();
         Ok(Self::new(id, shape, values, Kind::LowRank { rank, scale }))
+    }
+
+    /// AdaLoRA's form of a change (arXiv 2303.10512, eq. 2): `ΔW = alpha / rank · P diag(λ) Qᵀ`, λ zero
+    /// at first, P and Q normal with a deviation of 0.02 (as `peft` draws them). `pull` weighs
+    /// ‖PᵀP − I‖ + ‖QᵀQ − I‖ in the loss (eq. 4; DIFFERENCE as in `peft`: norms, not their squares).
+    ///
+    /// # Errors
+    /// Where the rank is 0 or above the weight's.
+    pub fn singular(
+        id: WeightId,
+        shape: [usize; 2],
+        rank: usize,
+        alpha: f32,
+        pull: f32,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Self> {
+        Self::fits(id, shape, rank)?;
+        let [out, inn] = shape;
+        // Box–Muller.
+        let mut uniform = || ((rng.next_u32() >> 8) as f32 + 0.5) / (1 << 24) as f32;
+        let mut draw = || (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos();
+        let mut values: Vec<f32> = (0..(out + inn) * rank).map(|_| 0.02 * draw()).collect();
+        values.resize(values.len() + rank, 0.0);
+        let scale = alpha / rank as f32;
+        Ok(Self::new(id, shape, values, Kind::Singular { rank, scale, pull }))
+    }
+
+    /// Checks a rank against a weight.
+    fn fits(id: WeightId, shape: [usize; 2], rank: usize) -> Result<()> {
+        let most = shape[0].min(shape[1]);
+        if (1..=most).contains(&rank) {
+            return Ok(());
+        }
+        Err(Error::input_hint(
+            format!(
+                "the rank is {rank}, and {} of layer {} is {} × {}: expected 1 to {most}",
+                id.role, id.layer, shape[0], shape[1]
+            ),
+            "lower the rank",
+        ))
     }
 
     fn new(id: WeightId, shape: [usize; 2], values: Vec<f32>, kind: Kind) -> Self {
@@ -104,6 +143,7 @@ impl Parameter {
         let decisive = match self.kind {
             Kind::Dense(_) => &self.values[..],
             Kind::LowRank { rank, .. } => &self.values[..self.shape[0] * rank],
+            Kind::Singular { rank, .. } => &self.values[self.values.len() - rank..],
         };
         decisive.iter().all(|x| *x == 0.0)
     }
@@ -122,6 +162,18 @@ impl Parameter {
                 let (left, right) = self.values.split_at(out * rank);
                 let left = left.iter().map(|x| scale * x).collect();
                 WeightChange::LowRank { rank, left, right: right.to_vec() }
+            }
+            Kind::Singular { rank, scale, .. } => {
+                let (left, rest) = self.values.split_at(out * rank);
+                let (right, values) = rest.split_at(inn * rank);
+                // Values of zero need no place in a patch.
+                let kept: Vec<usize> = (0..rank).filter(|r| values[*r] != 0.0).collect();
+                let columns = |matrix: &[f32], factor: &dyn Fn(usize) -> f32| -> Vec<f32> {
+                    let rows = matrix.chunks_exact(rank);
+                    rows.flat_map(|row| kept.iter().map(|&r| factor(r) * row[r])).collect()
+                };
+                let left = columns(left, &|r| scale * values[r]);
+                WeightChange::LowRank { rank: kept.len(), left, right: columns(right, &|_| 1.0) }
             }
         }
     }
@@ -143,6 +195,45 @@ impl Parameter {
                 }
                 gradient
             }
+            Kind::Singular { rank, scale, pull } => {
+                let (left, rest) = self.values.split_at(out * rank);
+                let (right, values) = rest.split_at(inn * rank);
+                let mut gradient = vec![0.0; self.values.len()];
+                let (to_left, rest) = gradient.split_at_mut(out * rank);
+                let (to_right, to_values) = rest.split_at_mut(inn * rank);
+                for (x, dy) in pair.x.chunks_exact(inn).zip(pair.dy.chunks_exact(out)) {
+                    let (along, against) = (times(x, right, rank), times(dy, left, rank));
+                    let by_values = |z: &[f32]| z.iter().zip(values).map(|(z, v)| z * v).collect::<Vec<_>>();
+                    add_outer(to_left, dy, &by_values(&along), scale);
+                    add_outer(to_right, x, &by_values(&against), scale);
+                    for ((to, a), b) in to_values.iter_mut().zip(&along).zip(&against) {
+                        *to += scale * a * b;
+                    }
+                }
+                orthogonal(to_left, left, rank, pull);
+                orthogonal(to_right, right, rank, pull);
+                gradient
+            }
+        }
+    }
+
+    /// Of each singular value with its two vectors, what `number` says of them: its own, and the mean
+    /// over each vector (AdaLoRA, eq. 7). None where there are no singular values.
+    pub(super) fn triplets(&self, number: &dyn Fn(usize) -> f32) -> Vec<f32> {
+        let Kind::Singular { rank, .. } = self.kind else { return vec![] };
+        let [out, inn] = self.shape;
+        let mean = |from: usize, rows: usize, r: usize| {
+            (0..rows).map(|row| number(from + row * rank + r)).sum::<f32>() / rows as f32
+        };
+        let values = (out + inn) * rank;
+        (0..rank).map(|r| number(values + r) + mean(0, out, r) + mean(out * rank, inn, r)).collect()
+    }
+
+    /// Sets one singular value to zero.
+    pub(super) fn silence(&mut self, value: usize) {
+        if let Kind::Singular { rank, .. } = self.kind {
+            let at = self.values.len() - rank + value;
+            self.values[at] = 0.0;
         }
     }
 
@@ -187,5 +278,78 @@ fn times(x: &[f32], matrix: &[f32], rank: usize) -> Vec<f32> {
 fn add_outer(to: &mut [f32], x: &[f32], y: &[f32], scale: f32) {
     for (row, x) in to.chunks_exact_mut(y.len()).zip(x) {
         row.iter_mut().zip(y).for_each(|(t, y)| *t += scale * x * y);
+    }
+}
+
+/// Adds the gradient of `pull · ‖MᵀM − I‖` (Frobenius) by `matrix [n, rank]`.
+fn orthogonal(to: &mut [f32], matrix: &[f32], rank: usize, pull: f32) {
+    let mut gram = vec![0.0f32; rank * rank];
+    for row in matrix.chunks_exact(rank) {
+        add_outer(&mut gram, row, row, 1.0);
+    }
+    (0..rank).for_each(|r| gram[r * rank + r] -= 1.0);
+    let norm = gram.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if norm > 0.0 {
+        for (to, row) in to.chunks_exact_mut(rank).zip(matrix.chunks_exact(rank)) {
+            let along = times(row, &gram, rank);
+            to.iter_mut().zip(along).for_each(|(t, x)| *t += 2.0 * pull / norm * x);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests may panic")]
+    use mutandis_engine::{Options, Role};
+    use rand_core::SeedableRng;
+
+    use super::*;
+
+    /// Σ dy·(ΔW x) over rows, and what pulls at the vectors.
+    fn value(parameter: &Parameter, pair: &Pair) -> f64 {
+        let [out, inn] = parameter.shape;
+        let Kind::Singular { rank, pull, .. } = parameter.kind else { unreachable!() };
+        let mut sum = 0.0;
+        if let WeightChange::LowRank { rank, left, right } = parameter.change() {
+            for (x, dy) in pair.x.chunks_exact(inn).zip(pair.dy.chunks_exact(out)) {
+                let (a, b) = (times(x, &right, rank), times(dy, &left, rank));
+                sum += a.iter().zip(&b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            }
+        }
+        for (from, n) in [(0, out), (out * rank, inn)] {
+            let matrix = &parameter.values[from..from + n * rank];
+            let mut squares = 0.0f64;
+            for i in 0..rank {
+                for j in 0..rank {
+                    let dot = matrix.chunks_exact(rank).map(|r| f64::from(r[i]) * f64::from(r[j]));
+                    squares += (dot.sum::<f64>() - f64::from(u8::from(i == j))).powi(2);
+                }
+            }
+            sum += f64::from(pull) * squares.sqrt();
+        }
+        sum
+    }
+
+    #[test]
+    fn gradients_of_singular_values_and_vectors_are_those_of_differences() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/stories260K.gguf");
+        let model = Model::load(path.as_ref(), Options::default()).unwrap();
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let id = WeightId { layer: 0, role: Role::Query };
+        let mut one = Parameter::singular(id, [6, 5], 3, 4.0, 0.3, &mut rng).unwrap();
+        let mut draw = || (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        one.values.iter_mut().for_each(|x| *x = draw());
+        let pair = Pair { x: (0..20).map(|_| draw()).collect(), dy: (0..24).map(|_| draw()).collect() };
+        let gradient = one.gradient(&model, &pair);
+        for i in 0..one.values.len() {
+            let moved = |by: f32| {
+                let mut other = one.clone();
+                other.values[i] += by;
+                value(&other, &pair)
+            };
+            let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            // The sums are in f32, and the pull is curved.
+            assert!((slope - f64::from(gradient[i])).abs() < 2e-3, "{i}: {slope} against {}", gradient[i]);
+        }
     }
 }
