@@ -8,7 +8,7 @@ mod budget;
 mod kept;
 mod parameter;
 
-use mutandis_engine::{Model, Overlay, Wants, WeightId};
+use mutandis_engine::{Model, Overlay, Tape, Wants};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use schemars::JsonSchema;
@@ -315,7 +315,6 @@ impl Run<'_> {
             overlay.push(parameter.id, delta);
         }
         let overlays = on_top(self.stack, &overlay);
-        let pairs: Vec<WeightId> = parameters.iter().map(|p| p.id).collect();
         let mut losses: Vec<Loss> = Vec::with_capacity(batch.len());
         let mut gradients: Option<Vec<Vec<f32>>> = None;
         let mean = |losses: &[Loss]| losses.iter().map(|l| l.mean).sum::<f32>() / batch.len() as f32;
@@ -330,11 +329,9 @@ impl Run<'_> {
             if !mean(&losses).is_finite() || (whole && mean(&losses) < enough) {
                 return Ok(Slope { losses, gradients: None });
             }
-            let found =
-                model.backward(&tape, &Wants { logits, pairs: pairs.clone(), ..Default::default() })?;
-            let each = parameters.iter().zip(&found.pairs).map(|(p, pair)| p.gradient(model, pair));
+            let each = gradients_of(model, parameters, &tape, logits)?;
             match &mut gradients {
-                None => gradients = Some(each.collect()),
+                None => gradients = Some(each),
                 Some(sums) => add(sums, each),
             }
         }
@@ -357,8 +354,20 @@ struct Slope {
     gradients: Option<Vec<Vec<f32>>>,
 }
 
+/// The gradients of each parameter's values, of what a pass has at its logits.
+fn gradients_of(
+    model: &Model,
+    parameters: &[Parameter],
+    tape: &Tape<'_>,
+    logits: Vec<f32>,
+) -> Result<Vec<Vec<f32>>> {
+    let pairs = parameters.iter().map(|p| p.id).collect();
+    let found = model.backward(tape, &Wants { logits, pairs, ..Default::default() })?;
+    Ok(parameters.iter().zip(&found.pairs).map(|(p, pair)| p.gradient(model, pair)).collect())
+}
+
 /// Adds gradients, parameter by parameter.
-fn add(sums: &mut [Vec<f32>], more: impl IntoIterator<Item = Vec<f32>>) {
+fn add(sums: &mut [Vec<f32>], more: Vec<Vec<f32>>) {
     for (sum, more) in sums.iter_mut().zip(more) {
         sum.iter_mut().zip(more).for_each(|(s, x)| *s += x);
     }

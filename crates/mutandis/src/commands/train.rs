@@ -70,7 +70,8 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         serde_json::json!({})
     };
     let stages = Stages::new(&session.progress);
-    let cx = Context { cache: Some(session.env.cache()?), ..session.context(&stages) };
+    let cache = session.env.cache()?;
+    let cx = Context { cache: Some(cache.clone()), ..session.context(&stages) };
     let (facts, mut skipped) = Fact::read_usable(&args.data)?;
     let mut records = vec![];
     for fact in facts {
@@ -89,10 +90,9 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let data = blake3::hash(&std::fs::read(&args.data)?).to_hex().to_string();
 
     let model = session.load()?.model;
-    let out = match (args.out, &cx.cache) {
-        (Some(out), _) => out,
-        (None, Some(cache)) => place(cache, &model, entry.id)?,
-        (None, None) => return Err(Error::input("there is no folder for editors; give `--out`").into()),
+    let out = match args.out {
+        Some(out) => out,
+        None => place(&cache, &model, entry.id)?,
     };
     let order = Order { records: &records, data, seed: args.seed, out: &out };
     if out.exists() && !order.partial().exists() && !args.force {

@@ -1,9 +1,9 @@
 //! What training is to leave alone: the model's predictions along texts of its own.
 
 use mutandis_engine::kernels::loss;
-use mutandis_engine::{Model, Overlay, Wants, WeightId};
+use mutandis_engine::{Model, Overlay};
 
-use super::Parameter;
+use super::{Parameter, gradients_of};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::primitives::answers::{Answers, Example};
@@ -83,8 +83,6 @@ impl<'a> Kept<'a> {
         let weights = vec![self.weight / rows as f32; rows];
         self.model.install(|| loss::kl_backward(isa, &mut logits, &self.before[i], v, &weights));
         let tape = outcome.tape.ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
-        let pairs: Vec<WeightId> = parameters.iter().map(|p| p.id).collect();
-        let found = self.model.backward(&tape, &Wants { logits, pairs, ..Default::default() })?;
-        Ok(parameters.iter().zip(&found.pairs).map(|(p, pair)| p.gradient(self.model, pair)).collect())
+        gradients_of(self.model, parameters, &tape, logits)
     }
 }
