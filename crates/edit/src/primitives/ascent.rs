@@ -52,6 +52,11 @@ impl<'a> Ascent<'a> {
         Ok(self.read(prompts, site, false)?.concat())
     }
 
+    /// Hidden states of each prompt entering the layer, `[tokens, d]`.
+    pub(super) fn hidden(&self) -> &[Vec<f32>] {
+        &self.hidden
+    }
+
     /// Where a pass over some prompts begins.
     pub(super) fn start(&self, prompts: &[usize]) -> Start {
         if self.layer == 0 {

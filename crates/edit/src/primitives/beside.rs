@@ -59,7 +59,8 @@ pub(super) fn statements(
             let to_end = if token == Token::Subject { after.chars().count() } else { 0 };
             let mut at = locate(tokenizer, &text, text.chars().count() - to_end - 1)?;
             at.ids.truncate(at.lookup + 1);
-            if seen.insert(at.ids.clone()) {
+            // The key of a text's first token is no statement's: see `lookup`.
+            if at.lookup > 0 && seen.insert(at.ids.clone()) {
                 out.push(at.ids);
             }
         }

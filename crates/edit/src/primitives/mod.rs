@@ -12,6 +12,7 @@ mod grad_pairs;
 pub mod least_squares;
 pub mod lifelong;
 pub mod locate_then_edit;
+mod lookup;
 pub mod moments;
 pub mod neurons;
 pub mod normaliser;

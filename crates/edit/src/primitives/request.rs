@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::contexts;
+use super::lookup::{self, Text};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
@@ -61,7 +62,16 @@ impl Framing {
     /// # Errors
     /// Where a fact does not fit the model, or contexts cannot be written.
     pub fn requests(&self, job: &Job<'_>, cx: &Context<'_>) -> Result<Vec<Request>> {
-        self.each(job, cx)?.into_iter().collect()
+        let requests = self.each(job, cx)?.into_iter().collect::<Result<Vec<_>>>()?;
+        let moved = requests.iter().filter(|r| r.moved).count();
+        if moved > 0 {
+            cx.progress.note(&format!(
+                "{moved} of {} facts are written at the token behind their subject: its own is one that models \
+                 park attention on, where all subjects look the same",
+                requests.len()
+            ));
+        }
+        Ok(requests)
     }
 
     /// As [`Self::requests`], with an answer for each fact.
@@ -70,7 +80,7 @@ impl Framing {
     /// Where contexts cannot be written.
     pub(crate) fn each(&self, job: &Job<'_>, cx: &Context<'_>) -> Result<Vec<Result<Request>>> {
         let templates = contexts::for_edits(job.model, self.prefixes, job.seed, cx)?;
-        Ok(job.facts.iter().map(|fact| Request::new(job.model, fact, &templates, self.token)).collect())
+        Request::each(job.model, job.facts, &templates, self.token)
     }
 }
 
@@ -86,7 +96,8 @@ impl Default for Framing {
 pub struct Located {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Index of the token that holds the subject's last character.
+    /// Index of the token that holds the subject's last character, or of one behind it (see
+    /// `lookup`).
     pub lookup: usize,
 }
 
@@ -112,6 +123,8 @@ pub struct Request {
     /// Where its search begins: the δ that an earlier one ended with and that was not enough, or
     /// nothing.
     pub start: Vec<f32>,
+    /// Whether it is written behind its token, which is a sink.
+    pub moved: bool,
 }
 
 /// Longest target that is searched for, in tokens.
@@ -120,20 +133,39 @@ const TARGET_LIMIT: usize = 512;
 impl Request {
     /// Tokenises a fact. A template is text with one `{}`, where the prompt goes.
     ///
-    /// The lookup token is found by character offsets in the whole text, never by counting the
-    /// tokens of its parts: merges across a border would move it (methods.md §2.1, P-a).
-    ///
     /// # Errors
     /// Where the subject is not in the prompt, the target has no tokens, or the text is longer
     /// than the context.
     pub fn new(model: &Model, fact: &Fact, templates: &[String], token: Token) -> Result<Self> {
+        let one = std::slice::from_ref(fact);
+        let mut each = Self::each(model, one, templates, token)?;
+        each.pop().unwrap_or_else(|| Err(Error::input("there is no fact")))
+    }
+
+    /// As [`Self::new`], with an answer for each of several facts.
+    ///
+    /// # Errors
+    /// Where the model cannot be run.
+    fn each(model: &Model, facts: &[Fact], templates: &[String], token: Token) -> Result<Vec<Result<Self>>> {
+        let texts: Vec<Result<[Text; 2]>> = facts.iter().map(|fact| texts(fact, token)).collect();
+        let flat: Vec<&Text> = texts.iter().flatten().flatten().collect();
+        let mut characters = lookup::characters(model, &flat)?.into_iter();
+        let mut next = || characters.next().unwrap_or_else(|| Err(Error::input("there is no text")));
+        let at = |(fact, texts): (&Fact, Result<[Text; 2]>)| {
+            let [prompt, essence] = texts?;
+            let [prompt_at, essence_at] = [next(), next()];
+            let (prompt_at, essence_at) = (prompt_at?, essence_at?);
+            let moved = prompt_at != prompt.character;
+            let [prompt, essence] = [prompt.at(prompt_at), essence.at(essence_at)];
+            Ok(Self { moved, ..Self::of(model, fact, templates, &prompt, &essence)? })
+        };
+        Ok(facts.iter().zip(texts).map(at).collect())
+    }
+
+    /// The lookup token is found by character offsets in the whole text, never by counting the
+    /// tokens of its parts: merges across a border would move it (methods.md §2.1, P-a).
+    fn of(model: &Model, fact: &Fact, templates: &[String], prompt: &Text, essence: &Text) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
-        let prompt = fact.prompt.trim_end();
-        let subject = fact.subject_range()?;
-        let last = match token {
-            Token::Subject => subject.end,
-            Token::Last => prompt.chars().count(),
-        } - 1;
         let mut prompts = Vec::with_capacity(templates.len());
         for template in templates {
             let (before, after) = template.split_once("{}").ok_or_else(|| {
@@ -142,22 +174,16 @@ impl Request {
                     "put `{}` where the prompt goes",
                 )
             })?;
-            let text = format!("{before}{prompt}{after}");
-            prompts.push(locate(tokenizer, &text, before.chars().count() + last)?);
+            let text = format!("{before}{}{after}", prompt.text);
+            prompts.push(locate(tokenizer, &text, before.chars().count() + prompt.character)?);
         }
-        let name = fact.written_subject();
-        let essence = format!("{name} is a");
-        let last = match token {
-            Token::Subject => subject.len(),
-            Token::Last => essence.chars().count(),
-        } - 1;
-        let mut essence = locate(tokenizer, &essence, last)?;
+        let mut essence = locate(tokenizer, &essence.text, essence.character)?;
         essence.ids.truncate(essence.lookup + 1);
         let target = target(tokenizer, fact)?;
         let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0) + target.len();
-        fits(model, prompt, longest)?;
+        fits(model, &prompt.text, longest)?;
         let prompts = prompts.into_iter().map(|at| Prompt { at, target: target.clone() }).collect();
-        Ok(Self { prompts, bare: 1, essence, start: vec![] })
+        Ok(Self { prompts, bare: 1, essence, start: vec![], moved: false })
     }
 
     /// Lets another fact share this one's value (MEMIT-Merge, arXiv 2502.07322).
@@ -169,6 +195,21 @@ impl Request {
         prefixed.extend_from_slice(more);
         self.prompts.append(&mut prefixed);
     }
+}
+
+/// A fact's prompt and its essence, each with the character at which the fact is looked up.
+fn texts(fact: &Fact, token: Token) -> Result<[Text; 2]> {
+    let prompt = fact.prompt.trim_end();
+    let subject = fact.subject_range()?;
+    let essence = format!("{} is a", fact.written_subject());
+    let ends = match token {
+        Token::Subject => [subject.end, subject.len()],
+        Token::Last => [prompt, &essence].map(|text| text.chars().count()),
+    };
+    Ok([
+        Text { text: prompt.to_owned(), character: ends[0] - 1 },
+        Text { text: essence, character: ends[1] - 1 },
+    ])
 }
 
 /// The target's tokens, as they follow the prompt.
