@@ -29,20 +29,19 @@ ASKED = {("rome", "published"): 8.0, ("memit", "published"): 2.5, ("rome", "reci
 
 def main():
     arguments = parse()
-    facts = read(arguments.data, arguments.facts)
     peer = Peer(arguments.peer.resolve(), arguments.model, arguments.threads)
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         for method in arguments.methods.split(","):
             for settings in ("published", "recipe"):
-                row = measure(peer, arguments, cache, method, settings, facts)
+                row = measure(peer, arguments, cache, method, settings)
                 print(line_of(row), flush=True)
                 rows.append(row)
     peer.close()
     if arguments.out:
         note = {"date": datetime.date.today().isoformat(), "threads": arguments.threads, "model": arguments.model.name}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({**note, "facts": len(facts), "rows": rows}, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({**note, "rows": rows}, indent=1) + "\n")
     return 0
 
 
@@ -59,18 +58,6 @@ def parse():
     return parser.parse_args()
 
 
-def read(path, count):
-    """Records as facts; one prompt is edited once."""
-    facts = {}
-    for record in json.loads(path.read_text()):
-        if record["subject"] in record["prompt"]:
-            fact = {"prompt": record["prompt"], "subject": record["subject"], "target": record["target_new"]}
-            facts.setdefault(record["prompt"], fact)
-        if len(facts) == count:
-            break
-    return list(facts.values())
-
-
 def published(mutandis, method):
     """All settings of a method as published, so that no recipe has a say; the layer is the recipe's."""
     shown = subprocess.run([mutandis, "methods", "show", method, "--json"], check=True, stdout=subprocess.PIPE).stdout
@@ -78,19 +65,21 @@ def published(mutandis, method):
     return {name: value for name, value in settings.items() if name not in ("layer", "layers")}
 
 
-def measure(peer, arguments, cache, method, which, facts):
+def measure(peer, arguments, cache, method, which):
     settings = published(arguments.mutandis.resolve(), method) if which == "published" else {"search": {}}
-    edits = {"method": method, "settings": settings, "facts": facts, "cache": cache}
+    edits = {"method": method, "settings": settings, "cache": cache}
+    edits |= {"data": str(arguments.data.resolve()), "count": arguments.facts}
     # The peak before and after, as the machine is shared.
     peaks = [peer.ask(case="peak", times=20)["operations_per_second"]]
     reply = peer.ask(case="edits", edits=edits)
     peaks.append(peer.ask(case="peak", times=20)["operations_per_second"])
-    n, seconds, searching = len(facts), reply["seconds"], reply["stages"].get("searching values", 0.0)
+    n, seconds, searching = reply["facts"], reply["seconds"], reply["stages"].get("searching values", 0.0)
     floor = FLOOR.get(method) if which == "published" else None
     return {
         "method": method, "settings": which, "facts": n, "seconds": seconds / n, "asked": ASKED.get((method, which)),
         "steps": reply["steps"] / n, "operations": reply["operations"] / n, "floor": floor,
         "rate": reply["operations"] / seconds, "peaks": peaks, "writing": 1 - searching / seconds,
+        **{score: reply[score] for score in ("edit", "rephrase", "locality")},
     }
 
 
@@ -101,7 +90,8 @@ def line_of(row):
     return (
         f"{row['method']} {row['settings']}: {row['seconds']:.2f} s a fact{asked}, {row['steps']:.1f} steps, "
         f"{row['operations'] / 1e12:.2f}{floor} TFLOP, {row['rate'] / 1e9:.0f} GFLOP/s = {100 * share:.0f} % of the peak, "
-        f"{100 * row['writing']:.1f} % not in searching"
+        f"{100 * row['writing']:.1f} % not in searching; "
+        f"edit {100 * row['edit']:.1f}, rephrase {100 * row['rephrase']:.1f}, locality {100 * row['locality']:.1f}"
     )
 
 

@@ -77,7 +77,7 @@ impl Rows {
             target: self.target.clone(),
         });
         let essence = Located { ids: essence[..=lookup].to_vec(), lookup };
-        Ok(Request { prompts: prompts.collect(), bare: 1, essence, start: vec![] })
+        Ok(Request { prompts: prompts.collect(), bare: 1, essence, start: vec![], moved: false })
     }
 }
 

@@ -1,14 +1,15 @@
 //! How fast many facts are edited, and how fast this machine multiplies matrices (`bench/speed.py`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use mutandis_bench::compat::{Asked, Probes, Scores, predict};
 use mutandis_edit::{Context, Fact, Job, Progress, find};
-use mutandis_engine::Model;
 use mutandis_engine::kernels::gemm;
 use mutandis_engine::kernels::pack::Packed;
+use mutandis_engine::{Model, Overlay};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -17,7 +18,9 @@ use serde_json::{Value, json};
 pub(super) struct Edits {
     method: String,
     settings: Value,
-    facts: Vec<Fact>,
+    /// A data set, of which so many records are edited, each prompt once.
+    data: PathBuf,
+    count: usize,
     cache: PathBuf,
 }
 
@@ -46,8 +49,19 @@ impl Progress for Stages {
     }
 }
 
-/// Seconds and operations of one run, statistics of the model computed beforehand.
+impl Edits {
+    fn facts(&self) -> anyhow::Result<Vec<Fact>> {
+        let (mut facts, _) = Fact::read_usable(&self.data)?;
+        let mut seen = HashSet::new();
+        facts.retain(|fact| fact.subject_range().is_ok() && seen.insert(fact.prompt.clone()));
+        facts.truncate(self.count);
+        Ok(facts)
+    }
+}
+
+/// Seconds, operations and scores of one run, statistics of the model computed beforehand.
 pub(super) fn edits(model: &Model, ask: &Edits) -> anyhow::Result<Value> {
+    let facts = ask.facts()?;
     let stages = Stages::default();
     let cx = Context { cache: Some(ask.cache.clone()), ..Context::default() };
     let job = |facts| Job { model, stack: &[], prior: &[], facts, seed: 0 };
@@ -56,14 +70,31 @@ pub(super) fn edits(model: &Model, ask: &Edits) -> anyhow::Result<Value> {
     few["rounds"] = json!(1);
     few["search"]["steps"] = json!(1);
     let entry = find(&ask.method)?;
-    entry.edit(&few, &job(&ask.facts[..1]), &cx)?;
+    entry.edit(&few, &job(&facts[..1]), &cx)?;
     let (before, started) = (model.operations(), Instant::now());
-    let patch = entry.edit(&ask.settings, &job(&ask.facts), &Context { progress: &stages, ..cx })?;
+    let patch = entry.edit(&ask.settings, &job(&facts), &Context { progress: &stages, ..cx })?;
     let seconds = started.elapsed().as_secs_f64();
     let stages = stages.0.into_inner().unwrap_or_else(PoisonError::into_inner).seconds;
     let steps: usize = patch.search.iter().map(|s| s.steps).sum();
     let operations = model.operations() - before;
-    Ok(json!({"seconds": seconds, "operations": operations, "stages": stages, "steps": steps}))
+    let scores = scores(model, &facts, &patch.overlay(model)?)?;
+    Ok(json!({
+        "facts": facts.len(), "seconds": seconds, "operations": operations, "stages": stages, "steps": steps,
+        "edit": scores.edit, "rephrase": scores.rephrase, "locality": scores.locality,
+    }))
+}
+
+/// As EasyEdit scores edits.
+fn scores(model: &Model, facts: &[Fact], edited: &Overlay) -> anyhow::Result<Scores> {
+    let all = facts.iter().map(|fact| {
+        let probes = Probes::new(model, fact)?;
+        let answers = |overlays: &[&Overlay]| {
+            let asked: Vec<_> = probes.texts.iter().map(|text| Asked { text, overlays }).collect();
+            predict(model, &asked)
+        };
+        anyhow::Ok(probes.scores(&answers(&[])?, &answers(&[edited])?))
+    });
+    Ok(Scores::mean(&all.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// Operations a second of products of 1024 × 1024 matrices, in f32, on the model's threads: the

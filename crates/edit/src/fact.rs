@@ -144,7 +144,8 @@ impl Fact {
 
     /// Reads facts from JSON lines, or from one JSON array, with EasyEdit's field names
     /// (`prompt`, `subject`, `target_new`, `ground_truth`, `rephrase_prompt`, `locality`,
-    /// `portability`), MEND's (`src`, `alt`, `rephrase`, `loc`, `loc_ans`) or our own.
+    /// `portability`, or flat `locality_prompt` and `locality_ground_truth`), MEND's (`src`, `alt`,
+    /// `rephrase`, `loc`, `loc_ans`) or our own.
     ///
     /// # Errors
     /// Where the file cannot be read, or a record lacks a field or has it in another type: the
@@ -198,7 +199,8 @@ impl Fact {
             ground_truth: text(&["ground_truth"])?,
             change,
             rephrases: rephrases.map(texts).unwrap_or_default(),
-            locality: match (text(&["loc"])?, text(&["loc_ans"])?) {
+            locality: match (text(&["loc", "locality_prompt"])?, text(&["loc_ans", "locality_ground_truth"])?)
+            {
                 (Some(prompt), Some(answer)) => {
                     vec![Probe { kind: "loc".to_owned(), prompt, answers: vec![answer] }]
                 }
@@ -423,6 +425,8 @@ mod tests {
                 r#"{"prompt":"A is","subject":" A ","target_new":" B","ground_truth":["C","D"],"rephrase_prompt":["A, you know, is"]}"#,
                 "\n\n",
                 r#"{"prompt":"E is","subject":"E","target_new":"F","portability":{},"locality":{"Forgetfulness":[{"prompt":"G","ground_truth":[["H","I"],[]]}],"n":{"prompt":["J","K"],"ground_truth":["L","M"]}}}"#,
+                "\n",
+                r#"{"prompt":"N is","subject":"N","target_new":"O","locality_prompt":"P","locality_ground_truth":"Q"}"#,
             ),
         )
         .unwrap();
@@ -433,6 +437,10 @@ mod tests {
         let kept: Vec<_> =
             facts[1].locality.iter().map(|p| (p.kind.as_str(), p.prompt.as_str(), p.answers.len())).collect();
         assert_eq!(kept, [("Forgetfulness", "G", 2), ("n", "J", 1), ("n", "K", 1)]);
+        assert_eq!(
+            (facts[2].locality[0].prompt.as_str(), &facts[2].locality[0].answers[..]),
+            ("P", &["Q".into()][..])
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use mutandis_edit::primitives::request::{Request, Token};
 use mutandis_edit::primitives::value_search::{Found, Goal, Search, Values, search};
-use mutandis_edit::{Context, Fact, Job, METHODS, Patch, Progress};
+use mutandis_edit::{Context, Entry, Fact, Job, METHODS, Patch, Progress};
 use mutandis_engine::{
     Action, Delta, Intervention, LogitRows, Model, Options, Overlay, Pass, Role, Sequence, Site, SiteKind,
     WeightId,
@@ -173,49 +173,69 @@ fn values_on_top_of_other_edits_are_searched_anew() {
     assert!(edit(&[&below], &kept) == edit(&[&below], &Context::default()));
 }
 
+/// Facts with targets of one token: what so small a model can be brought to say.
+fn short_facts() -> [Fact; 2] {
+    [("Once upon a time, Lily had a", "Lily", "cat"), ("One day, Tom went to the", "Tom", "house")]
+        .map(|(prompt, subject, target)| Fact::new(prompt, subject, target).unwrap())
+}
+
+/// Methods that search for values round after round.
+fn in_rounds() -> impl Iterator<Item = &'static Entry> {
+    let has = |method: &Entry, name: &str| method.defaults().get(name).is_some();
+    METHODS.iter().filter(move |m| has(m, "rounds") && has(m, "search"))
+}
+
+/// By how many nats facts are short of the margin, all together, after so many rounds of so many
+/// steps.
+fn short(model: &Model, method: &Entry, facts: &[Fact], rounds: usize, steps: usize) -> f32 {
+    let defaults = method.defaults();
+    let mut all = json!({
+        "prefixes": [0, 0], "moment-tokens": 600, "rounds": rounds,
+        "search": {"steps": steps, "settle": 1, "margin": 0.5, "shorten": 6, "clamp": 50.0, "stop-below": 0.0}
+    });
+    match defaults.get("layers") {
+        Some(_) => all["layers"] = json!([1, LAYER]),
+        None => all["layer"] = json!(LAYER),
+    }
+    if defaults.get("lambda").is_some() {
+        all["lambda"] = json!(0.1);
+    }
+    if defaults.get("null-space").is_some() {
+        all["null-space"] = json!(0.3);
+    }
+    let job = Job { model, stack: &[], prior: &[], facts, seed: 3 };
+    let patch = method.edit(&all, &job, &Context::default()).unwrap();
+    assert_eq!(patch.search.len(), facts.len(), "{}", method.id);
+    let overlay = patch.overlay(model).unwrap();
+    let short = |f: &Fact| (0.5 - lead(model, f, None, &[&overlay])).max(0.0);
+    facts.iter().map(short).sum()
+}
+
 #[test]
 fn more_rounds_make_true_what_the_first_left() {
-    let model = model();
-    // Targets of one token: what so small a model can be brought to say.
-    let facts =
-        [("Once upon a time, Lily had a", "Lily", "cat"), ("One day, Tom went to the", "Tom", "house")]
-            .map(|(prompt, subject, target)| Fact::new(prompt, subject, target).unwrap());
+    let (model, facts) = (model(), short_facts());
     // Where the first round leaves nothing, or no search succeeds, nothing is shown.
     let mut shown = 0;
-    for method in METHODS {
-        let defaults = method.defaults();
-        if defaults.get("rounds").is_none() || defaults.get("search").is_none() {
-            continue;
-        }
-        let leads = |rounds: usize| {
-            let mut all = json!({
-                "prefixes": [0, 0], "moment-tokens": 600, "rounds": rounds,
-                "search": {"steps": 60, "settle": 1, "margin": 0.5, "shorten": 6, "clamp": 50.0, "stop-below": 0.0}
-            });
-            match defaults.get("layers") {
-                Some(_) => all["layers"] = json!([1, LAYER]),
-                None => all["layer"] = json!(LAYER),
-            }
-            if defaults.get("lambda").is_some() {
-                all["lambda"] = json!(0.1);
-            }
-            if defaults.get("null-space").is_some() {
-                all["null-space"] = json!(0.3);
-            }
-            let job = Job { model: &model, stack: &[], prior: &[], facts: &facts, seed: 3 };
-            let patch = method.edit(&all, &job, &Context::default()).unwrap();
-            assert_eq!(patch.search.len(), facts.len(), "{}", method.id);
-            let overlay = patch.overlay(&model).unwrap();
-            let short = |f: &Fact| (0.5 - lead(&model, f, None, &[&overlay])).max(0.0);
-            facts.iter().map(short).sum::<f32>()
-        };
-        let (once, often) = (leads(1), leads(6));
+    for method in in_rounds() {
+        let [once, often] = [1, 6].map(|rounds| short(&model, method, &facts, rounds, 60));
         assert!(often <= once + 1e-3, "{}: {once} nats short after one round, {often} after six", method.id);
         if once > 0.1 && often < 0.5 * once {
             shown += 1;
         }
     }
     assert!(shown > 4, "later rounds helped only {shown} methods");
+}
+
+#[test]
+fn a_search_that_found_nothing_in_one_round_goes_on_in_the_next() {
+    let (model, facts) = (model(), short_facts());
+    let mut shown = 0;
+    for method in in_rounds() {
+        // So few steps do not suffice in any one round.
+        let [once, often] = [1, 40].map(|rounds| short(&model, method, &facts[..1], rounds, 4));
+        shown += usize::from(once > 1.0 && often < 0.05);
+    }
+    assert!(shown > 4, "searches in many short rounds succeeded for only {shown} methods");
 }
 
 #[test]

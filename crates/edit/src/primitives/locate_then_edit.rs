@@ -95,6 +95,9 @@ pub fn edit(
         let before = written.overlay(id)?;
         let now = Job { stack: &on_top(job.stack, &before), ..*job };
         let all = values(&now, &settings.framing, &goal, &requests, cx)?;
+        if round > 0 && all.iter().all(Found::is_nothing) {
+            break;
+        }
         let searched = written.all.len();
         for ((mut found, held), request) in all.into_iter().zip(&held).zip(&mut requests) {
             if round == 0 {
@@ -117,9 +120,6 @@ pub fn edit(
             let residual: Vec<f64> = wanted.zip(&output).map(|(z, out)| z - out).collect();
             written.all.push(rank_one(&u, &key, &residual)?);
             patch.solve.push(solve);
-        }
-        if written.all.len() == searched {
-            break;
         }
     }
     match written.change() {

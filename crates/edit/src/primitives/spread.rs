@@ -196,10 +196,14 @@ pub fn edit(
         if round == 0 {
             patch.search = owners.iter().map(|&owner| found[owner].info()).collect();
         } else {
-            found =
-                found.into_iter().zip(&mut requests).map(|(f, request)| f.in_later_round(request)).collect();
             if found.iter().all(Found::is_nothing) {
                 break;
+            }
+            found =
+                found.into_iter().zip(&mut requests).map(|(f, request)| f.in_later_round(request)).collect();
+            // None was found yet: the next search goes on from there.
+            if found.iter().all(Found::is_nothing) {
+                continue;
             }
         }
         let kept = accepted(&found, cx)?;
