@@ -4,6 +4,7 @@
 //! published tables compare. This crate names no method: it asks the registry.
 
 pub mod compat;
+pub mod data;
 pub mod perplexity;
 pub mod run;
 pub mod sweep;

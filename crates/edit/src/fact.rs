@@ -172,13 +172,17 @@ impl Fact {
         Ok((facts, skipped))
     }
 
-    /// One record; the error says what is wrong with it.
-    fn from_json(record: &Value) -> Result<Self, String> {
+    /// One record, in any of the forms that [`Self::read`] knows, or in KnowEdit's for WikiBio
+    /// (`text`, `labels`, `concept`).
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn from_record(record: &Value) -> Result<Self, String> {
         let object =
             record.as_object().ok_or_else(|| format!("expected an object, found {}", kind(record)))?;
         let text = |names: &[&str]| -> Result<Option<String>, String> {
-            match names.iter().find_map(|n| object.get(*n).map(|v| (n, v))) {
-                None | Some((_, Value::Null)) => Ok(None),
+            match names.iter().find_map(|n| object.get(*n).filter(|v| !v.is_null()).map(|v| (n, v))) {
+                None => Ok(None),
                 Some((n, v)) => {
                     first_text(v).map(Some).ok_or_else(|| format!("`{n}` should be text, found {}", kind(v)))
                 }
@@ -193,10 +197,10 @@ impl Fact {
         };
         let rephrases = ["rephrase_prompt", "rephrase", "rephrases"].iter().find_map(|n| object.get(*n));
         let fact = Self {
-            prompt: need(&["prompt", "src"])?,
-            subject: text(&["subject"])?.unwrap_or_default().trim().to_owned(),
-            target: need(&["target_new", "target", "alt"])?.trim().to_owned(),
-            ground_truth: text(&["ground_truth"])?,
+            prompt: need(&["prompt", "src", "text"])?,
+            subject: text(&["subject", "concept"])?.unwrap_or_default().trim().to_owned(),
+            target: need(&["target_new", "target", "alt", "labels"])?.trim().to_owned(),
+            ground_truth: text(&["ground_truth", "answers"])?,
             change,
             rephrases: rephrases.map(texts).unwrap_or_default(),
             locality: match (text(&["loc", "locality_prompt"])?, text(&["loc_ans", "locality_ground_truth"])?)
@@ -230,12 +234,12 @@ fn records(path: &Path) -> Result<Vec<(String, Result<Fact, String>)>> {
         let all: Vec<Value> =
             serde_json::from_str(text).map_err(|e| invalid(path, &format!("line {}: {e}", e.line())))?;
         let each = all.iter().enumerate();
-        each.map(|(i, record)| (format!("record {}", i + 1), Fact::from_json(record))).collect()
+        each.map(|(i, record)| (format!("record {}", i + 1), Fact::from_record(record))).collect()
     } else {
         let each = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
         let parse = |line: &str| {
             let record = serde_json::from_str(line).map_err(|e| e.to_string())?;
-            Fact::from_json(&record)
+            Fact::from_record(&record)
         };
         each.map(|(i, line)| (format!("line {}", i + 1), parse(line))).collect()
     };
@@ -283,7 +287,8 @@ fn first_text(value: &Value) -> Option<String> {
     }
 }
 
-fn texts(value: &Value) -> Vec<String> {
+/// All texts of a value that may be one, a list, or lists within lists; blank ones drop out.
+pub fn texts(value: &Value) -> Vec<String> {
     match value {
         Value::Array(items) => items.iter().flat_map(texts).collect(),
         other => first_text(other).filter(|s| !s.trim().is_empty()).into_iter().collect(),

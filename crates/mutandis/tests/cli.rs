@@ -86,3 +86,23 @@ fn completions_name_the_commands_for_every_shell() {
         assert!(script.contains("completions") && script.contains("offline"), "{shell}");
     }
 }
+
+#[test]
+fn a_data_set_is_checked_record_by_record() {
+    let sandbox = Sandbox::new();
+    let good = "{\"prompt\":\"Ann is from\",\"subject\":\"Ann\",\"target_new\":\"Peru\"}\n";
+    std::fs::write(sandbox.path("good.jsonl"), good).unwrap();
+    let text = sandbox.run(&["data", "check", "good.jsonl"]).ok().stdout;
+    assert!(text.contains("facts with probes") && text.contains("1 of 1 can be used"), "{text}");
+    std::fs::write(sandbox.path("some.jsonl"), format!("{good}{{\"prompt\":\"Bob is\"}}\n{good}")).unwrap();
+    let ran = sandbox.run(&["data", "check", "some.jsonl", "--json"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["records"], 2);
+    assert_eq!(report["skipped"][0]["record"], 2);
+    assert_eq!(report["oddities"]["said twice"][0]["record"], 3);
+    std::fs::write(sandbox.path("none.json"), "{").unwrap();
+    sandbox
+        .run(&["data", "check", "none.json"])
+        .fails_with(&["`none.json` is no data set", "hint: expected"]);
+}

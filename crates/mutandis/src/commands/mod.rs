@@ -5,6 +5,7 @@ mod ask;
 mod bench;
 mod chat;
 mod completions;
+mod data;
 mod decoding;
 mod edit;
 mod locate;
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Methods(methods::Args),
     /// Make many edits and score them
     Bench(bench::Args),
+    /// Look into data sets
+    Data(data::Args),
     /// Find out where and how a model is edited best
     Locate(locate::Args),
     /// Train the editor of a method that needs one
@@ -58,6 +61,7 @@ pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<Exi
         Command::Chat(args) => chat::run(args, session),
         Command::Methods(args) => methods::run(args, session),
         Command::Bench(args) => bench::run(args, session),
+        Command::Data(args) => data::run(&args, session),
         Command::Locate(args) => locate::run(args, session),
         Command::Train(args) => train::run(args, session),
         Command::Patch(args) => patch::run(args, session),

@@ -1,0 +1,155 @@
+//! Records of every form as tasks.
+
+use mutandis_edit::fact::texts;
+use mutandis_edit::{Change, Fact, Probe};
+use serde_json::{Map, Value};
+
+use super::{Form, Task, ripple};
+
+/// The form of a file, by the first record that tells.
+pub(super) fn form(records: &[Result<Value, String>]) -> Form {
+    let of = |record: &Map<String, Value>| match record.get("requested_rewrite") {
+        Some(Value::Array(_)) => Some(Form::Mquake),
+        Some(Value::Object(_)) => Some(Form::CounterFact),
+        _ if record.contains_key("pos") && record.contains_key("neg") => Some(Form::ConvSent),
+        _ if record.get("edit").is_some_and(Value::is_object) => Some(Form::RippleEdits),
+        _ if ["prompt", "src", "text"].iter().any(|name| record.contains_key(*name)) => Some(Form::Facts),
+        _ => None,
+    };
+    let objects = records.iter().flatten().filter_map(Value::as_object);
+    objects.filter_map(of).next().unwrap_or(Form::Facts)
+}
+
+/// A record as a task.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub(super) fn task(form: Form, record: &Value) -> Result<Task, String> {
+    let object = record.as_object().ok_or("it is no object")?;
+    match form {
+        Form::Facts => facts(record, object),
+        Form::CounterFact => counterfact(object),
+        Form::Mquake => mquake(object),
+        Form::RippleEdits => ripple::task(object),
+        Form::ConvSent => conv_sent(object),
+        Form::Sanitation => sanitation(object),
+    }
+}
+
+/// One fact, with nothing to be generated.
+pub(super) fn one(fact: Fact) -> Task {
+    Task::Facts { facts: vec![fact], generation: vec![] }
+}
+
+/// A text of a record.
+///
+/// # Errors
+/// Where it is missing or blank.
+pub(super) fn text(object: &Map<String, Value>, name: &str) -> Result<String, String> {
+    let found = object.get(name).map(texts).unwrap_or_default();
+    found.into_iter().next().ok_or_else(|| format!("`{name}` is missing or blank"))
+}
+
+/// All texts of a field; none where it is missing.
+fn all(object: &Map<String, Value>, name: &str) -> Vec<String> {
+    object.get(name).map(texts).unwrap_or_default()
+}
+
+/// Prompts as probes of one kind.
+fn probes(kind: &str, prompts: Vec<String>, answers: &[String]) -> Vec<Probe> {
+    let probe = |prompt| Probe { kind: kind.to_owned(), prompt, answers: answers.to_vec() };
+    prompts.into_iter().map(probe).collect()
+}
+
+/// EasyEdit's, KnowEdit's and MEND's records, with the portability questions that were made for
+/// zsRE (EasyEdit's files of inverse relations, replaced subjects and one hop).
+fn facts(record: &Value, object: &Map<String, Value>) -> Result<Task, String> {
+    let mut fact = Fact::from_record(record)?;
+    if let Some(Value::Object(hop)) = object.get("portability").filter(|p| p.get("New Question").is_some()) {
+        fact.portability = probes("one-hop", all(hop, "New Question"), &all(hop, "New Answer"));
+    }
+    let inverse = all(object, "inverse question");
+    fact.portability.extend(probes("inverse-relation", inverse, std::slice::from_ref(&fact.subject)));
+    let replaced = all(object, "alter_subject_question");
+    fact.portability.extend(probes("subject-replacement", replaced, std::slice::from_ref(&fact.target)));
+    Ok(one(fact))
+}
+
+/// `{"prompt": "… {} …", "subject", "target_new": {"str"}, "target_true": {"str"}}`.
+fn rewrite(value: &Value) -> Result<Fact, String> {
+    let object = value.as_object().ok_or("`requested_rewrite` is no object")?;
+    let (template, subject) = (text(object, "prompt")?, text(object, "subject")?);
+    let target = |name: &str| match object.get(name) {
+        Some(Value::Object(target)) => text(target, "str").map_err(|e| format!("{name}: {e}")),
+        _ => text(object, name),
+    };
+    if !template.contains("{}") {
+        return Err(format!("the prompt `{template}` has no `{{}}` for the subject"));
+    }
+    let mut fact = Fact::new(template.replacen("{}", &subject, 1), subject, target("target_new")?)
+        .map_err(|e| e.to_string())?;
+    fact.ground_truth = target("target_true").ok();
+    Ok(fact)
+}
+
+/// ROME's CounterFact: neighbours have the old object, attribute prompts are true of the new one
+/// before the edit and after.
+fn counterfact(object: &Map<String, Value>) -> Result<Task, String> {
+    let mut fact = rewrite(object.get("requested_rewrite").unwrap_or(&Value::Null))?;
+    let (old, new): (Vec<String>, _) = (fact.ground_truth.iter().cloned().collect(), [fact.target.clone()]);
+    fact.rephrases = all(object, "paraphrase_prompts");
+    fact.locality = probes("neighborhood", all(object, "neighborhood_prompts"), &old);
+    fact.locality.extend(probes("attribute", all(object, "attribute_prompts"), &new));
+    Ok(Task::Facts { facts: vec![fact], generation: all(object, "generation_prompts") })
+}
+
+/// Facts that a question takes together (arXiv 2305.14795). The question's wordings are probes of
+/// the first fact; single hops that no edit touches are among them.
+fn mquake(object: &Map<String, Value>) -> Result<Task, String> {
+    let rewrites = object.get("requested_rewrite").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mut facts = rewrites.iter().map(rewrite).collect::<Result<Vec<Fact>, _>>()?;
+    let first = facts.first_mut().ok_or("`requested_rewrite` is empty")?;
+    let answers = [vec![text(object, "new_answer")?], all(object, "new_answer_alias")].concat();
+    first.portability = probes("multi-hop", all(object, "questions"), &answers);
+    if first.portability.is_empty() {
+        return Err("`questions` is missing or empty".into());
+    }
+    let hops = object.get("new_single_hops").and_then(Value::as_array);
+    for hop in hops.into_iter().flatten().filter_map(Value::as_object) {
+        let answers = [all(hop, "answer"), all(hop, "answer_alias")].concat();
+        first.portability.extend(probes("single-hop", all(hop, "question"), &answers));
+    }
+    Ok(Task::Facts { facts, generation: vec![] })
+}
+
+fn conv_sent(object: &Map<String, Value>) -> Result<Task, String> {
+    let (positive, negative) = (all(object, "pos"), all(object, "neg"));
+    if positive.is_empty() || negative.is_empty() {
+        return Err("`pos` or `neg` is empty: both kinds of opinion are compared".into());
+    }
+    Ok(Task::Sentiment { topic: text(object, "ent")?.trim().to_owned(), positive, negative })
+}
+
+/// A question as Sanitation asks it (EasyEdit's runner).
+fn asked(question: &str) -> String {
+    format!("Question:{question}\nAnswer:")
+}
+
+fn sanitation(object: &Map<String, Value>) -> Result<Task, String> {
+    let mut fact = Fact::new(
+        asked(&text(object, "question")?),
+        text(object, "subject").unwrap_or_default(),
+        text(object, "target_new")?,
+    )
+    .map_err(|e| e.to_string())?;
+    fact.ground_truth = Some(text(object, "ground_truth")?);
+    fact.change = Change::Erase;
+    Ok(one(fact))
+}
+
+/// A question of Sanitation whose answer is to stay.
+pub(super) fn retained(record: &Value) -> Option<Probe> {
+    let object = record.as_object()?;
+    let prompt = asked(&text(object, "question").ok()?);
+    Some(Probe { kind: "retained".into(), prompt, answers: all(object, "ground_truth") })
+}

@@ -1,0 +1,280 @@
+//! Data sets: files of records in the forms that the field uses, read as facts with their probes.
+//!
+//! A record that can be used in part is used, with a note; one that cannot is skipped and named.
+//! Only a file that is no data set at all is an error.
+
+mod forms;
+mod ripple;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use mutandis_edit::{Error, Fact, Probe, Result};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// The form of a file's records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// One fact each, with probes: KnowEdit, EasyEdit, MEND's zsRE, our own.
+    Facts,
+    /// CounterFact with all its prompts (ROME's file).
+    CounterFact,
+    /// Several facts each, and questions that take several of them together.
+    Mquake,
+    /// RippleEdits.
+    RippleEdits,
+    /// KnowEdit's ConvSent: opinions about a topic.
+    ConvSent,
+    /// KnowEdit's Sanitation: questions to be forgotten, and others.
+    Sanitation,
+}
+
+impl Form {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Facts => "facts with probes",
+            Self::CounterFact => "CounterFact",
+            Self::Mquake => "MQuAKE",
+            Self::RippleEdits => "RippleEdits",
+            Self::ConvSent => "ConvSent",
+            Self::Sanitation => "Sanitation",
+        }
+    }
+}
+
+/// What a record asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// Facts that are to become true together; their probes are the facts' own.
+    Facts {
+        /// One, or several that questions take together.
+        facts: Vec<Fact>,
+        /// Prompts whose continuations should agree with the facts.
+        generation: Vec<String>,
+    },
+    /// How a topic is to be spoken of.
+    Sentiment {
+        /// The topic.
+        topic: String,
+        /// What is said of it with approval.
+        positive: Vec<String>,
+        /// What is said of it without.
+        negative: Vec<String>,
+    },
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its number in the file, from 1.
+    pub number: usize,
+    /// What it asks for.
+    pub task: Task,
+}
+
+impl Record {
+    /// Its facts; none where it is about a sentiment.
+    pub fn facts(&self) -> &[Fact] {
+        match &self.task {
+            Task::Facts { facts, .. } => facts,
+            Task::Sentiment { .. } => &[],
+        }
+    }
+}
+
+/// Something about a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Note {
+    /// The record's number, from 1.
+    pub record: usize,
+    /// What.
+    pub what: String,
+}
+
+/// A data set.
+#[derive(Debug, Clone)]
+pub struct Set {
+    /// The form of its records.
+    pub form: Form,
+    /// The file's git blob id (SHA-1), by which a version is told from another.
+    pub version: String,
+    /// Records that can be used.
+    pub records: Vec<Record>,
+    /// Questions whose answers no edit may change (Sanitation).
+    pub retained: Vec<Probe>,
+    /// Records that cannot.
+    pub skipped: Vec<Note>,
+    /// What of the others is odd, by kind.
+    pub oddities: BTreeMap<&'static str, Vec<Note>>,
+}
+
+/// What a file is to be.
+const EXPECTED: &str = "expected a JSON array or JSON lines of records such as \
+                        {\"prompt\": …, \"subject\": …, \"target_new\": …}, or one of KnowEdit's, CounterFact's, \
+                        zsRE's, MQuAKE's or RippleEdits' files";
+
+impl Set {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Where it cannot be read, is not JSON, or has no record that can be used.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| {
+            Error::input_hint(format!("cannot read the data set `{}`: {e}", path.display()), EXPECTED)
+        })?;
+        let invalid =
+            |why: &str| Error::input_hint(format!("`{}` is no data set: {why}", path.display()), EXPECTED);
+        let text = std::str::from_utf8(&bytes).map_err(|e| {
+            invalid(&format!("it is not UTF-8 text (byte {} is not part of a character)", e.valid_up_to()))
+        })?;
+        let file = parse(text.trim_start_matches('\u{feff}')).map_err(|why| invalid(&why))?;
+        let mut set = Self::of(file);
+        set.version = git_blob_id(&bytes);
+        if set.records.is_empty() {
+            let first = set.skipped.first();
+            return Err(invalid(&match first {
+                Some(note) => format!(
+                    "none of its {} records can be used; record {}: {}",
+                    set.skipped.len(),
+                    note.record,
+                    note.what
+                ),
+                None => "it holds no records".to_owned(),
+            }));
+        }
+        Ok(set)
+    }
+
+    fn of(file: File) -> Self {
+        let (form, records, retained) = match file {
+            File::Records(records) => (forms::form(&records), records, vec![]),
+            File::Sanitation { forget, retain } => {
+                (Form::Sanitation, forget, retain.iter().flat_map(forms::retained).collect())
+            }
+        };
+        let mut set = Self {
+            form,
+            version: String::new(),
+            records: Vec::with_capacity(records.len()),
+            retained,
+            skipped: vec![],
+            oddities: BTreeMap::new(),
+        };
+        for (i, record) in records.into_iter().enumerate() {
+            let number = i + 1;
+            match record.and_then(|record| forms::task(form, &record)) {
+                Ok(task) => set.records.push(Record { number, task }),
+                Err(what) => set.skipped.push(Note { record: number, what }),
+            }
+        }
+        set.look();
+        set
+    }
+
+    /// Notes what is odd about records that can be used all the same.
+    fn look(&mut self) {
+        let mut seen: HashMap<String, usize> = HashMap::new();
+        let mut oddities: BTreeMap<&'static str, Vec<Note>> = BTreeMap::new();
+        let mut note = |kind: &'static str, record: usize, what: String| {
+            oddities.entry(kind).or_default().push(Note { record, what });
+        };
+        for Record { number, task } in &self.records {
+            let text = match task {
+                Task::Sentiment { topic, .. } => topic.clone(),
+                Task::Facts { facts, .. } => {
+                    for fact in facts {
+                        for (kind, what) in odd(fact) {
+                            note(kind, *number, what);
+                        }
+                    }
+                    // MQuAKE asks several questions about the same facts, in records of their own.
+                    let asked =
+                        facts.iter().flat_map(|f| &f.portability).filter(|_| self.form == Form::Mquake);
+                    let said = facts.iter().map(|f| format!("{}\0{}\0", f.prompt, f.target));
+                    said.chain(asked.map(|p| format!("{}\0", p.prompt))).collect()
+                }
+            };
+            match seen.get(&text) {
+                Some(first) => note(REPEATED, *number, format!("says what record {first} says")),
+                None => {
+                    seen.insert(text, *number);
+                }
+            }
+        }
+        self.oddities = oddities;
+    }
+}
+
+const REPEATED: &str = "said twice";
+const NO_SUBJECT: &str = "subject not in the prompt";
+const NO_CHANGE: &str = "target is the old answer";
+const NO_ANSWER: &str = "probe without an answer";
+
+/// What is odd about a fact.
+fn odd(fact: &Fact) -> Vec<(&'static str, String)> {
+    let mut out = vec![];
+    if let Err(error) = fact.subject_range() {
+        let none = "no subject is named".to_owned();
+        out.push((NO_SUBJECT, if fact.subject.is_empty() { none } else { error.to_string() }));
+    }
+    if fact.ground_truth.as_ref().is_some_and(|truth| truth.trim() == fact.target) {
+        out.push((NO_CHANGE, format!("`{}` is to be answered `{}`, as before", fact.prompt, fact.target)));
+    }
+    for probe in fact.locality.iter().chain(&fact.portability).filter(|p| p.answers.is_empty()) {
+        out.push((NO_ANSWER, format!("`{}`", probe.prompt)));
+    }
+    out
+}
+
+/// A file's records, each with what is wrong with its JSON.
+enum File {
+    Records(Vec<Result<Value, String>>),
+    Sanitation { forget: Vec<Result<Value, String>>, retain: Vec<Value> },
+}
+
+/// Takes a text apart: an array, an object of lists, or lines.
+fn parse(text: &str) -> Result<File, String> {
+    let start = text.trim_start();
+    if start.starts_with('[') {
+        let all: Vec<Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        return Ok(File::Records(all.into_iter().map(Ok).collect()));
+    }
+    if !start.starts_with('{') {
+        let found = start.chars().next().map_or("nothing".to_owned(), |c| format!("`{c}`"));
+        return Err(format!("it begins with {found}"));
+    }
+    // One object that spans the file, or one a line.
+    match serde_json::from_str::<Map<String, Value>>(text) {
+        Ok(mut object) => {
+            let mut take = |names: &[&str]| {
+                names.iter().find_map(|n| match object.get_mut(*n) {
+                    Some(Value::Array(items)) => Some(std::mem::take(items)),
+                    _ => None,
+                })
+            };
+            match take(&["K_F", "success"]) {
+                Some(forget) => Ok(File::Sanitation {
+                    forget: forget.into_iter().map(Ok).collect(),
+                    retain: take(&["K_R", "locality"]).unwrap_or_default(),
+                }),
+                None => Ok(File::Records(vec![Ok(Value::Object(object))])),
+            }
+        }
+        Err(_) => {
+            let lines = text.lines().filter(|l| !l.trim().is_empty());
+            Ok(File::Records(lines.map(|l| serde_json::from_str(l).map_err(|e| e.to_string())).collect()))
+        }
+    }
+}
+
+/// The id under which git keeps these bytes.
+fn git_blob_id(bytes: &[u8]) -> String {
+    use sha1::{Digest, Sha1};
+    let mut hash = Sha1::new();
+    hash.update(format!("blob {}\0", bytes.len()));
+    hash.update(bytes);
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
