@@ -4,6 +4,9 @@
 //! target's own, with the true tokens before it. That is no exact match and no free generation:
 //! of a target of four tokens three may come for free.
 
+pub mod likelihood;
+pub mod vanilla;
+
 use mutandis_edit::Fact;
 use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
 use rayon::prelude::*;
