@@ -5,7 +5,9 @@
 
 pub mod compat;
 pub mod data;
+pub mod fluency;
 pub mod perplexity;
 pub mod run;
 pub mod sweep;
 pub mod trials;
+pub mod words;
