@@ -5,8 +5,10 @@
 
 pub mod compat;
 pub mod data;
+pub mod edited;
 pub mod fluency;
 pub mod perplexity;
+pub mod results;
 pub mod run;
 pub mod sweep;
 pub mod trials;

@@ -6,13 +6,13 @@ use mutandis_edit::patch::Stack;
 use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Entry, Error, Fact, Job, Patch, Result};
 use mutandis_engine::{Model, Overlay};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::compat::{Asked, Probes, Scores, predict};
 use crate::perplexity::perplexity;
 
 /// How edits follow one another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Each on the unedited model, scored alone.

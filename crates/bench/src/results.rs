@@ -1,0 +1,223 @@
+//! Results as they lie on the disk: what a run leaves behind and a report reads.
+//!
+//! ```text
+//! DIR/run.json                     format, tool, model
+//! DIR/cells/ID/cell.json           what the cell is: method, settings, data, mode, seed
+//! DIR/cells/ID/00000.jsonl         a part's records, one a line; where it is, the part is done
+//! DIR/cells/ID/00000.model.json    what was measured of the edited model as a whole
+//! DIR/cells/ID/00000.cost.json     seconds and memory: all that differs from run to run
+//! ```
+//!
+//! A part is written once, whole, and never again. Folders of shards are merged by copying them
+//! into one another.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::data::Form;
+use crate::run::Mode;
+
+/// Version of the layout.
+pub const FORMAT: u32 = 1;
+
+/// Scores by name, each a share of 0 to 1 unless its name says otherwise. A score that a record
+/// does not have is not there.
+///
+/// `edit`, `rephrase`, `portability`, `locality`, `fluency` (bits), and `portability/KIND`,
+/// `locality/KIND`; names behind a slash are parts of what stands before it.
+pub type Scores = BTreeMap<String, f64>;
+
+/// The two protocols side by side.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Both {
+    /// As EasyEdit's functions compute it.
+    pub compat: Scores,
+    /// What a user sees: free generation, natural stop.
+    pub strict: Scores,
+}
+
+/// What a run is about: `run.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// What made it, with its version.
+    pub tool: String,
+    /// The model.
+    pub model: ModelInfo,
+}
+
+/// The unedited model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// As the user names it.
+    pub name: String,
+    /// Hash of the weights, hexadecimal.
+    pub fingerprint: String,
+    /// Architecture family.
+    pub family: String,
+    /// Number of layers.
+    pub layers: usize,
+}
+
+/// What a cell is: `cell.json`. Its hash is the cell's id, so that no result is taken for another's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CellInfo {
+    /// Method.
+    pub method: String,
+    /// All its settings, as resolved.
+    pub settings: Value,
+    /// The data set.
+    pub data: DataInfo,
+    /// How edits follow one another.
+    pub mode: Mode,
+    /// Seed of everything that is drawn.
+    pub seed: u64,
+    /// Numbers in the file of the records that are edited, from 1, in order.
+    pub records: Vec<usize>,
+    /// How many parts the cell has.
+    pub parts: usize,
+    /// What is measured, and how; in words, by protocol.
+    pub protocols: BTreeMap<String, String>,
+    /// The text whose perplexity is measured, by its git blob id; none for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Suites of general ability that are measured, with how many questions of each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub general: BTreeMap<String, usize>,
+}
+
+/// A data set as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataInfo {
+    /// Its name, such as `wiki_recent`, or the file's.
+    pub name: String,
+    /// Form of its records.
+    pub form: Form,
+    /// The file's git blob id.
+    pub version: String,
+    /// Records before the last one used that could not be used.
+    pub skipped: usize,
+}
+
+/// One record's result: a line of a part.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RecordResult {
+    /// Its number in the file, from 1.
+    pub record: usize,
+    /// What was edited, as prompt and target.
+    pub edits: Vec<[String; 2]>,
+    /// Why the edit failed; it has no scores then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Scores of the unedited model.
+    pub before: Both,
+    /// Scores after the edit; in a sequence, after all edits.
+    pub after: Both,
+    /// In a sequence, right after the record's own edit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub immediate: Option<Both>,
+    /// What was asked and answered.
+    pub probes: Vec<ProbeResult>,
+}
+
+/// What a probe is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The edited prompt.
+    Edit,
+    /// Another wording of it.
+    Rephrase,
+    /// Something that follows.
+    Portability,
+    /// Something that stays.
+    Locality,
+    /// A text that the model goes on with.
+    Generation,
+}
+
+/// One question with its answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeResult {
+    /// What it is for.
+    pub role: Role,
+    /// The data set's name for its kind; empty where there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// What is asked.
+    pub prompt: String,
+    /// What would be right; may be empty.
+    pub answers: Vec<String>,
+    /// What the unedited model says, raw.
+    pub before: String,
+    /// What the edited model says, raw.
+    pub after: String,
+    /// Its own scores after the edit, such as `tokens` (compat), `exact`, `f1`, `same`, `kl`.
+    pub scores: Scores,
+}
+
+/// What was measured of the edited model as a whole: `*.model.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelResult {
+    /// Perplexity of the text, before and after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<[f64; 2]>,
+    /// Accuracy on suites of general ability, before and after.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub general: BTreeMap<String, [f64; 2]>,
+    /// How earlier edits hold as more are made; only in a sequence.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub retention: Vec<Retention>,
+    /// After how many edits the model was found to have collapsed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collapsed: Option<usize>,
+}
+
+/// A point of the retention curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Retention {
+    /// Edits made so far.
+    pub edits: usize,
+    /// Mean edit success over all of them (compat).
+    pub edit: f64,
+    /// Perplexity of the text, where one is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
+}
+
+/// What a part cost: `*.cost.json`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Edits made.
+    pub edits: usize,
+    /// Seconds of editing, statistics of the model included.
+    pub edit_seconds: f64,
+    /// Seconds of scoring, without what the unedited model says.
+    pub score_seconds: f64,
+    /// Seconds of asking the unedited model; 0 where its answers were kept from before.
+    pub baseline_seconds: f64,
+    /// Memory of the process at most, in bytes, up to the end of the part.
+    pub peak_memory_bytes: u64,
+}
+
+/// A cell as it was found on the disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CellResult {
+    /// Its id: the name of its folder.
+    pub id: String,
+    /// What it is.
+    pub info: CellInfo,
+    /// Records of all parts that are done, in the order of `info.records`.
+    pub records: Vec<RecordResult>,
+    /// Of every part that is done and measured it.
+    pub models: Vec<ModelResult>,
+    /// Of every part that is done.
+    pub costs: Vec<Cost>,
+    /// Parts that are done.
+    pub done: usize,
+}
