@@ -8,6 +8,7 @@ pub mod likelihood;
 pub mod vanilla;
 
 use mutandis_edit::Fact;
+use mutandis_engine::tokenizer::Tokenizer;
 use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
 use rayon::prelude::*;
 
@@ -27,7 +28,14 @@ impl Forced {
     /// # Errors
     /// Where the model has no tokenizer.
     pub fn new(model: &Model, prompt: &str, target: &str) -> Result<Self> {
-        let tokenizer = model.tokenizer()?;
+        Self::cut(model.tokenizer()?, prompt, target)
+    }
+
+    /// As [`Self::new`], by a tokenizer alone.
+    ///
+    /// # Errors
+    /// Where it fails on a text.
+    pub fn cut(tokenizer: &Tokenizer, prompt: &str, target: &str) -> Result<Self> {
         let ids = tokenizer.encode(&format!("{prompt} {target}"))?.ids;
         let start = tokenizer.encode(prompt)?.ids.len().min(ids.len());
         Ok(Self { ids, start })
@@ -60,7 +68,7 @@ pub struct Asked<'a> {
 }
 
 /// Rows, and rows with logits, of one pass: what it takes in memory.
-const PASS: (usize, usize) = (2048, 384);
+pub(crate) const PASS: (usize, usize) = (2048, 384);
 
 /// The likeliest token at each of the targets' positions, given the true tokens before it.
 ///
