@@ -1,0 +1,3 @@
+//! Scores of what a user would see, and the field's own where the peer has none.
+
+pub mod counterfact;
