@@ -42,7 +42,7 @@ impl<'a> Fork<'a> {
         }
         if shared.is_empty() || all.iter().any(Vec::is_empty) {
             return Err(Error::input_hint(
-                format!("`{text}` has no token of its own before or behind what follows it"),
+                format!("`{text}` and what follows it cannot be told apart by their tokens"),
                 "give a longer text, and ways to go on that are not empty",
             ));
         }

@@ -8,7 +8,7 @@ use mutandis_bench::edited::Edited;
 use mutandis_bench::fork::{Fork, log_probabilities};
 use mutandis_bench::general::{Accuracy, Measure, SUITES, Suite};
 use mutandis_engine::{Delta, LogitRows, Model, Options, Overlay, Pass, Role, Sequence, WeightId};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Sums of ln p in f32 on one side; a pass in two parts adds up in another order than in one.
 const CLOSE: f64 = 1e-4;
@@ -130,7 +130,7 @@ fn a_text_without_tokens_is_refused() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/qwen2.gguf");
     let model = Model::load(&path, Options::default()).unwrap();
     let error = Fork::new(&Edited::unedited(&model), "", &["a", "b"]).unwrap_err();
-    assert!(error.to_string().contains("has no token of its own"), "{error}");
+    assert!(error.to_string().contains("cannot be told apart by their tokens"), "{error}");
     let prefixed = Edited { prefix: "Once", ..Edited::unedited(&model) };
     assert!(Fork::new(&prefixed, "", &["a", "b"]).is_ok());
 }
@@ -195,13 +195,22 @@ fn records_become_questions_with_the_right_answer() {
     let piqa = json!({"goal": "dresser", "sol1": "bobby pin ", "sol2": "finish"}).to_string();
     let mmlu = json!({"question": " 4 x 9? ", "choices": ["a", "b", "c", "d"], "answer": 2}).to_string();
     let csqa = json!({"question": "Where?", "choices": {"label": ["A", "B"], "text": ["bank", "mall"]}, "answerKey": "B"});
-    let pair = json!({"sentence1": "It rains.", "sentence2": "It is wet.", "label": "not_entailment"});
+    let single = |label: i32| json!({"sentence": "It is wet.", "label": label}).to_string();
+    let pair = |label: Value| {
+        json!({"sentence1": "It rains.", "sentence2": "It is wet.", "label": label}).to_string()
+    };
+    let labelled = [
+        ("cola", single(0), "no"),
+        ("sst2", single(1), "positive"),
+        ("mrpc", pair(json!(1)), "yes"),
+        ("rte", pair(json!(0)), "yes"),
+        ("nli", pair(json!("not_entailment")), "no"),
+    ];
     let folder = folder(&[
         ("valid.jsonl", &piqa),
         ("valid-labels.lst", "1\n"),
         ("mmlu.jsonl", &mmlu),
         ("commonsense_qa/test.jsonl", &csqa.to_string()),
-        ("glue_eval/nli.jsonl", &pair.to_string()),
     ]);
     let read = |name: &str| Suite::read(folder.path(), name, None).unwrap().questions.remove(0);
     let question = read("piqa");
@@ -212,8 +221,12 @@ fn records_become_questions_with_the_right_answer() {
     assert_eq!((question.choices.concat(), question.answer), ("ABCD".to_owned(), 2));
     let question = read("commonsense_qa");
     assert_eq!((question.choices, question.answer), (vec!["bank".to_owned(), "mall".into()], 1));
-    let question = read("nli");
-    assert_eq!(question.choices[question.answer], "no");
+    for (name, text, wanted) in labelled {
+        std::fs::write(folder.path().join(format!("{name}.jsonl")), text).unwrap();
+        let question = read(name);
+        assert!(question.context.contains("It is wet.\n"), "{question:?}");
+        assert_eq!(question.choices[question.answer], wanted, "{name}");
+    }
 }
 
 /// Counts as the data's README and the files have them.
@@ -261,8 +274,7 @@ fn questions_that_cannot_be_used_are_named_and_the_others_are_kept() {
     let suite = Suite::read(&folder.path().join("sst2.jsonl"), "sst2", None).unwrap();
     assert_eq!(suite.questions.len(), 2);
     let named: Vec<(usize, &str)> = suite.skipped.iter().map(|n| (n.record, n.what.as_str())).collect();
-    // The last one is behind all that are used.
-    assert_eq!(named.iter().map(|(record, _)| *record).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+    assert_eq!(named.iter().map(|(record, _)| *record).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 8]);
     assert_eq!(named[1].1, "`label` is missing or blank");
     assert_eq!(named[2].1, "its label `-1` is none of its 2 choices");
     assert_eq!(named[3].1, "`sentence` is missing or blank");
@@ -279,7 +291,7 @@ fn files_that_are_no_suite_are_refused_with_a_way_out() {
         (None, "cannot read the file of labels"),
         (Some("1\n"), "it has 1 labels for 2 questions"),
         (Some("1\n0\n1\n"), "it has 3 labels for 2 questions"),
-        (Some("2\n-1\n"), "none of its 2 questions can be used; question 1: its label `2` is none of its 2"),
+        (Some("2\n-1\n"), "none of its 2 records can be used; record 1: its label `2` is none of its 2"),
     ] {
         let mut files = vec![("piqa/valid.jsonl", questions.as_str())];
         files.extend(labels.map(|text| ("piqa/valid-labels.lst", text)));

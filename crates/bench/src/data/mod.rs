@@ -128,20 +128,10 @@ impl Set {
     pub fn read(path: &Path) -> Result<Self> {
         let source = Source { path, what: "data set", expected: EXPECTED };
         let (text, version) = source.read()?;
-        let invalid = |why: &str| source.invalid(why);
-        let mut set = Self::of(parse(&text).map_err(|why| invalid(&why))?);
+        let mut set = Self::of(parse(&text).map_err(|why| source.invalid(&why))?);
         set.version = version;
         if set.records.is_empty() {
-            let first = set.skipped.first();
-            return Err(invalid(&match first {
-                Some(note) => format!(
-                    "none of its {} records can be used; record {}: {}",
-                    set.skipped.len(),
-                    note.record,
-                    note.what
-                ),
-                None => "it holds no records".to_owned(),
-            }));
+            return Err(source.unusable(&set.skipped));
         }
         Ok(set)
     }
@@ -256,6 +246,16 @@ impl Source<'_> {
             text.remove(0);
         }
         Ok((text, version))
+    }
+
+    /// None of its records can be used.
+    pub(crate) fn unusable(&self, skipped: &[Note]) -> Error {
+        self.invalid(&match skipped {
+            [Note { record, what }, ..] => {
+                format!("none of its {} records can be used; record {record}: {what}", skipped.len())
+            }
+            [] => "it holds no records".to_owned(),
+        })
     }
 
     /// It is something else.

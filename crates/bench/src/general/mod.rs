@@ -72,7 +72,7 @@ pub struct Suite {
     pub version: String,
     /// Its questions, in the order of the file.
     pub questions: Vec<Question>,
-    /// Records before the last one used that cannot be used, and why.
+    /// Records that cannot be used, and why; with a limit, of those before it is reached.
     pub skipped: Vec<Note>,
 }
 
@@ -92,36 +92,27 @@ impl Suite {
         let data::File::Records(records) = data::parse(&text).map_err(|why| source.invalid(&why))? else {
             return Err(source.invalid("it holds lists of questions to forget and to keep"));
         };
-        let labels =
-            known.labels.map(|file| labels(&path.with_file_name(file), records.len())).transpose()?;
-        let mut labels = labels.map(|(labels, id)| {
-            version = format!("{version}+{id}");
-            labels.into_iter()
-        });
-        let (mut questions, mut skipped, mut ahead) = (vec![], vec![], vec![]);
+        let labels = match known.labels {
+            Some(file) => {
+                let (labels, id) = labels(&path.with_file_name(file), records.len())?;
+                version = format!("{version}+{id}");
+                Some(labels)
+            }
+            None => None,
+        };
+        let (mut questions, mut skipped) = (vec![], vec![]);
         for (i, record) in records.into_iter().enumerate() {
             if limit.is_some_and(|limit| questions.len() >= limit) {
                 break;
             }
-            let label = labels.as_mut().and_then(Iterator::next);
+            let label = labels.as_ref().map(|labels| labels[i].as_str());
             match record.and_then(|record| known.question(&record, label)) {
-                Ok(question) => {
-                    skipped.append(&mut ahead);
-                    questions.push(question);
-                }
-                Err(what) => ahead.push(Note { record: i + 1, what }),
+                Ok(question) => questions.push(question),
+                Err(what) => skipped.push(Note { record: i + 1, what }),
             }
         }
         if questions.is_empty() {
-            return Err(source.invalid(&match ahead.first() {
-                Some(note) => format!(
-                    "none of its {} questions can be used; question {}: {}",
-                    ahead.len(),
-                    note.record,
-                    note.what
-                ),
-                None => "no question is read from it".to_owned(),
-            }));
+            return Err(source.unusable(&skipped));
         }
         Ok(Self { name: known.name, measure: known.measure, version, questions, skipped })
     }

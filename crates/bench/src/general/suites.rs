@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 use super::{Error, Measure, Path, PathBuf, Question, Result, nearest};
 
 type Object = Map<String, Value>;
+/// Context and choices.
+type Asked = (String, Vec<String>);
 
 /// A suite that is known.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +28,7 @@ pub struct Known {
     /// What a record looks like.
     pub(super) expected: &'static str,
     /// Context and choices of a record.
-    ask: fn(&Object) -> Result<(String, Vec<String>), String>,
+    ask: fn(&Object) -> Result<Asked, String>,
     /// Where a record says which choice is right; none where labels have a file of their own.
     answer: &'static str,
     /// What it calls its choices; indices from 0 where there are none.
@@ -196,15 +198,15 @@ impl Known {
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub(super) fn question(&self, record: &Value, label: Option<String>) -> Result<Question, String> {
+    pub(super) fn question(&self, record: &Value, label: Option<&str>) -> Result<Question, String> {
         let record = record.as_object().ok_or("it is no object")?;
         let (context, choices) = (self.ask)(record)?;
         if choices.len() < 2 {
             return Err(format!("it has {} choice, and two are needed at least", choices.len()));
         }
         let label = match label {
-            Some(label) if label.is_empty() => return Err("its label is missing".to_owned()),
-            Some(label) => label,
+            Some("") => return Err("its label is missing".to_owned()),
+            Some(label) => label.to_owned(),
             None => text(record, self.answer)?,
         };
         let found = match self.names {
@@ -252,6 +254,6 @@ fn pair(record: &Object, asked: &str) -> Result<String, String> {
 }
 
 /// Label 0 is that it does.
-fn follows(record: &Object) -> Result<(String, Vec<String>), String> {
+fn follows(record: &Object) -> Result<Asked, String> {
     Ok((pair(record, "Does sentence 2 follow from sentence 1?")?, words(["yes", "no"])))
 }

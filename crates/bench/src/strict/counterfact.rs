@@ -100,8 +100,8 @@ pub fn preferences(model: &Model, asked: &[(Edited<'_>, &Fact)]) -> Result<Vec<V
 /// Texts about things that have an object, by the ids of relation and object: ROME's
 /// `attribute_snippets.json`.
 ///
-/// Words are weighed by how few of the file's texts have them (TF-IDF; idf = ln((1 + n) / (1 + df))
-/// + 1, rows of length 1). DIFFERENCE: the paper's code ships weights that were taken from an
+/// Words are weighed by how few of the file's texts have them: TF-IDF with ln((1 + n) / (1 + df))
+/// and 1 added, as is usual. DIFFERENCE: the paper's code ships weights that were taken from an
 /// encyclopedia; ours are taken from these texts.
 #[derive(Debug, Clone)]
 pub struct References {
