@@ -5,11 +5,17 @@
 
 pub mod compat;
 pub mod data;
+mod draw;
 pub mod edited;
 pub mod fluency;
+mod greedy;
+mod passes;
 pub mod perplexity;
 pub mod results;
 pub mod run;
+pub mod sanitation;
+pub mod sentiment;
+pub mod strict;
 pub mod sweep;
 pub mod trials;
 pub mod words;

@@ -1,0 +1,4 @@
+//! Scores as a user would see them.
+
+pub mod erasure;
+pub mod sentiment;
