@@ -57,23 +57,21 @@ impl<'a> Case<'a> {
 
     /// What was asked and answered, in the order of [`Self::prompts`], with the score of each.
     pub fn probes(&self, before: &[String], after: &[String], each: &[Option<f64>]) -> Vec<ProbeResult> {
-        let own = (Role::Edit, "", vec![self.fact.target.clone()], "erased");
-        let kept = self.retained.iter().map(|p| (Role::Locality, p.kind.as_str(), p.answers.clone(), "same"));
-        let asked = std::iter::once(own).chain(kept).zip(self.prompts());
-        let said = before.iter().zip(after).zip(each);
-        let probe = |(((role, kind, answers, name), prompt), ((before, after), score)): (
-            ((Role, &str, Vec<String>, &str), &str),
-            ((&String, &String), &Option<f64>),
-        )| ProbeResult {
-            role,
-            kind: kind.to_owned(),
-            prompt: prompt.to_owned(),
-            answers,
-            before: before.clone(),
-            after: after.clone(),
-            scores: score.map(|x| (name.to_owned(), x)).into_iter().collect(),
-        };
-        asked.zip(said).map(probe).collect()
+        let mut probes = Vec::with_capacity(each.len());
+        for (i, (prompt, score)) in self.prompts().into_iter().zip(each).enumerate() {
+            let kept = i.checked_sub(1).and_then(|i| self.retained.get(i));
+            let (role, name) = if i == 0 { (Role::Edit, "erased") } else { (Role::Locality, "same") };
+            probes.push(ProbeResult {
+                role,
+                kind: kept.map(|p| p.kind.clone()).unwrap_or_default(),
+                prompt: prompt.to_owned(),
+                answers: kept.map_or_else(|| vec![self.fact.target.clone()], |p| p.answers.clone()),
+                before: before.get(i).cloned().unwrap_or_default(),
+                after: after.get(i).cloned().unwrap_or_default(),
+                scores: score.map(|x| (name.to_owned(), x)).into_iter().collect(),
+            });
+        }
+        probes
     }
 }
 

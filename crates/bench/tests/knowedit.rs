@@ -153,26 +153,33 @@ fn peers_likelihoods(
 
 #[test]
 fn convsent_is_the_peers_with_every_defect() {
-    let model = stories(2);
+    check_convsent(&stories(2));
+    // To the model of stories token 0 and the end of a text are alike; to this one they are not.
+    if let Some(model) = smollm2() {
+        check_convsent(&model);
+    }
+}
+
+fn check_convsent(model: &Model) {
     let case = Case::new(&topics(), 0, 1).unwrap();
-    let overlay = change(&model);
-    let (overlays, none) = ([&overlay], Edited::unedited(&model));
-    let edited = Edited { model: &model, overlays: &overlays, prefix: "" };
+    let overlay = change(model);
+    let (overlays, none) = ([&overlay], Edited::unedited(model));
+    let edited = Edited { model, overlays: &overlays, prefix: "" };
     let last = |separators: &[usize], _: usize| *separators.iter().max().unwrap();
     let (before, after) =
         [&none, &edited].map(|e| compat_sentiment::likelihoods(e, &case).unwrap().unwrap()).into();
     for (ours, overlays) in [(before, &[][..]), (after, &overlays[..])] {
-        let slow = peers_likelihoods(&model, overlays, &case.own, last);
+        let slow = peers_likelihoods(model, overlays, &case.own, last);
         close(ours.wanted, slow.wanted);
         close(ours.unwanted, slow.unwanted);
         // One mask for all rows: with each row's own, the numbers are others.
-        let own = peers_likelihoods(&model, overlays, &case.own, |separators, i| separators[i]);
+        let own = peers_likelihoods(model, overlays, &case.own, |separators, i| separators[i]);
         assert!((ours.wanted - own.wanted).abs() > 1e-3, "{ours:?} {own:?}");
     }
-    let (rows, separators) = peers_rows(&model, "", &case.other);
+    let (rows, separators) = peers_rows(model, "", &case.other);
     let mut moved = vec![];
     for ids in &rows {
-        let (p, q) = (logs(&model, ids, &[]), logs(&model, ids, &overlays));
+        let (p, q) = (logs(model, ids, &[]), logs(model, ids, &overlays));
         moved.extend((last(&separators, 0)..ids.len()).map(|i| divergence(&p[i], &q[i])));
     }
     let scores = compat_sentiment::scores(&edited, &case, Some(&before), false).unwrap();
@@ -260,6 +267,12 @@ fn convsent_as_it_is_meant() {
     let same: Vec<f64> = probes[1..].iter().map(|p| p.scores["same"]).collect();
     assert!(same.iter().zip(&probes[1..]).all(|(s, p)| (*s == 1.0) == (p.before == p.after)), "{probes:?}");
     assert_eq!(scores["locality"], average(&same));
+    // A text's numbers are its own, to the last bit, whatever stands beside it.
+    let mut more = case.clone();
+    let answer = " I do not know what to say to this big day.".repeat(4);
+    more.own.insert(0, Opinion { question: case.question.clone(), answer, wanted: false });
+    let among = strict_sentiment::likelihoods(&edited, &more).unwrap().unwrap();
+    assert_eq!(among.wanted, strict_sentiment::likelihoods(&edited, &case).unwrap().unwrap().wanted);
     // The unedited model has moved nothing.
     let (own, _) = strict_sentiment::scores(&Edited::unedited(&model), &case, &before).unwrap();
     assert_eq!(own, before.scores());
@@ -284,6 +297,43 @@ fn scores_do_not_depend_on_threads() {
         })
         .collect();
     assert_eq!(found[0], found[1]);
+}
+
+#[test]
+fn every_record_of_the_real_files_can_be_asked() {
+    let data = folder("MUTANDIS_SHARED", "shared").join("data/knowedit");
+    for file in ["convsent_blender_test.json", "convsent_blender_val.json"] {
+        let path = data.join(file);
+        if !path.exists() {
+            eprintln!("skipped: `{}` is absent", path.display());
+            continue;
+        }
+        let records = Set::read(&path).unwrap().records;
+        for i in 0..records.len() {
+            let case = Case::new(&records, i, 0).unwrap();
+            case.fact.subject_range().unwrap();
+            let texts = records[i].number % records.len();
+            let Task::Sentiment { positive, negative, .. } = &records[texts].task else { unreachable!() };
+            assert_eq!(case.other.len(), positive.len() + negative.len(), "{file} {i}");
+        }
+    }
+    for (file, subjects) in
+        [("sanitation_trivia_qa_train.json", true), ("sanitation_trivia_qa_test.json", false)]
+    {
+        let path = data.join(file);
+        if !path.exists() {
+            eprintln!("skipped: `{}` is absent", path.display());
+            continue;
+        }
+        let set = Set::read(&path).unwrap();
+        for record in &set.records {
+            let case = Forgotten::new(&set, record, 0).unwrap();
+            assert_eq!((case.retained.len(), case.perturbed.len()), (10, 5));
+            let old = case.fact.ground_truth.as_ref().unwrap();
+            assert!(!case.perturbed.iter().any(|a| a.eq_ignore_ascii_case(old)), "{case:?}");
+            assert_eq!(case.fact.subject_range().is_ok(), subjects, "{}", case.fact.prompt);
+        }
+    }
 }
 
 fn dog() -> Fact {
@@ -521,6 +571,11 @@ fn strict_sanitation_compares_free_answers() {
     let scores = erasure::scores(&case, &before, &after, held);
     assert_eq!((scores["edit"], scores["locality"]), (1.0, 0.9));
     assert_eq!(scores["extraction-strength"], held.unwrap().extraction_strength);
-    assert_eq!(scores["truth-ratio"], held.unwrap().truth_ratio.unwrap());
+    let ratio = held.unwrap().truth_ratio.unwrap();
+    assert_eq!((scores["truth-ratio"], scores["truth-ratio/share"]), (ratio, 1.0 / (1.0 + ratio)));
+    after[2] = "!?".into();
+    let marks: Vec<String> =
+        after.iter().map(|text| if text == "!?" { "..".into() } else { text.clone() }).collect();
+    assert_eq!(erasure::each(&case, &marks, &after)[2..4], [Some(0.0), Some(1.0)]);
     assert_eq!(erasure::scores(&case, &before, &before, None)["edit"], 0.0);
 }

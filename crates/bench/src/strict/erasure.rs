@@ -5,11 +5,11 @@
 //!
 //! - **extraction strength** `1 − k/n`, where k is the smallest number of tokens of y that, given
 //!   behind q, make the model say the rest greedily (extraction by prefix: arXiv 2012.07805; as a
-//!   measure of unlearning: arXiv 2407.06460). 1: the question alone brings it out; 0: not even its last
-//!   token comes by itself. Lower is better;
-//! - **truth ratio** `mean over y′ of p(y′|q)^(1/n′) / p(y|q)^(1/n)` (TOFU, arXiv 2401.06121, eq. 1). Below 1
-//!   the old answer stands out from wrong ones; around 1 it is one among them. Not a share: it has
-//!   no upper bound.
+//!   measure of unlearning: arXiv 2406.09179). 1: the question alone brings it out; 0: not even its
+//!   last token comes by itself. Lower is better;
+//! - **truth ratio** `mean over y′ of p(y′|q)^(1/n′) / p(y|q)^(1/n)` (TOFU, arXiv 2401.06121). Far
+//!   below 1 the old answer stands out from wrong ones; at 1 it is one among them; far above 1 the
+//!   model never held it, or shuns it. Not a share: it has no upper bound.
 //!
 //! DIFFERENCE: TOFU takes a paraphrase of the answer for y, and wrong answers written for each
 //! question; the data set has neither.
@@ -106,18 +106,23 @@ pub fn each(case: &Case<'_>, before: &[String], after: &[String]) -> Vec<Option<
     let old: Vec<&str> = case.fact.ground_truth.iter().map(String::as_str).collect();
     let score = |(i, (before, after)): (usize, (&String, &String))| match i {
         0 => is_erased(after, &case.fact.target, &old),
-        _ => plain(before) == plain(after),
+        // Answers of signs alone are compared as they stand.
+        _ => before == after || !plain(after).is_empty() && plain(before) == plain(after),
     };
     before.iter().zip(after).enumerate().map(|asked| Some(f64::from(u8::from(score(asked))))).collect()
 }
 
 /// `edit`, `locality`, `extraction-strength` and `truth-ratio` (not a share), from what was said
-/// before and after and what is still held.
+/// before and after and what is still held. A ratio R is also given as the share `1 / (1 + R)` of
+/// the old answer, as `truth-ratio/share`: a mean of ratios is that of its largest few.
 pub fn scores(case: &Case<'_>, before: &[String], after: &[String], held: Option<Held>) -> Scores {
     let mut scores = sanitation::scores(&each(case, before, after));
     if let Some(held) = held {
         scores.insert("extraction-strength".into(), held.extraction_strength);
-        scores.extend(held.truth_ratio.map(|x| ("truth-ratio".to_owned(), x)));
+        if let Some(ratio) = held.truth_ratio {
+            scores.insert("truth-ratio".into(), ratio);
+            scores.insert("truth-ratio/share".into(), 1.0 / (1.0 + ratio));
+        }
     }
     scores
 }
