@@ -4,13 +4,18 @@
 //! target's own, with the true tokens before it. That is no exact match and no free generation:
 //! of a target of four tokens three may come for free.
 
+pub mod in_context;
 pub mod likelihood;
+pub mod sanitation;
+pub mod sentiment;
 pub mod vanilla;
 
 use mutandis_edit::Fact;
+use mutandis_engine::sampling::likeliest;
 use mutandis_engine::tokenizer::Tokenizer;
-use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
-use rayon::prelude::*;
+use mutandis_engine::{Model, Overlay, Result};
+
+use crate::passes::{self, Text};
 
 /// A prompt with its target, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,51 +80,8 @@ pub(crate) const PASS: (usize, usize) = (2048, 384);
 /// # Errors
 /// Where a text is empty or longer than the model's context.
 pub fn predict(model: &Model, asked: &[Asked<'_>]) -> Result<Vec<Vec<u32>>> {
-    let v = model.architecture().vocabulary;
-    let mut out = Vec::with_capacity(asked.len());
-    let mut rest = asked;
-    while !rest.is_empty() {
-        let (mut rows, mut answers) = (0, 0);
-        let fits = |a: &&Asked<'_>| {
-            rows += a.text.ids.len();
-            answers += a.text.labels().len();
-            rows <= PASS.0 && answers <= PASS.1
-        };
-        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-        rest = later;
-        let mut at = 0;
-        let mut wanted = vec![];
-        for Asked { text, .. } in now {
-            // The row before a token predicts it; nothing comes before the first.
-            wanted.extend((text.start.max(1)..text.ids.len()).map(|i| at + i - 1));
-            at += text.ids.len();
-        }
-        let sequences = now
-            .iter()
-            .map(|a| Sequence { tokens: &a.text.ids, overlays: a.overlays, ..Default::default() })
-            .collect();
-        let pass = Pass { sequences, logits: LogitRows::Rows(wanted), ..Default::default() };
-        let logits = model.forward(pass)?.logits;
-        let likeliest: Vec<u32> = model.install(|| logits.par_chunks_exact(v).map(argmax).collect());
-        let mut rest = &likeliest[..];
-        for Asked { text, .. } in now {
-            let (own, later) = rest.split_at(text.ids.len() - text.start.max(1).min(text.ids.len()));
-            out.push(own.to_vec());
-            rest = later;
-        }
-    }
-    Ok(out)
-}
-
-/// Index of the largest number; the first of several, as PyTorch on a CPU has it.
-fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, x) in row.iter().enumerate() {
-        if *x > row[best] {
-            best = i;
-        }
-    }
-    best as u32
+    let texts: Vec<Text<'_>> = asked.iter().map(Text::from).collect();
+    passes::read(model, &texts, |_, _, row| likeliest(row) as u32)
 }
 
 /// A record's texts, tokenised once.
@@ -159,26 +121,12 @@ impl Probes {
     /// # Errors
     /// Where the model has no tokenizer.
     pub fn new(model: &Model, fact: &Fact) -> Result<Self> {
-        let mut probes = Self { texts: vec![], kinds: vec![] };
-        let mut add = |kind: Kind, prompt: &str, target: &str| {
-            probes.texts.push(Forced::new(model, prompt, target)?);
-            probes.kinds.push(kind);
-            Ok::<_, mutandis_engine::Error>(())
-        };
-        add(Kind::Edit, &fact.prompt, &fact.target)?;
-        for prompt in &fact.rephrases {
-            add(Kind::Rephrase, prompt, &fact.target)?;
+        let (mut texts, mut kinds) = (vec![], vec![]);
+        for (kind, prompt, target) in asked(fact) {
+            texts.push(Forced::new(model, prompt, target)?);
+            kinds.push(kind);
         }
-        for (probes, of) in
-            [(&fact.portability, Kind::Portability as fn(String) -> Kind), (&fact.locality, Kind::Locality)]
-        {
-            for probe in probes {
-                if let Some(answer) = probe.answers.first().filter(|a| !a.is_empty()) {
-                    add(of(probe.kind.clone()), &probe.prompt, answer)?;
-                }
-            }
-        }
-        Ok(probes)
+        Ok(Self { texts, kinds })
     }
 
     /// Whether each text is about what should not change: its prediction before the edit counts.
@@ -188,27 +136,47 @@ impl Probes {
 
     /// Scores of predictions, one for each text; `before` holds those of the unedited model.
     pub fn scores(&self, before: &[Vec<u32>], after: &[Vec<u32>]) -> Scores {
-        let of = |wanted: &dyn Fn(&Kind) -> bool| {
-            let mut kinds: Vec<(&Kind, Vec<f64>)> = vec![];
-            for (i, kind) in self.kinds.iter().enumerate().filter(|(_, k)| wanted(k)) {
-                let score = match kind {
-                    Kind::Locality(_) => agreement(&after[i], &before[i]),
-                    _ => self.texts[i].accuracy(&after[i]),
-                };
-                let Some(score) = score else { continue };
-                match kinds.iter_mut().find(|(k, _)| *k == kind) {
-                    Some((_, scores)) => scores.push(score),
-                    None => kinds.push((kind, vec![score])),
-                }
+        tally(&self.kinds, |i| match self.kinds[i] {
+            Kind::Locality(_) => agreement(&after[i], &before[i]),
+            _ => self.texts[i].accuracy(&after[i]),
+        })
+    }
+}
+
+/// What is asked about a fact, with the answer that is looked for.
+fn asked(fact: &Fact) -> Vec<(Kind, &str, &str)> {
+    let mut all = vec![(Kind::Edit, fact.prompt.as_str(), fact.target.as_str())];
+    all.extend(fact.rephrases.iter().map(|prompt| (Kind::Rephrase, prompt.as_str(), fact.target.as_str())));
+    for (probes, of) in
+        [(&fact.portability, Kind::Portability as fn(String) -> Kind), (&fact.locality, Kind::Locality)]
+    {
+        for probe in probes {
+            if let Some(answer) = probe.answers.first().filter(|a| !a.is_empty()) {
+                all.push((of(probe.kind.clone()), &probe.prompt, answer));
             }
-            mean(kinds.iter().filter_map(|(_, scores)| mean(scores.iter().copied())))
-        };
-        Scores {
-            edit: of(&|k| *k == Kind::Edit),
-            rephrase: of(&|k| *k == Kind::Rephrase),
-            portability: of(&|k| matches!(k, Kind::Portability(_))),
-            locality: of(&|k| matches!(k, Kind::Locality(_))),
         }
+    }
+    all
+}
+
+/// Scores of a record from those of its texts.
+fn tally(kinds: &[Kind], score: impl Fn(usize) -> Option<f64>) -> Scores {
+    let of = |wanted: &dyn Fn(&Kind) -> bool| {
+        let mut scores: Vec<(&Kind, Vec<f64>)> = vec![];
+        for (i, kind) in kinds.iter().enumerate().filter(|(_, k)| wanted(k)) {
+            let Some(score) = score(i) else { continue };
+            match scores.iter_mut().find(|(k, _)| *k == kind) {
+                Some((_, scores)) => scores.push(score),
+                None => scores.push((kind, vec![score])),
+            }
+        }
+        mean(scores.iter().filter_map(|(_, scores)| mean(scores.iter().copied())))
+    };
+    Scores {
+        edit: of(&|k| *k == Kind::Edit),
+        rephrase: of(&|k| *k == Kind::Rephrase),
+        portability: of(&|k| matches!(k, Kind::Portability(_))),
+        locality: of(&|k| matches!(k, Kind::Locality(_))),
     }
 }
 
@@ -225,7 +193,7 @@ impl Scores {
     }
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (sum, count) = values.fold((0.0, 0usize), |(sum, n), x| (sum + x, n + 1));
     (count > 0).then(|| sum / count as f64)
 }

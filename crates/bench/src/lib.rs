@@ -5,13 +5,18 @@
 
 pub mod compat;
 pub mod data;
+mod draw;
 pub mod edited;
 pub mod fluency;
 pub mod fork;
 pub mod general;
+mod greedy;
+mod passes;
 pub mod perplexity;
 pub mod results;
 pub mod run;
+pub mod sanitation;
+pub mod sentiment;
 pub mod strict;
 pub mod sweep;
 pub mod trials;
