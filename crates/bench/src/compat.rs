@@ -10,12 +10,13 @@ pub mod sanitation;
 pub mod sentiment;
 pub mod vanilla;
 
-use mutandis_edit::Fact;
 use mutandis_engine::sampling::likeliest;
 use mutandis_engine::tokenizer::Tokenizer;
 use mutandis_engine::{Model, Overlay, Result};
 
 use crate::passes::{self, Text};
+use crate::question::{Question, scores};
+use crate::results::{Role, Scores};
 
 /// A prompt with its target, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,111 +90,73 @@ pub fn predict(model: &Model, asked: &[Asked<'_>]) -> Result<Vec<Vec<u32>>> {
 pub struct Probes {
     /// All texts.
     pub texts: Vec<Forced>,
-    /// What each is about.
-    kinds: Vec<Kind>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
-    Edit,
-    Rephrase,
-    Portability(String),
-    Locality(String),
-}
-
-/// Scores of one record, each 0 to 1; `None` where the record has no such probe.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
-pub struct Scores {
-    /// Of the edited prompt.
-    pub edit: Option<f64>,
-    /// Of other wordings.
-    pub rephrase: Option<f64>,
-    /// Mean over kinds of the mean over their probes.
-    pub portability: Option<f64>,
-    /// The same, of what should not change: agreement with the predictions before the edit.
-    pub locality: Option<f64>,
+    /// The question that each is made of.
+    pub of: Vec<usize>,
+    questions: Vec<Question>,
 }
 
 impl Probes {
-    /// All of a record's probes. Of several right answers the first is used, as the peer does;
-    /// probes without one are left out.
+    /// The texts of a record's questions. Of several right answers the first is used, as the peer
+    /// does; questions without one are left out.
     ///
     /// # Errors
     /// Where the model has no tokenizer.
-    pub fn new(model: &Model, fact: &Fact) -> Result<Self> {
-        let (mut texts, mut kinds) = (vec![], vec![]);
-        for (kind, prompt, target) in asked(fact) {
-            texts.push(Forced::new(model, prompt, target)?);
-            kinds.push(kind);
+    pub fn new(model: &Model, questions: Vec<Question>) -> Result<Self> {
+        let (mut texts, mut of) = (vec![], vec![]);
+        for (i, question) in questions.iter().enumerate() {
+            if let Some(answer) = question.answers.first() {
+                texts.push(Forced::new(model, &question.prompt, answer)?);
+                of.push(i);
+            }
         }
-        Ok(Self { texts, kinds })
+        Ok(Self { texts, of, questions })
     }
 
-    /// Whether each text is about what should not change: its prediction before the edit counts.
+    /// Some of the questions, in their order; their texts are not tokenised again.
+    pub(crate) fn only(&self, questions: Vec<Question>) -> Self {
+        let (mut texts, mut of) = (vec![], vec![]);
+        for (text, i) in self.texts.iter().zip(&self.of) {
+            if let Some(at) = questions.iter().position(|q| *q == self.questions[*i]) {
+                texts.push(text.clone());
+                of.push(at);
+            }
+        }
+        Self { texts, of, questions }
+    }
+
+    /// What is asked.
+    pub fn questions(&self) -> &[Question] {
+        &self.questions
+    }
+
+    /// Whether a text is about what should not change: its prediction before the edit counts.
     pub fn is_locality(&self, text: usize) -> bool {
-        matches!(self.kinds[text], Kind::Locality(_))
+        self.questions[self.of[text]].role == Role::Locality
     }
 
-    /// Scores of predictions, one for each text; `before` holds those of the unedited model.
+    /// Score of every question that has a text, from the predictions of its text; `before` holds
+    /// those of the unedited model.
+    pub fn each(&self, before: &[Vec<u32>], after: &[Vec<u32>]) -> Vec<Option<f64>> {
+        let mut all = vec![None; self.questions.len()];
+        for (i, text) in self.texts.iter().enumerate() {
+            all[self.of[i]] = match self.is_locality(i) {
+                true => agreement(&after[i], &before[i]),
+                false => text.accuracy(&after[i]),
+            };
+        }
+        all
+    }
+
+    /// Scores of predictions, one for each text, as [`Self::each`].
     pub fn scores(&self, before: &[Vec<u32>], after: &[Vec<u32>]) -> Scores {
-        tally(&self.kinds, |i| match self.kinds[i] {
-            Kind::Locality(_) => agreement(&after[i], &before[i]),
-            _ => self.texts[i].accuracy(&after[i]),
-        })
+        let each = self.each(before, after);
+        scores(&self.questions, "", |i| each[i])
     }
 }
 
-/// What is asked about a fact, with the answer that is looked for.
-fn asked(fact: &Fact) -> Vec<(Kind, &str, &str)> {
-    let mut all = vec![(Kind::Edit, fact.prompt.as_str(), fact.target.as_str())];
-    all.extend(fact.rephrases.iter().map(|prompt| (Kind::Rephrase, prompt.as_str(), fact.target.as_str())));
-    for (probes, of) in
-        [(&fact.portability, Kind::Portability as fn(String) -> Kind), (&fact.locality, Kind::Locality)]
-    {
-        for probe in probes {
-            if let Some(answer) = probe.answers.first().filter(|a| !a.is_empty()) {
-                all.push((of(probe.kind.clone()), &probe.prompt, answer));
-            }
-        }
-    }
-    all
-}
-
-/// Scores of a record from those of its texts.
-fn tally(kinds: &[Kind], score: impl Fn(usize) -> Option<f64>) -> Scores {
-    let of = |wanted: &dyn Fn(&Kind) -> bool| {
-        let mut scores: Vec<(&Kind, Vec<f64>)> = vec![];
-        for (i, kind) in kinds.iter().enumerate().filter(|(_, k)| wanted(k)) {
-            let Some(score) = score(i) else { continue };
-            match scores.iter_mut().find(|(k, _)| *k == kind) {
-                Some((_, scores)) => scores.push(score),
-                None => scores.push((kind, vec![score])),
-            }
-        }
-        mean(scores.iter().filter_map(|(_, scores)| mean(scores.iter().copied())))
-    };
-    Scores {
-        edit: of(&|k| *k == Kind::Edit),
-        rephrase: of(&|k| *k == Kind::Rephrase),
-        portability: of(&|k| matches!(k, Kind::Portability(_))),
-        locality: of(&|k| matches!(k, Kind::Locality(_))),
-    }
-}
-
-impl Scores {
-    /// Mean of each score over the records that have it.
-    pub fn mean(all: &[Self]) -> Self {
-        let of = |score: fn(&Self) -> Option<f64>| mean(all.iter().filter_map(score));
-        Self {
-            edit: of(|s| s.edit),
-            rephrase: of(|s| s.rephrase),
-            portability: of(|s| s.portability),
-            locality: of(|s| s.locality),
-        }
-    }
-}
-
-pub(crate) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (sum, count) = values.fold((0.0, 0usize), |(sum, n), x| (sum + x, n + 1));
-    (count > 0).then(|| sum / count as f64)
+/// A text as the peer scores its fluency (easyedit.md §1.11): compatibility-decomposed, paragraphs
+/// joined, without the sign of the end of a text.
+pub fn fluency_text(text: &str) -> String {
+    use unicode_normalization::UnicodeNormalization;
+    text.nfkd().collect::<String>().replace("\n\n", " ").replace("<|endoftext|>", "")
 }

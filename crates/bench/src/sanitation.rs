@@ -77,7 +77,7 @@ impl<'a> Case<'a> {
 
 /// `edit` and `locality` from the scores of all prompts, the record's own first.
 pub(crate) fn scores(each: &[Option<f64>]) -> Scores {
-    let kept = crate::compat::mean(each.iter().skip(1).filter_map(|x| *x));
+    let kept = crate::question::mean(each.iter().skip(1).filter_map(|x| *x));
     let all = [("edit", each.first().copied().flatten()), ("locality", kept)];
     all.into_iter().filter_map(|(name, score)| Some((name.to_owned(), score?))).collect()
 }

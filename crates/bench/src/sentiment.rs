@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn records_about_facts_are_named() {
         let fact = Fact::new("A is", "A", "B").unwrap();
-        let task = Task::Facts { facts: vec![fact], generation: vec![] };
+        let task = Task::Facts { facts: vec![fact], generation: vec![], reference: None };
         let error = Case::new(&[Record { number: 4, task }], 0, 0).unwrap_err();
         assert_eq!(error.to_string(), "record 4 is about facts, not about a sentiment");
         assert!(Case::new(&[], 0, 0).is_err());

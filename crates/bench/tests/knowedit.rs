@@ -183,15 +183,15 @@ fn check_convsent(model: &Model) {
         moved.extend((last(&separators, 0)..ids.len()).map(|i| divergence(&p[i], &q[i])));
     }
     let scores = compat_sentiment::scores(&edited, &case, Some(&before), false).unwrap();
-    close(scores["locality/kl"], average(&moved));
-    assert!(scores["locality/kl"] > 1e-3, "{scores:?}");
+    close(scores["locality:kl"], average(&moved));
+    assert!(scores["locality:kl"] > 1e-3, "{scores:?}");
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     let topic = (after.wanted - before.wanted).exp().min(1.0);
     close(scores["edit"], sigmoid(after.wanted - after.unwanted) * topic);
     // In place, the model is compared with itself: nothing moves, the topic is always kept.
     let scores = compat_sentiment::scores(&edited, &case, Some(&before), true).unwrap();
     close(scores["edit"], sigmoid(after.wanted - after.unwanted));
-    assert_eq!(scores["locality/kl"], 0.0);
+    assert_eq!(scores["locality:kl"], 0.0);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_question_without_room_for_its_answer_ends_the_peers_run() {
     case.own[1].question = "Why is it so very big?".repeat(20);
     assert_eq!(compat_sentiment::likelihoods(&none, &case).unwrap(), None);
     let scores = compat_sentiment::scores(&none, &case, Some(&cut), false).unwrap();
-    assert_eq!(scores.keys().collect::<Vec<_>>(), ["locality/kl"]);
+    assert_eq!(scores.keys().collect::<Vec<_>>(), ["locality:kl"]);
 }
 
 #[test]
@@ -225,11 +225,11 @@ fn text_before_the_prompt_is_scored_like_any_edit() {
         let scored = plain.len() - at.iter().max().unwrap();
         moved.extend((1..=scored).map(|i| divergence(&p[p.len() - i], &q[q.len() - i])));
     }
-    close(scores["locality/kl"], average(&moved));
+    close(scores["locality:kl"], average(&moved));
     let (strict, _) =
         strict_sentiment::scores(&shown, &case, &strict_sentiment::Before::new(&model, &case).unwrap())
             .unwrap();
-    assert!(strict["locality/kl"] > 0.0, "{strict:?}");
+    assert!(strict["locality:kl"] > 0.0, "{strict:?}");
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn convsent_as_it_is_meant() {
         moved
             .extend((encode(&model, &o.question).len()..ids.len()).map(|i| divergence(&p[i - 1], &q[i - 1])));
     }
-    close(scores["locality/kl"], average(&moved));
+    close(scores["locality:kl"], average(&moved));
     // Free answers, raw; those about the other topic are compared.
     assert!(matches!(probes[0].role, Asks::Edit) && probes[0].prompt == case.question);
     assert_eq!(probes[0].answers.len(), case.own.iter().filter(|o| o.wanted).count());
@@ -375,25 +375,28 @@ fn check_in_context(model: &Model, branch: Branch) -> in_context::InContext {
     let fact = dog();
     let prefix = "Imagine that the name of the big dog is Tim the red.\n";
     let edited = Edited { model, overlays: &[], prefix };
-    let found = in_context::scores(&edited, branch, &fact).unwrap();
+    let found = in_context::scores(&edited, branch, &questions(std::slice::from_ref(&fact), &[])).unwrap();
     let accuracy = |before: &str, target: &str| {
         let (predicted, labels) = peers_icl(model, branch, before, target);
         share(&predicted, &labels)
     };
     let new_fact = format!("New Fact: {} {}\nPrompt: {}", fact.prompt, fact.target, fact.rephrases[0]);
-    assert_eq!(found.before.edit, accuracy(&fact.prompt, &fact.target));
-    assert_eq!(found.before.rephrase, accuracy(&new_fact, &fact.target));
-    assert_eq!(found.after.edit, accuracy(&format!("{prefix}{}", fact.prompt), &fact.target));
-    assert_eq!(found.after.rephrase, accuracy(&format!("{prefix}{}", fact.rephrases[0]), &fact.target));
+    assert_eq!(found.before.get("edit").copied(), accuracy(&fact.prompt, &fact.target));
+    assert_eq!(found.before.get("rephrase").copied(), accuracy(&new_fact, &fact.target));
+    assert_eq!(found.after.get("edit").copied(), accuracy(&format!("{prefix}{}", fact.prompt), &fact.target));
+    assert_eq!(
+        found.after.get("rephrase").copied(),
+        accuracy(&format!("{prefix}{}", fact.rephrases[0]), &fact.target)
+    );
     let mean = |all: &[Option<f64>]| {
         let kept: Vec<f64> = all.iter().filter_map(|x| *x).collect();
         (!kept.is_empty()).then(|| average(&kept))
     };
     let of = |p: &Probe, prefix: &str| accuracy(&format!("{prefix}{}", p.prompt), &p.answers[0]);
     let portability: Vec<_> = fact.portability.iter().map(|p| of(p, prefix)).collect();
-    assert_eq!(found.after.portability, mean(&portability));
+    assert_eq!(found.after.get("portability").copied(), mean(&portability));
     assert_eq!(
-        found.before.portability,
+        found.before.get("portability").copied(),
         mean(&fact.portability.iter().map(|p| of(p, "")).collect::<Vec<_>>())
     );
     let kept = |p: &Probe| {
@@ -402,9 +405,9 @@ fn check_in_context(model: &Model, branch: Branch) -> in_context::InContext {
         share(&after, &before)
     };
     let locality: Vec<_> = fact.locality.iter().map(kept).collect();
-    assert_eq!(found.after.locality, mean(&locality));
+    assert_eq!(found.after.get("locality").copied(), mean(&locality));
     assert_eq!(found.each[2..], [portability, locality].concat());
-    assert_eq!(found.each.len(), Probes::new(model, &fact).unwrap().texts.len());
+    assert_eq!(found.each.len(), questions(std::slice::from_ref(&fact), &[]).len());
     found
 }
 
@@ -416,7 +419,7 @@ fn in_context_edits_are_scored_by_the_models_name() {
     // BOS is there: dropped as the first token by the one, left as a label by the other.
     let llama = check_in_context(&model, Branch::Llama);
     let other = check_in_context(&model, Branch::Other);
-    assert_eq!(llama.before.locality, Some(1.0));
+    assert_eq!(llama.before["locality"], 1.0);
     assert!(other.each[0].unwrap() < 1.0, "{other:?}");
 }
 
@@ -572,7 +575,7 @@ fn strict_sanitation_compares_free_answers() {
     assert_eq!((scores["edit"], scores["locality"]), (1.0, 0.9));
     assert_eq!(scores["extraction-strength"], held.unwrap().extraction_strength);
     let ratio = held.unwrap().truth_ratio.unwrap();
-    assert_eq!((scores["truth-ratio"], scores["truth-ratio/share"]), (ratio, 1.0 / (1.0 + ratio)));
+    assert_eq!((scores["truth-ratio"], scores["truth-ratio:share"]), (ratio, 1.0 / (1.0 + ratio)));
     after[2] = "!?".into();
     let marks: Vec<String> =
         after.iter().map(|text| if text == "!?" { "..".into() } else { text.clone() }).collect();

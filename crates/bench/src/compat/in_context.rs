@@ -18,12 +18,13 @@
 //! DIFFERENCE: after the edit, what goes before a probe is the patch's own text. Where the peer's
 //! NaN would spoil a mean, the probe is left out.
 
-use mutandis_edit::Fact;
 use mutandis_engine::tokenizer::Tokenizer;
 use mutandis_engine::{Overlay, Result};
 
-use super::{Asked, Forced, Kind, Scores, agreement, asked, predict, tally};
+use super::{Asked, Forced, agreement, predict};
 use crate::edited::Edited;
+use crate::question::{self, Question};
+use crate::results::{Role, Scores};
 
 /// How a target's tokens are cut. The peer goes by the model's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,38 +65,48 @@ pub struct InContext {
     pub before: Scores,
     /// After the edit.
     pub after: Scores,
-    /// After the edit, of each text in the order of [`super::Probes::texts`]; `None` where the peer
-    /// has NaN.
+    /// After the edit, of each question; `None` where it has no answer, or the peer has NaN.
     pub each: Vec<Option<f64>>,
 }
 
-/// Asks a record's probes before and after, in one go.
+/// Asks a record's questions before and after, in one go. The first one is about the edited prompt.
 ///
 /// # Errors
 /// Where the model has no tokenizer, or a text with what goes before it is longer than its context.
-pub fn scores(edited: &Edited<'_>, branch: Branch, fact: &Fact) -> Result<InContext> {
+pub fn scores(edited: &Edited<'_>, branch: Branch, questions: &[Question]) -> Result<InContext> {
     let tokenizer = edited.model.tokenizer()?;
-    let (mut kinds, mut texts, mut labels) = (vec![], vec![], vec![]);
-    for (kind, prompt, target) in asked(fact) {
-        let bare = match kind {
-            Kind::Rephrase => format!("New Fact: {} {}\nPrompt: {prompt}", fact.prompt, fact.target),
+    let (mut of, mut texts, mut labels) = (vec![], vec![], vec![]);
+    let fact = questions.first().and_then(|q| Some(format!("{} {}", q.prompt, q.answers.first()?)));
+    let fact = fact.unwrap_or_default();
+    for (i, Question { role, prompt, answers, .. }) in questions.iter().enumerate() {
+        let Some(target) = answers.first() else { continue };
+        let bare = match role {
+            Role::Rephrase => format!("New Fact: {fact}\nPrompt: {prompt}"),
             _ => prompt.to_owned(),
         };
         let (before, _) = branch.cut(tokenizer, &bare, target)?;
         let (after, right) = branch.cut(tokenizer, &edited.prompt(prompt), target)?;
-        kinds.push(kind);
+        of.push(i);
         texts.extend([(before, &[] as &[&Overlay]), (after, edited.overlays)]);
         labels.push(right);
     }
     let texts: Vec<Asked<'_>> = texts.iter().map(|(text, overlays)| Asked { text, overlays }).collect();
     let predicted = predict(edited.model, &texts)?;
-    let score = |i: usize, after: usize| match kinds[i] {
-        Kind::Locality(_) => agreement(&predicted[2 * i + after], &predicted[2 * i]),
-        _ => agreement(&predicted[2 * i + after], &labels[i]),
+    let each = |after: usize| {
+        let mut all = vec![None; questions.len()];
+        for (text, &i) in of.iter().enumerate() {
+            let said = &predicted[2 * text + after];
+            all[i] = match questions[i].role {
+                Role::Locality => agreement(said, &predicted[2 * text]),
+                _ => agreement(said, &labels[text]),
+            };
+        }
+        all
     };
+    let (before, after) = (each(0), each(1));
     Ok(InContext {
-        before: tally(&kinds, |i| score(i, 0)),
-        after: tally(&kinds, |i| score(i, 1)),
-        each: (0..kinds.len()).map(|i| score(i, 1)).collect(),
+        before: question::scores(questions, "", |i| before[i]),
+        after: question::scores(questions, "", |i| after[i]),
+        each: after,
     })
 }

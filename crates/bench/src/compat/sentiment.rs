@@ -20,9 +20,9 @@
 
 use mutandis_engine::{Model, Result};
 
-use super::mean;
 use crate::edited::Edited;
 use crate::passes::{self, Text};
+use crate::question::mean;
 use crate::results::Scores;
 use crate::sentiment::{Case, Likelihoods, Opinion};
 
@@ -109,7 +109,7 @@ fn divergence(edited: &Edited<'_>, case: &Case) -> Result<Option<f64>> {
     Ok(mean(found.into_iter().flatten().map(f64::from)))
 }
 
-/// The peer's `es` as `edit` and its `dd` as `locality/kl`, in nats, lower being better. `before`
+/// The peer's `es` as `edit` and its `dd` as `locality:kl`, in nats, lower being better. `before`
 /// are the unedited model's likelihoods; `in_place` says that the peer's method overwrites the
 /// weights. A record on which the peer's run ends has no scores.
 ///
@@ -126,6 +126,6 @@ pub fn scores(
         scores.insert("edit".into(), after.success(if in_place { &after } else { before }));
     }
     let moved = if in_place { Some(0.0) } else { divergence(edited, case)? };
-    scores.extend(moved.map(|x| ("locality/kl".to_owned(), x)));
+    scores.extend(moved.map(|x| ("locality:kl".to_owned(), x)));
     Ok(scores)
 }

@@ -16,9 +16,11 @@
 
 use mutandis_edit::Fact;
 use mutandis_engine::{Generation, Result};
+use serde::{Deserialize, Serialize};
 
-use crate::compat::{Asked, Forced, mean};
+use crate::compat::{Asked, Forced};
 use crate::edited::Edited;
+use crate::question::mean;
 use crate::results::Scores;
 use crate::sanitation::{self, Case, plain};
 use crate::{greedy, passes};
@@ -60,7 +62,7 @@ pub fn is_erased(said: &str, target: &str, old: &[&str]) -> bool {
 }
 
 /// What a model still holds of an answer.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Held {
     /// 0 to 1.
     pub extraction_strength: f64,
@@ -114,14 +116,14 @@ pub fn each(case: &Case<'_>, before: &[String], after: &[String]) -> Vec<Option<
 
 /// `edit`, `locality`, `extraction-strength` and `truth-ratio` (not a share), from what was said
 /// before and after and what is still held. A ratio R is also given as the share `1 / (1 + R)` of
-/// the old answer, as `truth-ratio/share`: a mean of ratios is that of its largest few.
+/// the old answer, as `truth-ratio:share`: a mean of ratios is that of its largest few.
 pub fn scores(case: &Case<'_>, before: &[String], after: &[String], held: Option<Held>) -> Scores {
     let mut scores = sanitation::scores(&each(case, before, after));
     if let Some(held) = held {
         scores.insert("extraction-strength".into(), held.extraction_strength);
         if let Some(ratio) = held.truth_ratio {
             scores.insert("truth-ratio".into(), ratio);
-            scores.insert("truth-ratio/share".into(), 1.0 / (1.0 + ratio));
+            scores.insert("truth-ratio:share".into(), 1.0 / (1.0 + ratio));
         }
     }
     scores

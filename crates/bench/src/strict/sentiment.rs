@@ -8,10 +8,11 @@
 use mutandis_engine::{Generation, Model, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::compat::{Asked, Forced, mean};
+use crate::compat::{Asked, Forced};
 use crate::edited::Edited;
 use crate::greedy;
 use crate::passes::{self, Text};
+use crate::question::mean;
 use crate::results::{ProbeResult, Role, Scores};
 use crate::sentiment::{Case, Likelihoods, Opinion};
 
@@ -48,7 +49,7 @@ impl Before {
 }
 
 fn named(edit: Option<f64>, locality: Option<f64>, kl: Option<f64>) -> Scores {
-    let all = [("edit", edit), ("locality", locality), ("locality/kl", kl)];
+    let all = [("edit", edit), ("locality", locality), ("locality:kl", kl)];
     all.into_iter().filter_map(|(name, score)| Some((name.to_owned(), score?))).collect()
 }
 
@@ -111,7 +112,7 @@ fn divergence(edited: &Edited<'_>, case: &Case) -> Result<Option<f64>> {
 }
 
 /// `edit`: [`Likelihoods::success`]. `locality`: share of questions about the other topic that get
-/// the same greedy answer as before. `locality/kl`: in nats, lower being better. With the
+/// the same greedy answer as before. `locality:kl`: in nats, lower being better. With the
 /// questions and what was answered.
 ///
 /// # Errors
