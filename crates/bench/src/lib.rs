@@ -8,6 +8,7 @@ pub mod data;
 pub mod edited;
 pub mod fluency;
 pub mod perplexity;
+pub mod report;
 pub mod results;
 pub mod run;
 pub mod sweep;

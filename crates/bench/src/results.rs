@@ -11,6 +11,8 @@
 //! A part is written once, whole, and never again. Folders of shards are merged by copying them
 //! into one another.
 
+mod read;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,8 @@ use serde_json::Value;
 
 use crate::data::Form;
 use crate::run::Mode;
+
+pub use read::read;
 
 /// Version of the layout.
 pub const FORMAT: u32 = 1;

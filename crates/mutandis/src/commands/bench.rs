@@ -1,4 +1,6 @@
-//! `mutandis bench run`: many edits, made and scored.
+//! `mutandis bench`: many edits, made, scored and reported.
+
+mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,6 +26,8 @@ pub(crate) struct Args {
 enum Command {
     /// Edit the records of a data set, one by one, in batches or in a row, and score them
     Run(RunArgs),
+    /// Write what a benchmark has found as a page, as Markdown and as JSON
+    Report(report::ReportArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -102,7 +106,13 @@ struct Seconds {
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
-    let Command::Run(args) = args.command;
+    match args.command {
+        Command::Run(args) => edit_and_score(args, session),
+        Command::Report(args) => report::report(&args, session),
+    }
+}
+
+fn edit_and_score(args: RunArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let entry = find(&args.method)?;
     let settings = settings(entry, &args.settings)?;
     let all = Fact::read(&args.data)?;
