@@ -19,6 +19,7 @@ pub mod perplexity;
 pub mod plan;
 pub mod question;
 pub mod record;
+pub mod report;
 pub mod results;
 pub mod run;
 pub mod sanitation;

@@ -306,7 +306,7 @@ pub(crate) fn parse(text: &str) -> Result<File, String> {
 }
 
 /// The id under which git keeps these bytes.
-fn git_blob_id(bytes: &[u8]) -> String {
+pub fn git_blob_id(bytes: &[u8]) -> String {
     use sha1::{Digest, Sha1};
     let mut hash = Sha1::new();
     hash.update(format!("blob {}\0", bytes.len()));

@@ -17,11 +17,14 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Edit the records of data sets, one by one, in batches or in a row, and score them
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
+    /// Make a page, tables and files of what was run
+    Report(report::ReportArgs),
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Run(args) => run::run(args, session),
+        Command::Run(args) => run::run(&args, session),
+        Command::Report(args) => report::report(&args, session),
     }
 }

@@ -1,24 +1,49 @@
-//! stub until the report lands
+//! `mutandis bench report`: what a benchmark has found, as tables, a page and files.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use mutandis::atomic;
+use mutandis_bench::report::Report;
+use mutandis_bench::results;
+use mutandis_edit::Error;
+
 use crate::session::Session;
-use std::path::Path;
-pub(super) fn summary(dir: &Path, ids: &[String], session: &Session<'_>) -> anyhow::Result<()> {
-    let (_, cells) = mutandis_bench::results::read(dir)?;
-    let mut lines = vec![];
-    for cell in cells.iter().filter(|c| ids.contains(&c.id)) {
-        let ok = || cell.records.iter().filter(|r| r.error.is_none());
-        lines.push(format!("{} {}/{} records {}", cell.id, cell.done, cell.info.parts, cell.records.len()));
-        lines.push(format!("  compat {:?}", mutandis_bench::results::means(ok().map(|r| &r.after.compat))));
-        lines.push(format!("  strict {:?}", mutandis_bench::results::means(ok().map(|r| &r.after.strict))));
-        lines.push(format!("  errors {:?}", cell.records.iter().filter_map(|r| r.error.as_ref()).next()));
-        lines.push(format!("  models {:?}", cell.models));
-        let s = |f: fn(&mutandis_bench::results::Cost) -> f64| cell.costs.iter().map(f).sum::<f64>();
-        lines.push(format!(
-            "  edit {:.1} score {:.1} baseline {:.1}",
-            s(|c| c.edit_seconds),
-            s(|c| c.score_seconds),
-            s(|c| c.baseline_seconds)
-        ));
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  mutandis bench report results
+  mutandis bench report results --out public
+  mutandis bench report results --json
+
+Writes into the folder: report.html (one page with tables, plots and all records, which needs no
+network), report.md, report.json, and lm-eval.json (lm-evaluation-harness's layout). A run that is
+not finished is reported as far as it is.")]
+pub(super) struct ReportArgs {
+    /// The folder that the benchmark wrote to
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Where the report goes [default: the folder itself]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+pub(super) fn report(args: &ReportArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+    let (run, cells) = results::read(&args.dir)?;
+    let report = Report::new(&run, &cells);
+    let out = args.out.as_deref().unwrap_or(&args.dir);
+    std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    let files = [
+        ("report.html", report.html()?),
+        ("report.md", report.markdown()),
+        ("report.json", report.json()?),
+        ("lm-eval.json", report.lm_eval()?),
+    ];
+    for (name, text) in files {
+        let path: &Path = &out.join(name);
+        atomic::write(path, |file| file.write_all(text.as_bytes()))?;
+        session.progress.note(&format!("wrote {}", path.display()));
     }
-    session.output.print(&lines, || lines.join("\n"))?;
-    Ok(())
+    session.output.print(&report, || report.table())?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -12,7 +12,8 @@ use mutandis_bench::general::Suite;
 use mutandis_bench::perplexity::{TEXT, Window, windows};
 use mutandis_bench::plan::{GENERAL, Many, Plan, Protocol};
 use mutandis_bench::record::Measures;
-use mutandis_bench::results::{FORMAT, Folder, ModelInfo, RunInfo};
+use mutandis_bench::report::Report;
+use mutandis_bench::results::{self, FORMAT, Folder, ModelInfo, RunInfo};
 use mutandis_bench::run::{Mode, Whole};
 use mutandis_bench::strict::counterfact::References;
 use mutandis_edit::{Context, Error, find};
@@ -101,8 +102,8 @@ enum ProtocolArg {
     Strict,
 }
 
-pub(super) fn run(args: RunArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
-    let plan = plan(&args)?;
+pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+    let plan = plan(args)?;
     // Everything that can be checked without the model is checked before it is loaded.
     let orders = plan.orders()?;
     let places = Places { folder: plan.folder.clone(), hub_cache: session.env.hub_cache().ok() };
@@ -144,7 +145,10 @@ pub(super) fn run(args: RunArgs, session: &Session<'_>) -> anyhow::Result<ExitCo
         progress: &records,
     };
     let ran = benchmark.run(&folder, &cx)?;
-    super::report::summary(&args.out, &ran.cells, session)?;
+    let (run, mut cells) = results::read(&args.out)?;
+    cells.retain(|cell| ran.cells.contains(&cell.id));
+    let report = Report::new(&run, &cells);
+    session.output.print(&report, || report.table())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,0 +1,117 @@
+//! Reports: what a run has found, for people and for programs.
+//!
+//! A [`Report`] is the summaries of all cells. It is written as JSON ([`Report::json`]), Markdown,
+//! one HTML file that needs nothing else, and in lm-evaluation-harness's layout. The same results
+//! give the same bytes.
+
+mod bootstrap;
+mod escape;
+mod html;
+mod lm_eval;
+mod markdown;
+mod metric;
+mod plots;
+mod published;
+mod records;
+mod summary;
+mod svg;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+pub use published::{Published, PublishedSet};
+pub use summary::{Change, Protocols, Spent, Statistic, Statistics, Stretch, Summary};
+
+use crate::results::{CellResult, RunInfo};
+
+/// Version of the report's JSON.
+pub const FORMAT: u32 = 1;
+
+/// A run, summed up. Serialised, it is `report.json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report<'a> {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The tool and the model.
+    pub run: &'a RunInfo,
+    /// What the cells say of how they were measured, by protocol; several where they differ.
+    pub protocols: BTreeMap<String, BTreeSet<String>>,
+    /// The cells, in the order in which they were read.
+    pub cells: Vec<Summary>,
+    /// What was published elsewhere.
+    pub published: &'static Published,
+    /// The cells as they were read.
+    #[serde(skip)]
+    results: &'a [CellResult],
+}
+
+impl<'a> Report<'a> {
+    /// Sums up what [`crate::results::read`] has read.
+    pub fn new(run: &'a RunInfo, results: &'a [CellResult]) -> Self {
+        let mut cells: Vec<Summary> = results.par_iter().map(Summary::new).collect();
+        tell_apart(&mut cells);
+        let mut protocols: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (name, words) in results.iter().flat_map(|c| &c.info.protocols) {
+            protocols.entry(name.clone()).or_default().insert(words.clone());
+        }
+        Self { format: FORMAT, run, protocols, cells, published: &published::KNOWEDIT, results }
+    }
+
+    /// The summaries, as a JSON document: the fields of this struct.
+    ///
+    /// # Errors
+    /// None that input can cause: every number is finite.
+    pub fn json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self).map(|text| text + "\n")
+    }
+
+    /// The KnowEdit table alone, as Markdown.
+    pub fn table(&self) -> String {
+        markdown::main_table(self)
+    }
+
+    /// All tables, as Markdown.
+    pub fn markdown(&self) -> String {
+        markdown::document(self)
+    }
+
+    /// One HTML page with tables, plots and all records; it loads nothing from anywhere.
+    ///
+    /// # Errors
+    /// As [`Report::json`].
+    pub fn html(&self) -> serde_json::Result<String> {
+        html::page(self)
+    }
+
+    /// As lm-evaluation-harness 0.4 writes its `results_*.json`, one task a cell. The filter says
+    /// the protocol: `none` is compat, `strict` is strict.
+    ///
+    /// # Errors
+    /// As [`Report::json`].
+    pub fn lm_eval(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(&lm_eval::document(self)).map(|text| text + "\n")
+    }
+}
+
+/// Cells of the same method, mode and data set get their seed, or else their id, as a variant.
+fn tell_apart(cells: &mut [Summary]) {
+    let same = |a: &Summary, b: &Summary| {
+        (&a.data.name, &a.data.version, &a.method, a.mode)
+            == (&b.data.name, &b.data.version, &b.method, b.mode)
+    };
+    let variants: Vec<String> = cells
+        .iter()
+        .map(|cell| {
+            let alike: Vec<&Summary> = cells.iter().filter(|c| same(c, cell)).collect();
+            match alike.iter().filter(|c| c.seed == cell.seed).count() {
+                _ if alike.len() == 1 => String::new(),
+                1 => format!("seed {}", cell.seed),
+                _ => table::short(&cell.id),
+            }
+        })
+        .collect();
+    cells.iter_mut().zip(variants).for_each(|(cell, variant)| cell.variant = variant);
+}

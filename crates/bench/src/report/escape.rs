@@ -1,0 +1,60 @@
+//! Texts of data sets and models go into pages; none of it may become markup there.
+
+/// For text and attribute values of HTML and SVG.
+pub(super) fn html(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            _ => out.push(letter),
+        }
+    }
+    out
+}
+
+/// For JSON within a `script` element: with no `<` there is neither an end of it nor a comment.
+/// JSON has `<` only within strings, where the escape means the same.
+pub(super) fn script(json: &str) -> String {
+    json.replace('<', "\\u003c")
+}
+
+/// For a cell of a Markdown table or a line of its text.
+pub(super) fn markdown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\n' | '\r' | '\t' => out.push(' '),
+            '<' => out.push_str("&lt;"),
+            '&' => out.push_str("&amp;"),
+            '|' | '*' | '`' | '[' | ']' | '\\' => out.extend(['\\', letter]),
+            _ => out.push(letter),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTILE: &str = "<img src=x onerror=\"alert('1')\"> & </script><!-- | `a`\n[b](c)";
+
+    #[test]
+    fn nothing_hostile_is_left() {
+        assert_eq!(
+            html(HOSTILE),
+            "&lt;img src=x onerror=&quot;alert(&#39;1&#39;)&quot;&gt; &amp; &lt;/script&gt;&lt;!-- | `a`\n[b](c)"
+        );
+        assert_eq!(
+            markdown(HOSTILE),
+            "&lt;img src=x onerror=\"alert('1')\"> &amp; &lt;/script>&lt;!-- \\| \\`a\\` \\[b\\](c)"
+        );
+        let json = serde_json::to_string(HOSTILE).unwrap_or_default();
+        assert!(!script(&json).contains('<'));
+        assert_eq!(serde_json::from_str::<String>(&script(&json)).ok().as_deref(), Some(HOSTILE));
+    }
+}

@@ -1,0 +1,189 @@
+//! The report as Markdown.
+
+use std::fmt::Write;
+
+use super::Report;
+use super::escape::markdown as escape;
+use super::metric;
+use super::plots::megabytes;
+use super::summary::{Change, Summary};
+use super::table::{self, Block, Kind, groups};
+
+/// The KnowEdit table.
+pub(super) fn main_table(report: &Report<'_>) -> String {
+    let mut out = String::new();
+    table::main(&groups(&report.cells)).iter().for_each(|b| block(&mut out, report, b));
+    out.push_str(INTERVALS);
+    out
+}
+
+const INTERVALS: &str = "In brackets: 95 % intervals of the mean (1,000 bootstrap resamples of the records). Bold: the \
+                         best of the column after all edits.\n";
+
+/// The whole report.
+pub(super) fn document(report: &Report<'_>) -> String {
+    let model = &report.run.model;
+    let mut out = format!("# Knowledge editing: {}\n\n", escape(&model.name));
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        out,
+        "Model `{}` ({}, {} layers), measured with {}.\n",
+        model.fingerprint,
+        escape(&model.family),
+        model.layers,
+        escape(&report.run.tool)
+    );
+    for (name, words) in super::html::protocols(report) {
+        let _ = writeln!(out, "- **{}**: {}", escape(&name), escape(&words));
+    }
+    let groups = groups(&report.cells);
+    out.push_str("\n## The KnowEdit table\n\n");
+    out.push_str(&main_table(report));
+    for (title, blocks) in
+        [("Further scores", table::others(&groups)), ("By kind of probe", table::kinds(&groups))]
+    {
+        if !blocks.is_empty() {
+            let _ = writeln!(out, "\n## {title}\n");
+            blocks.iter().for_each(|b| block(&mut out, report, b));
+        }
+    }
+    sequences(&mut out, &report.cells);
+    model_as_a_whole(&mut out, &report.cells);
+    costs(&mut out, &report.cells);
+    out
+}
+
+fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
+    let _ = writeln!(out, "### {}\n\n{}\n", escape(&block.title), escape(&block.about));
+    let mut head = vec!["method".to_owned(), "edits".into(), "records".into()];
+    head.extend(block.columns.iter().map(|c| {
+        let name = if c.name.contains('/') { c.name.clone() } else { metric::title(&c.name).to_lowercase() };
+        format!("{}, {}", escape(&name), c.protocol.name())
+    }));
+    rule(out, &head, 2);
+    for row in &block.rows {
+        let method = match row.kind {
+            Kind::Unedited => "*unedited*".to_owned(),
+            _ => escape(&row.cell.method),
+        };
+        let edits = if row.kind == Kind::Unedited { String::new() } else { escape(&row.edits()) };
+        let mut records = vec![row.scored()];
+        if row.kind != Kind::Unedited {
+            records.extend(row.short());
+        }
+        let mut cells = vec![method, edits, records.join(", ")];
+        cells.extend(row.entries.iter().map(|entry| match entry {
+            None => "–".to_owned(),
+            Some(e) => {
+                let value = if e.best { format!("**{}**", e.shown) } else { e.shown.clone() };
+                e.range.as_ref().map_or(value.clone(), |range| format!("{value} ({range})"))
+            }
+        }));
+        line(out, &cells);
+    }
+    for reference in &block.references {
+        let mut cells = vec![format!("*{}*", reference.method), "*published*".into(), String::new()];
+        cells
+            .extend(reference.entries.iter().map(|e| e.as_ref().map_or(String::new(), |v| format!("*{v}*"))));
+        line(out, &cells);
+    }
+    out.push('\n');
+    if !block.references.is_empty() {
+        let published = report.published;
+        let _ = write!(out, "Published: {}, {}. {}", published.model, published.source, published.note);
+        let _ = writeln!(out, "{}\n", block.note.map_or(String::new(), |n| format!(" {n}")));
+    }
+}
+
+fn rule(out: &mut String, head: &[String], texts: usize) {
+    line(out, head);
+    let rules: Vec<String> =
+        (0..head.len()).map(|i| if i < texts { "---".into() } else { "--:".into() }).collect();
+    line(out, &rules);
+}
+
+fn line(out: &mut String, cells: &[String]) {
+    let _ = writeln!(out, "| {} |", cells.join(" | "));
+}
+
+fn sequences(out: &mut String, cells: &[Summary]) {
+    let with: Vec<&Summary> =
+        cells.iter().filter(|c| !c.retention.is_empty() || c.collapsed.is_some()).collect();
+    if with.is_empty() {
+        return;
+    }
+    out.push_str("\n## Retention\n\n");
+    rule(
+        out,
+        &["data set", "method", "edits made", "edit success so far, compat", "perplexity"].map(str::to_owned),
+        2,
+    );
+    for cell in &with {
+        for point in &cell.retention {
+            let perplexity = point.perplexity.map_or("–".into(), metric::perplexity);
+            let success = metric::shown("edit", point.edit);
+            let edits = point.edits.to_string();
+            line(out, &[escape(&cell.data.name), escape(&cell.label()), edits, success, perplexity]);
+        }
+    }
+    out.push('\n');
+    for cell in with {
+        if let Some(edits) = cell.collapsed {
+            let (data, label) = (escape(&cell.data.name), escape(&cell.label()));
+            let _ = writeln!(out, "- **{label}** on {data}: the model had collapsed after {edits} edits.");
+        }
+    }
+}
+
+fn model_as_a_whole(out: &mut String, cells: &[Summary]) {
+    let rows: Vec<(&Summary, String, String, Change)> = cells.iter().flat_map(general).collect();
+    if rows.is_empty() {
+        return;
+    }
+    out.push_str("\n## The model as a whole\n\n");
+    rule(out, &["data set", "method", "of", "before", "after", "change"].map(str::to_owned), 3);
+    for (cell, name, change, Change { before, after }) in rows {
+        let write =
+            |v: f64| if name == PERPLEXITY { metric::perplexity(v) } else { metric::shown("accuracy", v) };
+        let name = escape(&name);
+        let (data, label) = (escape(&cell.data.name), escape(&cell.label()));
+        line(out, &[data, label, name, write(before), write(after), change]);
+    }
+}
+
+pub(super) const PERPLEXITY: &str = "perplexity";
+
+/// What was measured of a model as a whole: the cell, what, how it has changed, in words, and how.
+pub(super) fn general(cell: &Summary) -> Vec<(&Summary, String, String, Change)> {
+    let perplexity = cell.perplexity.map(|c| {
+        let words = metric::change(c.before, c.after);
+        (cell, PERPLEXITY.to_owned(), words, c)
+    });
+    let suites = cell.general.iter().map(|(name, c)| {
+        let points = metric::fixed(100.0 * (c.after - c.before), 1);
+        let sign = if c.after > c.before && points != "0.0" { "+" } else { "" };
+        (cell, name.clone(), format!("{sign}{}", points.replace('-', "−")), *c)
+    });
+    perplexity.into_iter().chain(suites).collect()
+}
+
+fn costs(out: &mut String, cells: &[Summary]) {
+    out.push_str("\n## Cost\n\n");
+    let head =
+        ["data set", "method", "edits", "s per edit", "s scoring", "s unedited model", "memory at most"];
+    rule(out, &head.map(str::to_owned), 2);
+    for (cell, cost) in cells.iter().filter_map(|c| Some((c, c.cost?))) {
+        line(
+            out,
+            &[
+                escape(&cell.data.name),
+                escape(&cell.label()),
+                cost.edits.to_string(),
+                cost.seconds_per_edit.map_or("–".into(), metric::seconds),
+                metric::seconds(cost.score_seconds),
+                metric::seconds(cost.baseline_seconds),
+                megabytes(cost.peak_memory_bytes),
+            ],
+        );
+    }
+}

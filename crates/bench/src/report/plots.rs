@@ -1,0 +1,223 @@
+//! What is drawn.
+
+use std::collections::BTreeMap;
+
+use super::metric;
+use super::summary::{Statistic, Stretch, Summary};
+use super::svg::{Axis, Bar, COLOURS, Plot, Shape, bars};
+use super::table::{Group, Protocol};
+use crate::run::Mode;
+
+/// A colour for each method, the same all over the page.
+pub(super) struct Colours(BTreeMap<String, usize>);
+
+impl Colours {
+    pub(super) fn new(cells: &[Summary]) -> Self {
+        let methods: std::collections::BTreeSet<&String> = cells.iter().map(|c| &c.method).collect();
+        Self(methods.into_iter().enumerate().map(|(i, method)| (method.clone(), i % COLOURS)).collect())
+    }
+
+    pub(super) fn of(&self, cell: &Summary) -> usize {
+        self.0.get(&cell.method).copied().unwrap_or(0)
+    }
+}
+
+fn shape(mode: Mode) -> Shape {
+    match mode {
+        Mode::Single => Shape::Circle,
+        Mode::Batch(_) => Shape::Square,
+        Mode::Sequential => Shape::Triangle,
+    }
+}
+
+/// A name short enough to stand in a plot, where shapes tell the modes apart.
+fn name(cell: &Summary) -> String {
+    let size = match cell.mode {
+        Mode::Batch(size) => format!(" ×{size}"),
+        Mode::Single | Mode::Sequential => String::new(),
+    };
+    let variant = if cell.variant.is_empty() { String::new() } else { format!(" ({})", cell.variant) };
+    format!("{}{size}{variant}", cell.method)
+}
+
+const PERCENT: [f64; 2] = [0.0, 100.0];
+
+fn ends(s: &Statistic) -> [f64; 2] {
+    s.interval.unwrap_or([s.mean, s.mean]).map(|v| 100.0 * v)
+}
+
+/// Edit success against locality; the grey line joins what nothing else beats in both.
+pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours) -> Option<String> {
+    let score = |cell: &Summary, name: &str| protocol.of(&cell.after).get(name).copied();
+    let of = |cell: &&'_ Summary| Some((score(cell, "locality")?, score(cell, "edit")?));
+    let points: Vec<(&Summary, Statistic, Statistic)> =
+        group.cells.iter().filter_map(|c| of(c).map(|(x, y)| (*c, x, y))).collect();
+    if points.is_empty() {
+        return None;
+    }
+    let axis = |label: &str, all: Vec<[f64; 2]>| Axis::linear(label, all.into_iter().flatten(), PERCENT);
+    let mut plot = Plot::of_points(
+        axis("locality, %", points.iter().map(|p| ends(&p.1)).collect()),
+        axis("edit success, %", points.iter().map(|p| ends(&p.2)).collect()),
+    );
+    let at = |p: &(&Summary, Statistic, Statistic)| (100.0 * p.1.mean, 100.0 * p.2.mean);
+    let beaten = |p: (f64, f64)| points.iter().map(at).any(|q| q.0 >= p.0 && q.1 >= p.1 && q != p);
+    let mut edge: Vec<(f64, f64)> = points.iter().map(at).filter(|p| !beaten(*p)).collect();
+    edge.sort_by(|a, b| a.0.total_cmp(&b.0));
+    if edge.len() > 1 {
+        plot.line("edge", 0, &edge);
+    }
+    for p in &points {
+        let whiskers = [p.1, p.2].map(|s| s.interval.map(|i| i.map(|v| 100.0 * v)));
+        let words = format!(
+            "{}: edit success {}, locality {}",
+            p.0.label(),
+            metric::shown("edit", p.2.mean),
+            metric::shown("locality", p.1.mean)
+        );
+        plot.point(colours.of(p.0), shape(p.0.mode), at(p), whiskers, &words);
+    }
+    for p in &points {
+        plot.label(at(p), &name(p.0));
+    }
+    let title = format!("{}, {}: edit success against locality", group.title, protocol.name());
+    Some(plot.finish(&title))
+}
+
+/// A drawing with what it shows.
+pub(super) struct Figure {
+    pub(super) caption: String,
+    pub(super) svg: String,
+}
+
+/// What sequences have measured on the way.
+pub(super) fn sequences(group: &Group<'_>, colours: &Colours) -> Vec<Figure> {
+    let cells: Vec<&Summary> = group.cells.iter().copied().filter(|c| !c.retention.is_empty()).collect();
+    let mut out = vec![];
+    if !cells.is_empty() {
+        let curves = cells
+            .iter()
+            .map(|c| (*c, c.retention.iter().map(|r| (r.edits as f64, 100.0 * r.edit)).collect()));
+        let curves: Vec<Curve<'_>> = curves.collect();
+        let values = curves.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
+        let y = Axis::linear("edit success so far, %", values, PERCENT);
+        let caption = "Mean edit success of all edits made so far (compat)";
+        out.push(Figure { caption: caption.into(), svg: lines(&curves, y, colours, caption) });
+    }
+    let curves: Vec<Curve<'_>> = cells
+        .iter()
+        .map(|c| (*c, c.retention.iter().filter_map(|r| Some((r.edits as f64, r.perplexity?))).collect()))
+        .filter(|(_, points): &Curve<'_>| !points.is_empty())
+        .collect();
+    if !curves.is_empty() {
+        let values = curves.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
+        let caption = "Perplexity of the text, on a logarithmic scale";
+        out.push(Figure {
+            caption: caption.into(),
+            svg: lines(&curves, Axis::log("perplexity", values), colours, caption),
+        });
+    }
+    out.extend(stretches(group, colours));
+    out
+}
+
+type Curve<'a> = (&'a Summary, Vec<(f64, f64)>);
+
+fn lines(curves: &[Curve<'_>], y: Axis, colours: &Colours, what: &str) -> String {
+    let names: Vec<String> = curves.iter().map(|(cell, _)| name(cell)).collect();
+    let across = curves.iter().flat_map(|(_, points)| points.iter().map(|p| p.0));
+    let x = Axis::linear("edits made", across, [0.0, f64::INFINITY]);
+    let mut plot = Plot::of_lines(x, y, names.iter().map(String::as_str));
+    for ((cell, points), name) in curves.iter().zip(&names) {
+        let colour = colours.of(cell);
+        plot.line("line", colour, points);
+        for point in points {
+            let words = format!("{name}, {} edits: {}", point.0, metric::perplexity(point.1));
+            plot.point(colour, Shape::Circle, *point, [None, None], &words);
+        }
+        if let Some(last) = points.last() {
+            plot.end(colour, *last, name);
+        }
+    }
+    plot.finish(what)
+}
+
+/// Edit success by when the edit was made, with its interval.
+fn stretches(group: &Group<'_>, colours: &Colours) -> Option<Figure> {
+    let of = |s: &Stretch| Some(((s.from + s.to) as f64 / 2.0, s.after?));
+    let curves: Vec<(&Summary, Vec<(f64, Statistic)>)> = group
+        .cells
+        .iter()
+        .map(|c| (*c, c.stretches.iter().filter_map(of).collect::<Vec<_>>()))
+        .filter(|(_, points)| points.len() > 1)
+        .collect();
+    if curves.is_empty() {
+        return None;
+    }
+    let all = || curves.iter().flat_map(|(_, points)| points);
+    let names: Vec<String> = curves.iter().map(|(cell, _)| name(cell)).collect();
+    let mut plot = Plot::of_lines(
+        Axis::linear("number of the edit", all().map(|p| p.0), [0.0, f64::INFINITY]),
+        Axis::linear("edit success at the end, %", all().flat_map(|p| ends(&p.1)), PERCENT),
+        names.iter().map(String::as_str),
+    );
+    for ((cell, points), name) in curves.iter().zip(&names) {
+        let colour = colours.of(cell);
+        let band: Vec<(f64, f64, f64)> = points
+            .iter()
+            .map(|(x, s)| {
+                let [low, high] = ends(s);
+                (*x, low, high)
+            })
+            .collect();
+        plot.band(colour, &band);
+        let line: Vec<(f64, f64)> = points.iter().map(|(x, s)| (*x, 100.0 * s.mean)).collect();
+        plot.line("line", colour, &line);
+        if let Some(last) = line.last() {
+            plot.end(colour, *last, name);
+        }
+    }
+    let caption = "Edit success after all edits, by when the edit was made, with 95 % intervals (compat)";
+    Some(Figure { caption: caption.into(), svg: plot.finish(caption) })
+}
+
+/// Seconds and memory by method and mode, over all data sets.
+pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
+    let mut by_label: BTreeMap<String, Vec<&Summary>> = BTreeMap::new();
+    for cell in cells.iter().filter(|c| c.cost.is_some()) {
+        by_label.entry(cell.label()).or_default().push(cell);
+    }
+    let bar = |label: &String, of: &[&Summary]| {
+        let costs = || of.iter().filter_map(|c| c.cost);
+        let (edits, seconds) =
+            (costs().map(|c| c.edits).sum::<usize>(), costs().map(|c| c.edit_seconds).sum::<f64>());
+        let memory = costs().map(|c| c.peak_memory_bytes).max().unwrap_or(0);
+        (label.clone(), of.first().map_or(0, |c| colours.of(c)), seconds / edits.max(1) as f64, memory)
+    };
+    let all: Vec<(String, usize, f64, u64)> = by_label.iter().map(|(label, of)| bar(label, of)).collect();
+    if all.is_empty() {
+        return vec![];
+    }
+    let seconds = all.iter().map(|(name, colour, seconds, _)| Bar {
+        colour: *colour,
+        name: name.clone(),
+        value: *seconds,
+        shown: format!("{} s", metric::seconds(*seconds)),
+    });
+    let memory = all.iter().map(|(name, colour, _, bytes)| Bar {
+        colour: *colour,
+        name: name.clone(),
+        value: *bytes as f64,
+        shown: megabytes(*bytes),
+    });
+    let figure =
+        |caption: &str, rows: Vec<Bar>| Figure { caption: caption.into(), svg: bars(caption, &rows) };
+    vec![
+        figure("Seconds per edit, over all data sets", seconds.collect()),
+        figure("Memory of the process at most", memory.collect()),
+    ]
+}
+
+pub(super) fn megabytes(bytes: u64) -> String {
+    format!("{} MB", bytes / 1_000_000)
+}

@@ -1,0 +1,296 @@
+//! What a cell comes to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::bootstrap;
+use crate::results::{Both, CellResult, DataInfo, RecordResult, Retention};
+use crate::run::Mode;
+
+/// A mean over records.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Statistic {
+    /// Over the records that have the score; in its own unit (shares of 0 to 1, bits).
+    pub mean: f64,
+    /// 95 % interval of the mean, from 1,000 resamples of the records (percentile bootstrap);
+    /// null for a single record.
+    pub interval: Option<[f64; 2]>,
+    /// Standard error of the mean, from the same resamples.
+    pub stderr: Option<f64>,
+    /// Records that have the score.
+    pub count: usize,
+}
+
+/// Means by score name.
+pub type Statistics = BTreeMap<String, Statistic>;
+
+/// Means of the two protocols.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Protocols {
+    /// As EasyEdit's functions compute it.
+    pub compat: Statistics,
+    /// What a user sees.
+    pub strict: Statistics,
+}
+
+impl Protocols {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.compat.is_empty() && self.strict.is_empty()
+    }
+}
+
+/// A number of the model before and after the edits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Change {
+    /// Of the unedited model.
+    pub before: f64,
+    /// Of the edited one.
+    pub after: f64,
+}
+
+/// What editing cost.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spent {
+    /// Edits made.
+    pub edits: usize,
+    /// Seconds of editing, statistics of the model included, by edits made; null without any.
+    pub seconds_per_edit: Option<f64>,
+    /// Seconds of editing.
+    pub edit_seconds: f64,
+    /// Seconds of scoring.
+    pub score_seconds: f64,
+    /// Seconds of asking the unedited model.
+    pub baseline_seconds: f64,
+    /// Memory of the process at most, in bytes.
+    pub peak_memory_bytes: u64,
+}
+
+/// Edit success of a stretch of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Stretch {
+    /// First edit of the stretch, from 1.
+    pub from: usize,
+    /// Last one.
+    pub to: usize,
+    /// Right after each edit (compat).
+    pub immediate: Option<Statistic>,
+    /// After all edits (compat).
+    pub after: Option<Statistic>,
+}
+
+/// A cell, summed up.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// The cell's id.
+    pub id: String,
+    /// Method.
+    pub method: String,
+    /// How edits follow one another.
+    pub mode: Mode,
+    /// What tells the cell from others of the same method, mode and data set; mostly empty.
+    pub variant: String,
+    /// Data set.
+    pub data: DataInfo,
+    /// Seed.
+    pub seed: u64,
+    /// Settings of the method.
+    pub settings: Value,
+    /// Records that are to be edited.
+    pub records: usize,
+    /// Records whose edit was made and scored: those that the means are over.
+    pub scored: usize,
+    /// Records whose edit failed; they are in no mean.
+    pub failed: usize,
+    /// Parts that are done.
+    pub done: usize,
+    /// All parts.
+    pub parts: usize,
+    /// Scores of the unedited model, over the records scored.
+    pub before: Protocols,
+    /// Scores after the edits.
+    pub after: Protocols,
+    /// In a sequence, scores right after each record's own edit.
+    #[serde(skip_serializing_if = "Protocols::is_empty")]
+    pub immediate: Protocols,
+    /// In a sequence, edit success by when the edit was made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stretches: Vec<Stretch>,
+    /// In a sequence, how earlier edits hold as more are made; means over the parts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub retention: Vec<Retention>,
+    /// Perplexity of the text; geometric mean over the parts.
+    pub perplexity: Option<Change>,
+    /// Accuracy on suites of general ability; means over the parts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub general: BTreeMap<String, Change>,
+    /// After how many edits the model was found to have collapsed; the least of the parts.
+    pub collapsed: Option<usize>,
+    /// What it cost; null where that is not known.
+    pub cost: Option<Spent>,
+}
+
+impl Summary {
+    /// Sums up a cell.
+    pub(super) fn new(cell: &CellResult) -> Self {
+        let scored: Vec<&RecordResult> = cell.records.iter().filter(|r| r.error.is_none()).collect();
+        let over =
+            |of: fn(&RecordResult) -> Option<&Both>| Protocols::over(scored.iter().filter_map(|r| of(r)));
+        let info = &cell.info;
+        Self {
+            id: cell.id.clone(),
+            method: info.method.clone(),
+            mode: info.mode,
+            variant: String::new(),
+            data: info.data.clone(),
+            seed: info.seed,
+            settings: info.settings.clone(),
+            records: info.records.len(),
+            scored: scored.len(),
+            failed: cell.records.len() - scored.len(),
+            done: cell.done,
+            parts: info.parts,
+            before: over(|r| Some(&r.before)),
+            after: over(|r| Some(&r.after)),
+            immediate: over(|r| r.immediate.as_ref()),
+            stretches: if info.mode == Mode::Sequential { stretches(&cell.records) } else { vec![] },
+            retention: retention(cell),
+            perplexity: perplexity(cell),
+            general: general(cell),
+            collapsed: cell.models.iter().filter_map(|m| m.collapsed).min(),
+            cost: cost(cell),
+        }
+    }
+
+    /// Method, mode, and what else tells it from others.
+    pub fn label(&self) -> String {
+        let mode = match self.mode {
+            Mode::Single => String::new(),
+            _ => format!(", {}", mode_in_words(self.mode)),
+        };
+        let variant = if self.variant.is_empty() { String::new() } else { format!(" ({})", self.variant) };
+        format!("{}{mode}{variant}", self.method)
+    }
+}
+
+/// As tables say it.
+pub(super) fn mode_in_words(mode: Mode) -> String {
+    match mode {
+        Mode::Single => "each alone".into(),
+        Mode::Batch(size) => format!("{size} at once"),
+        Mode::Sequential => "in sequence".into(),
+    }
+}
+
+impl Protocols {
+    fn over<'a>(records: impl Iterator<Item = &'a Both> + Clone) -> Self {
+        let mut strict = means(records.clone().map(|both| &both.strict));
+        strict.extend(harmonic(records.clone()).map(|score| ("score".to_owned(), score)));
+        Self { compat: means(records.map(|both| &both.compat)), strict }
+    }
+}
+
+fn means<'a>(records: impl Iterator<Item = &'a BTreeMap<String, f64>> + Clone) -> Statistics {
+    let names: BTreeSet<&String> = records.clone().flat_map(BTreeMap::keys).collect();
+    let of = |name: &String| {
+        let values: Vec<f64> = records.clone().filter_map(|scores| scores.get(name).copied()).collect();
+        statistic(values.len(), |drawn| mean(drawn.iter().map(|&i| values[i])))
+    };
+    names.into_iter().filter_map(|name| Some((name.clone(), of(name)?))).collect()
+}
+
+/// CounterFact's score: the harmonic mean of the means of efficacy, generalization and specificity
+/// (Meng et al. 2022, §4.1), over the records that have all three.
+fn harmonic<'a>(records: impl Iterator<Item = &'a Both>) -> Option<Statistic> {
+    let of = |both: &Both| {
+        let [a, b, c] =
+            ["efficacy", "generalization", "specificity"].map(|name| both.strict.get(name).copied());
+        Some([a?, b?, c?])
+    };
+    let all: Vec<[f64; 3]> = records.filter_map(of).collect();
+    statistic(all.len(), |drawn| {
+        let means: Vec<f64> = (0..3).map(|k| mean(drawn.iter().map(|&i| all[i][k]))).collect();
+        // Where one of them is 0, so is the score.
+        if means.contains(&0.0) { 0.0 } else { 3.0 / means.iter().map(|m| 1.0 / m).sum::<f64>() }
+    })
+}
+
+fn statistic(count: usize, of: impl Fn(&[usize]) -> f64) -> Option<Statistic> {
+    if count == 0 {
+        return None;
+    }
+    let all: Vec<usize> = (0..count).collect();
+    let (interval, stderr) = bootstrap::interval(count, &of).unzip();
+    Some(Statistic { mean: of(&all), interval, stderr, count })
+}
+
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len() as f64;
+    values.sum::<f64>() / count
+}
+
+/// So many points a curve over a sequence has at most.
+const STRETCHES: usize = 10;
+
+fn stretches(records: &[RecordResult]) -> Vec<Stretch> {
+    let size = records.len().div_ceil(STRETCHES).max(1);
+    let success = |records: &[RecordResult], of: fn(&RecordResult) -> Option<&Both>| {
+        let scores = records.iter().filter(|r| r.error.is_none()).filter_map(of);
+        let values: Vec<f64> = scores.filter_map(|both| both.compat.get("edit").copied()).collect();
+        statistic(values.len(), |drawn| mean(drawn.iter().map(|&i| values[i])))
+    };
+    let of = |(i, records): (usize, &[RecordResult])| Stretch {
+        from: i * size + 1,
+        to: i * size + records.len(),
+        immediate: success(records, |r| r.immediate.as_ref()),
+        after: success(records, |r| Some(&r.after)),
+    };
+    records.chunks(size).enumerate().map(of).collect()
+}
+
+/// Means of what several parts have measured.
+fn change(pairs: impl Iterator<Item = [f64; 2]>) -> Option<Change> {
+    let all: Vec<[f64; 2]> = pairs.collect();
+    let side = |k: usize| mean(all.iter().map(|pair| pair[k]));
+    (!all.is_empty()).then(|| Change { before: side(0), after: side(1) })
+}
+
+fn perplexity(cell: &CellResult) -> Option<Change> {
+    let log = change(cell.models.iter().filter_map(|m| m.perplexity).map(|pair| pair.map(f64::ln)))?;
+    Some(Change { before: log.before.exp(), after: log.after.exp() })
+}
+
+fn general(cell: &CellResult) -> BTreeMap<String, Change> {
+    let names: BTreeSet<&String> = cell.models.iter().flat_map(|m| m.general.keys()).collect();
+    let of = |name: &String| change(cell.models.iter().filter_map(|m| m.general.get(name).copied()));
+    names.into_iter().filter_map(|name| Some((name.clone(), of(name)?))).collect()
+}
+
+fn retention(cell: &CellResult) -> Vec<Retention> {
+    let mut by_edits: BTreeMap<usize, Vec<&Retention>> = BTreeMap::new();
+    for point in cell.models.iter().flat_map(|m| &m.retention) {
+        by_edits.entry(point.edits).or_default().push(point);
+    }
+    let of = |(edits, points): (usize, Vec<&Retention>)| {
+        let logs: Vec<f64> = points.iter().filter_map(|p| p.perplexity).map(f64::ln).collect();
+        let perplexity = (!logs.is_empty()).then(|| mean(logs.iter().copied()).exp());
+        Retention { edits, edit: mean(points.iter().map(|p| p.edit)), perplexity }
+    };
+    by_edits.into_iter().map(of).collect()
+}
+
+fn cost(cell: &CellResult) -> Option<Spent> {
+    let sum = |of: fn(&crate::results::Cost) -> f64| cell.costs.iter().map(of).sum::<f64>();
+    let edits: usize = cell.costs.iter().map(|c| c.edits).sum();
+    let edit_seconds = sum(|c| c.edit_seconds);
+    Some(Spent {
+        edits,
+        seconds_per_edit: (edits > 0).then(|| edit_seconds / edits as f64),
+        edit_seconds,
+        score_seconds: sum(|c| c.score_seconds),
+        baseline_seconds: sum(|c| c.baseline_seconds),
+        peak_memory_bytes: cell.costs.iter().map(|c| c.peak_memory_bytes).max()?,
+    })
+}
