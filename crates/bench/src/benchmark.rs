@@ -67,6 +67,8 @@ pub struct Benchmark<'a> {
     pub shard: Shard,
     /// Hears of records that are done.
     pub progress: &'a dyn Progress,
+    /// Memory of the process at most so far, in bytes.
+    pub peak_memory: fn() -> u64,
 }
 
 /// A cell with its records, before it is run.
@@ -223,6 +225,7 @@ impl Benchmark<'_> {
             let baseline_seconds = started.elapsed().as_secs_f64();
             let mut run = cell.run(&prepared, &before, Some(&folder.steps(*part)), cx)?;
             run.cost.baseline_seconds = baseline_seconds;
+            run.cost.peak_memory_bytes = (self.peak_memory)();
             folder.keep(*part, &run)?;
             *done += range.len();
             self.progress.step(*done);

@@ -111,6 +111,12 @@ pub struct Order {
     pub limit: usize,
 }
 
+/// Plans that ship with mutandis, by name.
+pub const SHIPPED: [(&str, &str); 2] = [
+    ("knowedit.toml", include_str!("../plans/knowedit.toml")),
+    ("edits.toml", include_str!("../plans/edits.toml")),
+];
+
 /// Records of a data set, where nothing says how many.
 pub const LIMIT: usize = 20;
 
@@ -118,12 +124,14 @@ pub const LIMIT: usize = 20;
 pub const GENERAL: usize = 100;
 
 impl Plan {
-    /// Reads a plan.
+    /// Reads a plan: a file, or one of [`SHIPPED`] by its name, where there is no such file.
     ///
     /// # Errors
     /// Where the file cannot be read, is not TOML, or has a key that no plan has.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
+        let shipped = SHIPPED.iter().find(|(name, _)| path == Path::new(name)).map(|(_, text)| *text);
+        let read = std::fs::read_to_string(path);
+        let text = read.or_else(|e| shipped.map(str::to_owned).ok_or(e)).map_err(|e| {
             let hint =
                 "give a TOML file such as `knowedit.toml`, or say what to run with `--data` and `--method`";
             Error::input_hint(format!("cannot read the plan `{}`: {e}", path.display()), hint)
@@ -290,6 +298,15 @@ mod tests {
             assert!(error.to_string().contains(what), "{text}: {error}");
             assert!(error.hint().unwrap().contains(hint), "{text}: {:?}", error.hint());
         }
+    }
+
+    #[test]
+    fn shipped_plans_are_read_by_their_names() {
+        for (name, _) in SHIPPED {
+            assert!(!Plan::read(Path::new(name)).unwrap().orders().unwrap().is_empty(), "{name}");
+        }
+        let cells = Plan::read(Path::new("knowedit.toml")).unwrap().orders().unwrap();
+        assert_eq!(cells.len(), 6 * METHODS.len());
     }
 
     #[test]

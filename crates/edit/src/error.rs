@@ -48,6 +48,15 @@ pub enum Error {
     Interrupted,
 }
 
+/// What helps where a disk is full.
+const FULL: &str = "free some space, or choose another place; what was finished is kept, and nothing is half written";
+
+/// Whether a file could not be written for want of space.
+pub(crate) fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -75,7 +84,8 @@ impl Error {
             Self::Input { hint, .. } => hint.clone(),
             Self::Corrupt { .. } => Some("the file is damaged or was changed by hand: make it again".into()),
             Self::Numerical { .. } => Some("try a smaller learning rate, or another layer".into()),
-            Self::Io { .. } | Self::Interrupted => None,
+            Self::Io { source, .. } => is_full(source).then(|| FULL.to_owned()),
+            Self::Interrupted => None,
         }
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::atomic;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full};
 use crate::fact::Fact;
 use crate::method::Family;
 use crate::primitives::strength::Resolved;
@@ -389,17 +389,16 @@ impl Patch {
 
 /// Why a patch cannot be written there, and what helps.
 fn unwritable(path: &Path, error: &std::io::Error) -> Error {
-    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    match error.kind() {
-        StorageFull | QuotaExceeded | FileTooLarge => Error::input_hint(
+    if is_full(error) {
+        return Error::input_hint(
             format!("no space left to write `{}`: {error}", path.display()),
             "free some space, or choose another place with `--out`; nothing was written",
-        ),
-        _ => Error::input_hint(
-            format!("cannot write `{}`: {error}", path.display()),
-            "choose a folder that exists and can be written to",
-        ),
+        );
     }
+    Error::input_hint(
+        format!("cannot write `{}`: {error}", path.display()),
+        "choose a folder that exists and can be written to",
+    )
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

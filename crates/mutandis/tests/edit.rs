@@ -382,55 +382,6 @@ fn models_that_cannot_be_edited_say_why() {
     ]);
 }
 
-#[cfg(unix)]
-#[test]
-fn a_batch_is_scored_as_it_was_asked_for() {
-    let sandbox = Sandbox::new();
-    let record = |name: &str, target: &str| {
-        let prompt = format!("One day, {name} went to the");
-        json!({
-            "prompt": prompt, "subject": name, "target_new": target, "rephrase_prompt": prompt,
-            "locality": {"near": [{"prompt": "Once upon a time, there was a little", "ground_truth": "girl"}]},
-        })
-        .to_string()
-    };
-    let absent = json!({"prompt": "Once upon a time", "subject": "Bob", "target_new": "there"}).to_string();
-    let records = [record("Tom", "house"), absent, record("Lily", "store"), record("Max", "sea")];
-    std::fs::write(sandbox.path("facts.jsonl"), records.join("\n")).unwrap();
-    std::fs::write(sandbox.path("text.txt"), "Once upon a time, there was a little girl named Lily.")
-        .unwrap();
-    let model = stories();
-    let usual = ["bench", "run", "--data", "facts.jsonl", "--model", &model, "--json", "--text", "text.txt"];
-    let usual = [&usual[..], &["--set", "prefixes=[1,1]", "--set", "moment-tokens=600"]].concat();
-    for (mode, method, layers) in [
-        ("single", "r-rome", "layer=2"),
-        ("batch:2", "memit", "layers=[1,2]"),
-        ("sequential", "memit", "layers=[1,2]"),
-    ] {
-        let ran = sandbox.run(&[&usual[..], &["--method", method, "--mode", mode, "--set", layers]].concat());
-        let report = ran.ok().json();
-        assert_eq!(
-            (&report["records"], &report["skipped"], &report["failed"]),
-            (&json!(3), &json!(1), &json!(0))
-        );
-        assert_eq!((&report["protocol"], &report["edit"]), (&json!("compat"), &report["rephrase"]), "{mode}");
-        for score in ["edit", "locality"] {
-            assert!((0.0..=1.0).contains(&report[score].as_f64().unwrap()), "{report}");
-        }
-        assert_eq!(report["portability"], Value::Null);
-        assert!(report["perplexity"][0].as_f64().unwrap() > 1.0);
-    }
-    for (arguments, parts) in [
-        (["--mode", "batch:0"], ["`0` is no size", "--mode"]),
-        (["--mode", "often"], ["`single`", "--mode"]),
-        (["--limit", "0"], ["no records", "hint: "]),
-        (["--text", "gone.txt"], ["`gone.txt`", "hint: "]),
-    ] {
-        let run = ["bench", "run", "--data", "facts.jsonl", "--model", &model];
-        sandbox.run(&[&run[..], &arguments].concat()).fails_with(&parts);
-    }
-}
-
 #[test]
 fn a_sweep_writes_a_recipe_that_edits_use() {
     let sandbox = Sandbox::new();

@@ -87,15 +87,17 @@ const KNOWN: [Known; 10] = [
     },
     Known {
         name: "sanitation",
+        // Training first: it is what is edited, and it alone names subjects. The test file asks
+        // other questions with the same answers.
         files: &[
-            "Sanitation/trivia_qa_test.json",
-            "trivia/trivia_qa_test.json",
-            "sanitation_trivia_qa_test.json",
-            "trivia_qa_test.json",
             "Sanitation/trivia_qa_train.json",
             "trivia/trivia_qa_train.json",
             "sanitation_trivia_qa_train.json",
             "trivia_qa_train.json",
+            "Sanitation/trivia_qa_test.json",
+            "trivia/trivia_qa_test.json",
+            "sanitation_trivia_qa_test.json",
+            "trivia_qa_test.json",
         ],
         on_hub: true,
     },
@@ -130,8 +132,9 @@ const KNOWN: [Known; 10] = [
     Known { name: "mquake-t", files: &["MQuAKE-T.json"], on_hub: false },
 ];
 
-/// The file of a data set, given by path or by short name. A file that exists wins over a name,
-/// the user's folder over the hub's cache, and a test file over one for training.
+/// The file of a data set, given by path, by the name of a file in the user's folder, or by short
+/// name. A file that exists wins over a name, the user's folder over the hub's cache, and a test file
+/// over one for training.
 ///
 /// # Errors
 /// Where there is none: with the names that there are, or where it was looked for and how it is got.
@@ -141,11 +144,13 @@ pub fn find(name: &str, places: &Places) -> Result<PathBuf> {
         return Ok(path.to_owned());
     }
     let plain = |name: &str| name.to_lowercase().replace('-', "_");
-    let Some(known) = KNOWN.iter().find(|known| plain(known.name) == plain(name)) else {
-        return Err(unknown(name));
-    };
     let own: Vec<PathBuf> =
         places.folder.iter().flat_map(|folder| FOLDERS.map(|inner| folder.join(inner))).collect();
+    let Some(known) = KNOWN.iter().find(|known| plain(known.name) == plain(name)) else {
+        // A plan may name a file of the folder, wherever that is on this machine.
+        let file = own.iter().map(|root| root.join(name)).find(|file| file.is_file());
+        return file.ok_or_else(|| unknown(name));
+    };
     let within = |roots: &[PathBuf]| {
         let mut files = known.files.iter().flat_map(|file| roots.iter().map(move |root| root.join(file)));
         files.find(|file| file.is_file())

@@ -28,7 +28,7 @@ use crate::stages::Stages;
   mutandis bench run --data wiki_counterfact_train_cf.json --limit 50
   mutandis bench run --data facts.jsonl --method memit --mode batch:200 --json
   mutandis bench run --data facts.jsonl --method rome --method alphaedit --mode sequential
-  mutandis bench run knowedit.toml --folder KnowEdit --limit 50 --out knowedit
+  mutandis bench run knowedit.toml --folder ./KnowEdit --limit 50 --out knowedit
   mutandis bench run knowedit.toml --shard 0/3 --out knowedit
 
 Every part that is done is kept in the folder of results: whatever ends a run, the same command goes
@@ -43,7 +43,7 @@ Scores are told twice. compat: as EasyEdit's functions compute them, the share o
 that are the likeliest, each with the true tokens before it. strict: the model answers freely, and the
 answer is right or it is not.")]
 pub(super) struct RunArgs {
-    /// A plan (TOML)
+    /// A plan: a TOML file, or one that ships with mutandis, `knowedit.toml` or `edits.toml`
     #[arg(value_name = "PLAN")]
     plan: Option<PathBuf>,
     /// A data set: a file (JSON, JSON lines), or the name of a known one, such as `zsre`
@@ -143,6 +143,7 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         places: &places,
         shard: args.shard.unwrap_or(Shard::WHOLE),
         progress: &records,
+        peak_memory: || mutandis::memory::peak().unwrap_or(0),
     };
     let ran = benchmark.run(&folder, &cx)?;
     let (run, mut cells) = results::read(&args.out)?;
@@ -218,7 +219,9 @@ fn suite(plan: &Plan, name: &str, limit: usize) -> anyhow::Result<Suite> {
             Error::input_hint(format!("there is no folder to read the suite `{name}` from"), hint).into()
         );
     };
-    Ok(Suite::read(folder, name, Some(limit))?)
+    // Beside data sets, suites may have a folder of their own.
+    let own = folder.join("general");
+    Ok(Suite::read(if own.is_dir() { &own } else { folder }, name, Some(limit))?)
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

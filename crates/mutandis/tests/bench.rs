@@ -1,0 +1,235 @@
+//! `mutandis bench`: runs that are killed, cut into shards, broken into, and reported.
+#![allow(missing_docs, clippy::unwrap_used)]
+#![cfg(unix)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{Sandbox, tree};
+use serde_json::{Value, json};
+
+fn stories() -> String {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/stories260K.gguf").to_owned()
+}
+
+/// Names that the model's stories know, each with where it goes.
+const PEOPLE: [(&str, &str); 9] = [
+    ("Tom", "house"),
+    ("Lily", "store"),
+    ("Max", "sea"),
+    ("Sam", "park"),
+    ("Mia", "kitchen"),
+    ("Ben", "beach"),
+    ("Sue", "zoo"),
+    ("Jack", "forest"),
+    ("Anna", "river"),
+];
+
+fn record((name, target): (&str, &str)) -> Value {
+    let prompt = format!("One day, {name} went to the");
+    json!({
+        "prompt": prompt, "subject": name, "target_new": target,
+        "rephrase_prompt": format!("Then {name} ran to the"),
+        "portability": {"Reasoning": [{"prompt": format!("{name} was at the"), "ground_truth": [[target, "place"]]}]},
+        "locality": {"near": [
+            {"prompt": "Once upon a time, there was a little", "ground_truth": "girl"},
+            {"prompt": "The dog wagged its", "ground_truth": "tail"},
+        ]},
+    })
+}
+
+/// A sandbox with a data set of people, and among them a record whose subject is not in its prompt.
+fn people() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let absent = json!({"prompt": "Once upon a time", "subject": "Bob", "target_new": "there"});
+    let mut records: Vec<Value> = PEOPLE.into_iter().map(record).collect();
+    records.insert(1, absent);
+    let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+    std::fs::write(sandbox.path("people.jsonl"), lines.join("\n")).unwrap();
+    sandbox
+}
+
+/// A run that is quick on the little model.
+fn run<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let usual = ["bench", "run", "--model", model, "--data", "people.jsonl", "--set", "moment-tokens=600"];
+    [&usual[..], &["--set", "prefixes=[1,1]", "--set", "search.steps=5"], more].concat()
+}
+
+/// All results of a folder by their paths, but for what a run costs.
+fn results(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let is_result = |path: &String| !path.ends_with(".cost.json") && !path.contains(".mutandis-");
+    let all = tree(folder).into_iter().filter(is_result);
+    all.map(|path| (path.clone(), std::fs::read(folder.join(path)).unwrap())).collect()
+}
+
+#[test]
+fn every_mode_is_scored_in_both_protocols() {
+    let sandbox = people();
+    let model = stories();
+    for (mode, method, layers) in [
+        ("single", "r-rome", "layer=2"),
+        ("batch:2", "memit", "layers=[1,2]"),
+        ("sequential", "memit", "layers=[1,2]"),
+    ] {
+        let more = ["--method", method, "--mode", mode, "--set", layers, "--limit", "3", "--json"];
+        let report = sandbox.run(&run(&model, &more)).ok().json();
+        let cell = &report["cells"][0];
+        assert_eq!((&cell["records"], &cell["failed"]), (&json!(3), &json!(0)), "{cell}");
+        assert_eq!((&cell["data"]["skipped"], &cell["method"]), (&json!(1), &json!(method)));
+        for protocol in ["compat", "strict"] {
+            for score in ["edit", "rephrase", "portability", "portability/Reasoning", "locality", "fluency"] {
+                let found = &cell["after"][protocol][score];
+                let most = if score == "fluency" { 20.0 } else { 1.0 };
+                assert!((0.0..=most).contains(&found["mean"].as_f64().unwrap()), "{protocol} {score}: {found}");
+                assert_eq!(found["count"], 3, "{protocol} {score}");
+            }
+        }
+        assert!(cell["after"]["strict"]["locality:kl"]["mean"].as_f64().unwrap() > 0.0);
+        assert!(cell["perplexity"]["before"].as_f64().unwrap() > 1.0);
+        let is_sequence = mode == "sequential";
+        assert_eq!(cell["retention"].as_array().map(Vec::len), is_sequence.then_some(3), "{cell}");
+        assert_eq!(cell["immediate"]["compat"]["edit"]["count"] == 3, is_sequence);
+    }
+    // Only one protocol, and no texts.
+    let more = ["--method", "r-rome", "--set", "layer=2", "--limit", "2", "--json", "--protocol", "strict"];
+    let report = sandbox.run(&run(&model, &[&more[..], &["--no-fluency", "--out", "strict"]].concat())).ok().json();
+    let after = &report["cells"][0]["after"];
+    assert_eq!(after["compat"], json!({}));
+    assert_eq!((after["strict"]["fluency"].is_null(), after["strict"]["edit"].is_null()), (true, false));
+}
+
+/// Every mode at once: single edits, batches, and a sequence, of two methods.
+const PLAN: &str = r#"
+data = "people.jsonl"
+limit = 9
+set = { layers = [1, 2], moment-tokens = 600, prefixes = [1, 1], search = { steps = 3 } }
+method = "memit"
+mode = ["batch:2", "single", "sequential"]
+"#;
+
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_as_if_it_never_was() {
+    let sandbox = people();
+    let model = stories();
+    std::fs::write(sandbox.path("plan.toml"), PLAN).unwrap();
+    let to = |out: &'static str| ["bench", "run", "plan.toml", "--model", &model, "--out", out].map(str::to_owned);
+    let started = Instant::now();
+    let whole = to("whole");
+    sandbox.run(&whole.each_ref().map(String::as_str)).ok();
+    let whole_run = started.elapsed();
+    let expected = results(&sandbox.path("whole"));
+    assert!(expected.keys().filter(|path| path.ends_with(".jsonl")).count() >= 5 + 1 + 1, "{expected:?}");
+
+    // Kills at ten moments of its course; what is kept makes each try shorter.
+    let torn = to("torn");
+    let torn = torn.each_ref().map(String::as_str);
+    for i in 1..=10u32 {
+        let mut child = sandbox.command(&torn).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole_run * i / 12 / if i > 5 { 3 } else { 1 });
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let ran = sandbox.run(&torn).ok();
+    assert_eq!(results(&sandbox.path("torn")), expected, "{ran:?}");
+    // Now all is there, and nothing is made again.
+    let before = results(&sandbox.path("torn"));
+    let started = Instant::now();
+    sandbox.run(&torn).ok();
+    assert!(started.elapsed() < whole_run.max(Duration::from_secs(2)));
+    assert_eq!(results(&sandbox.path("torn")), before);
+}
+
+#[test]
+fn shards_merged_are_the_whole() {
+    let sandbox = people();
+    let model = stories();
+    std::fs::write(sandbox.path("plan.toml"), PLAN).unwrap();
+    let run = |out: &str, more: &[&str]| {
+        let usual = ["bench", "run", "plan.toml", "--model", &model, "--out", out];
+        sandbox.run(&[&usual[..], more].concat()).ok();
+    };
+    run("whole", &[]);
+    let expected = results(&sandbox.path("whole"));
+    let mut merged = BTreeMap::new();
+    for shard in ["0/3", "1/3", "2/3"] {
+        let out = format!("shard-{}", &shard[..1]);
+        run(&out, &["--shard", shard]);
+        let own = results(&sandbox.path(&out));
+        assert!(own.len() < expected.len(), "{shard} made everything");
+        merged.extend(own);
+    }
+    assert_eq!(merged, expected);
+}
+
+#[test]
+fn reports_are_written_and_end_as_they_began() {
+    let sandbox = people();
+    let model = stories();
+    sandbox.run(&run(&model, &["--method", "r-rome", "--set", "layer=2", "--limit", "2"])).ok();
+    let table = sandbox.run(&["bench", "report", "results"]).ok().stdout;
+    assert!(table.contains("r-rome") && table.contains("people"), "{table}");
+    let read = |name: &str| std::fs::read(sandbox.path("results").join(name)).unwrap();
+    let names = ["report.html", "report.md", "report.json", "lm-eval.json"];
+    let first = names.map(read);
+    sandbox.run(&["bench", "report", "results"]).ok();
+    assert_eq!(names.map(read), first);
+}
+
+#[test]
+fn what_cannot_be_run_is_told_before_anything_is() {
+    let sandbox = people();
+    let model = stories();
+    std::fs::create_dir(sandbox.path("used")).unwrap();
+    std::fs::write(sandbox.path("used/notes.txt"), "mine").unwrap();
+    for (name, text) in [
+        ("unknown.toml", "method = 'rmoe'\ndata = 'people.jsonl'"),
+        ("key.toml", "metod = 'rome'\ndata = 'people.jsonl'"),
+        ("torn.toml", "method = "),
+        ("broken.jsonl", "{\"prompt\": \n not json"),
+        ("empty.jsonl", ""),
+    ] {
+        std::fs::write(sandbox.path(name), text).unwrap();
+    }
+    let usual = ["bench", "run", "--model", &model];
+    let fails = |more: &[&str], parts: &[&str]| {
+        sandbox.run(&[&usual[..], more].concat()).fails_with(parts);
+    };
+    fails(&["unknown.toml"], &["`rmoe`", "did you mean `rome`?"]);
+    fails(&["key.toml"], &["`key.toml`", "`metod`", "did you mean `method`?"]);
+    fails(&["torn.toml"], &["`torn.toml`", "hint: "]);
+    fails(&["gone.toml"], &["`gone.toml`", "hint: "]);
+    fails(&[], &["no data set", "--data"]);
+    fails(&["--data", "broken.jsonl"], &["`broken.jsonl`", "hint: "]);
+    fails(&["--data", "empty.jsonl"], &["`empty.jsonl`", "no records"]);
+    fails(&["--data", "zrse"], &["`zrse`", "zsre"]);
+    fails(&["--data", "people.jsonl", "--mode", "batch:0"], &["`0` is no size", "--mode"]);
+    fails(&["--data", "people.jsonl", "--mode", "often"], &["`single`", "--mode"]);
+    fails(&["--data", "people.jsonl", "--limit", "0"], &["`limit` is 0", "hint: "]);
+    fails(&["--data", "people.jsonl", "--text", "gone.txt"], &["`gone.txt`", "hint: "]);
+    fails(&["--data", "people.jsonl", "--shard", "3/3"], &["no shard 3 of 3"]);
+    fails(&["--data", "people.jsonl", "--set", "layr=3"], &["`layr`", "did you mean"]);
+    fails(&["--data", "people.jsonl", "--out", "used"], &["`used` is not empty", "--out"]);
+    fails(&["--data", "people.jsonl", "--general", "piqa"], &["`piqa`", "--folder"]);
+    assert_eq!(std::fs::read_dir(sandbox.path("used")).unwrap().count(), 1);
+    assert!(!sandbox.path("results").exists());
+
+    // A folder of another model's results is not written to, nor one of a newer version.
+    let run_info = |fingerprint: &str, format: u32| {
+        json!({"format": format, "tool": "mutandis", "model":
+            {"name": "other", "fingerprint": fingerprint, "family": "llama", "layers": 2}})
+        .to_string()
+    };
+    for (name, info, part) in [
+        ("other", run_info("0000aaaa", 1), "another model: `other` (0000aaaa)"),
+        ("newer", run_info("0000aaaa", 99), "format 99"),
+    ] {
+        std::fs::create_dir(sandbox.path(name)).unwrap();
+        std::fs::write(sandbox.path(name).join("run.json"), info).unwrap();
+        fails(&["--data", "people.jsonl", "--out", name], &[part, "--out"]);
+    }
+    sandbox.run(&["bench", "report", "used"]).fails_with(&["`used`", "run.json"]);
+}
