@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use mutandis_bench::data::Form;
 use mutandis_bench::report::Report;
 use mutandis_bench::results::{
-    Both, CellInfo, CellResult, Cost, DataInfo, FORMAT, ModelInfo, ModelResult, ProbeResult, RecordResult, Retention,
-    Role, RunInfo, read,
+    Both, CellInfo, CellResult, Cost, DataInfo, FORMAT, ModelInfo, ModelResult, ProbeResult, RecordResult,
+    Retention, Role, RunInfo, read,
 };
 use mutandis_bench::run::Mode;
 use serde::Serialize;
@@ -38,7 +38,10 @@ impl Results {
             family: "llama".into(),
             layers: 30,
         };
-        write(&dir.path().join("run.json"), &RunInfo { format: FORMAT, tool: "mutandis 0.1.0".into(), model });
+        write(
+            &dir.path().join("run.json"),
+            &RunInfo { format: FORMAT, tool: "mutandis 0.1.0".into(), model },
+        );
         Self(dir)
     }
 
@@ -106,7 +109,11 @@ impl Results {
             perplexity: Some([20.0, 80.0]),
             general: BTreeMap::from([("piqa".into(), [0.6, 0.5])]),
             retention: [5, 10, 20]
-                .map(|edits| Retention { edits, edit: 1.0 - 0.02 * edits as f64, perplexity: Some(20.0 + edits as f64) })
+                .map(|edits| Retention {
+                    edits,
+                    edit: 1.0 - 0.02 * edits as f64,
+                    perplexity: Some(20.0 + edits as f64),
+                })
                 .to_vec(),
             collapsed: Some(15),
         };
@@ -242,7 +249,10 @@ fn damage_is_named_with_its_file_and_line() {
     // A line broken off, in bytes that are no text, of another cell, said twice.
     assert!(with(&[lines[0], lines[1], &lines[2][..40]]).contains("damaged at line 3: EOF"));
     assert!(with(&[lines[0], "[]"]).contains("line 2"));
-    assert!(with(&[lines[0], &lines[1].replace("\"record\":4", "\"record\":5")]).contains("record 5 is not one of"));
+    assert!(
+        with(&[lines[0], &lines[1].replace("\"record\":4", "\"record\":5")])
+            .contains("record 5 is not one of")
+    );
     assert!(with(&[lines[0], lines[1], lines[0]]).contains("line 3: record 1 is there twice"));
     std::fs::write(&part, b"\xff\xfe\n").unwrap();
     assert!(results.error().contains("line 1"));
@@ -264,10 +274,12 @@ fn means_are_over_the_records_that_have_a_score() {
     let results = Results::knowedit();
     let (run, cells) = results.read();
     let report = Report::new(&run, &cells);
-    for (cell, summary) in cells.iter().zip(&report.cells) {
+    for cell in &cells {
+        let summary = report.cells.iter().find(|c| c.id == cell.id).unwrap();
         assert_eq!((summary.failed, summary.scored), (1, cell.records.len() - 1));
         for (name, statistic) in &summary.after.compat {
-            let values: Vec<f64> = cell.records.iter().filter_map(|r| r.after.compat.get(name).copied()).collect();
+            let values: Vec<f64> =
+                cell.records.iter().filter_map(|r| r.after.compat.get(name).copied()).collect();
             assert_eq!(statistic.count, values.len(), "{name}");
             assert!((statistic.mean - values.iter().sum::<f64>() / values.len() as f64).abs() < 1e-12);
             let [low, high] = statistic.interval.unwrap();
@@ -281,7 +293,7 @@ fn means_are_over_the_records_that_have_a_score() {
     assert_eq!(sequence.collapsed, Some(15));
     assert_eq!(sequence.retention.iter().map(|r| r.edits).collect::<Vec<_>>(), [5, 10, 20]);
     assert!((sequence.perplexity.unwrap().after - 80.0).abs() < 1e-9);
-    assert_eq!(sequence.stretches.iter().map(|s| (s.from, s.to)).next_back(), Some((19, 20)));
+    assert_eq!(sequence.stretches.iter().map(|s| (s.from, s.to)).next_back(), Some((11, 20)));
     assert!(sequence.immediate.compat.contains_key("edit"));
 }
 
@@ -345,7 +357,8 @@ fn hostile_texts_stay_texts() {
     assert!(markup.contains("{{data}}"));
 
     let start = page.find(r#"id="data">"#).unwrap() + 10;
-    let data: Value = serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap();
+    let data: Value =
+        serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap();
     let strings = data["strings"].as_array().unwrap();
     assert!(strings.contains(&json!(HOSTILE)), "the browser of records has the text as it was");
     let markdown = report.markdown();
@@ -381,10 +394,12 @@ fn records_of_the_browser_are_whole() {
     let (run, cells) = results.read();
     let page = Report::new(&run, &cells).html().unwrap();
     let start = page.find(r#"id="data">"#).unwrap() + 10;
-    let data: Value = serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap();
+    let data: Value =
+        serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap();
     let text = |id: &Value| data["strings"][id.as_u64().unwrap() as usize].as_str().unwrap().to_owned();
-    for (i, cell) in cells.iter().enumerate() {
-        let records = data["cells"][i]["records"].as_array().unwrap();
+    for cell in &cells {
+        let shown = data["cells"].as_array().unwrap().iter().find(|c| c["id"] == cell.id).unwrap();
+        let records = shown["records"].as_array().unwrap();
         assert_eq!(records.len(), cell.records.len());
         for (shown, record) in records.iter().zip(&cell.records) {
             assert_eq!(shown[0], record.record);
@@ -424,7 +439,10 @@ fn cells_of_the_same_name_are_told_apart() {
     }
     let (run, cells) = results.read();
     let labels: Vec<String> = Report::new(&run, &cells).cells.iter().map(|c| c.label()).collect();
-    assert_eq!(labels, ["rome, 5 at once (seed 0)", "rome, 5 at once (22222222)", "rome, 5 at once (33333333)"]);
+    assert_eq!(
+        labels,
+        ["rome, 5 at once (seed 0)", "rome, 5 at once (22222222)", "rome, 5 at once (33333333)"]
+    );
 }
 
 #[test]
@@ -440,7 +458,29 @@ fn lm_evals_layout_has_every_score() {
     assert_eq!(found["edit_success_stderr,none"], json!(at.after.compat["edit"].stderr.unwrap()));
     assert_eq!(found["portability_reasoning,strict"], json!(at.after.strict["portability/Reasoning"].mean));
     assert_eq!(document["n-samples"][task], json!({"original": 20, "effective": 19}));
-    assert_eq!((&document["n-shot"][task], &document["higher_is_better"][task]["edit_success"]), (&json!(0), &json!(true)));
+    assert_eq!(
+        (&document["n-shot"][task], &document["higher_is_better"][task]["edit_success"]),
+        (&json!(0), &json!(true))
+    );
     assert_eq!(document["results"].as_object().unwrap().len(), cells.len());
     assert!(document["results"].get("knowedit_zsre_memit_sequential").is_some());
+}
+
+#[test]
+fn the_frontier_joins_what_nothing_beats() {
+    let results = Results::new();
+    // The third is beaten by the first in both.
+    for (id, method, edit, locality) in
+        [("a", "rome", 0.9, 0.5), ("b", "memit", 0.6, 0.8), ("c", "ft-m", 0.7, 0.4)]
+    {
+        let info = CellInfo { parts: 1, ..info(method, "zsre", Form::Facts, Mode::Single, 1) };
+        let record = strict(1, &[("edit", edit), ("locality", locality)]);
+        results.add(id, &info, &[record], &ModelResult::default(), 1);
+    }
+    let (run, cells) = results.read();
+    let page = Report::new(&run, &cells).html().unwrap();
+    let edges: Vec<&str> = page.lines().filter(|l| l.starts_with("<polyline class=\"edge")).collect();
+    assert_eq!(edges.len(), 1, "strict alone was measured");
+    assert_eq!(edges[0].matches(',').count(), 2, "{}", edges[0]);
+    assert_eq!(page.matches("<circle class=\"mark").count(), 3);
 }

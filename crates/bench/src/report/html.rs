@@ -2,14 +2,14 @@
 
 use std::fmt::Write;
 
+use super::Report;
 use super::escape::{html as escape, script};
-use super::markdown::{PERPLEXITY, general};
+use super::markdown::{Whole, whole};
 use super::metric;
 use super::plots::{Colours, Figure, costs, frontier, megabytes, sequences};
 use super::records;
-use super::summary::{Summary, mode_in_words};
+use super::summary::{Summary, edits_in_words};
 use super::table::{self, Block, Column, Entry, Group, Kind, Protocol, Row, groups};
-use super::Report;
 use crate::run::Mode;
 
 /// What the two protocols are, whatever a run says of their details.
@@ -21,7 +21,8 @@ const PROTOCOLS: [(&str, &str); 2] = [
 /// Each protocol with what it is, and what the cells say of it.
 pub(super) fn protocols(report: &Report<'_>) -> Vec<(String, String)> {
     let known = PROTOCOLS.iter().map(|(name, _)| (*name).to_owned());
-    let others = report.protocols.keys().filter(|name| PROTOCOLS.iter().all(|(known, _)| known != name)).cloned();
+    let others =
+        report.protocols.keys().filter(|name| PROTOCOLS.iter().all(|(known, _)| known != name)).cloned();
     let words = |name: &String| {
         let lead = PROTOCOLS.iter().find(|(known, _)| known == name).map(|(_, words)| (*words).to_owned());
         let said = report.protocols.get(name).into_iter().flatten().map(|words| sentence(words));
@@ -119,20 +120,33 @@ impl Page<'_> {
         let mut notes = vec![];
         let short: Vec<&Summary> = cells.iter().filter(|c| c.done < c.parts).collect();
         if !short.is_empty() {
-            notes.push(format!("{} of {} cells are not finished; they are reported as far as they are.", short.len(), cells.len()));
+            notes.push(format!(
+                "{} of {} cells are not finished; they are reported as far as they are.",
+                short.len(),
+                cells.len()
+            ));
         }
         for cell in cells {
             if let Some(edits) = cell.collapsed {
-                let what = format!("{} on {}: the model had collapsed after {edits} edits.", cell.label(), cell.data.name);
+                let what = format!(
+                    "{} on {}: the model had collapsed after {edits} edits.",
+                    cell.label(),
+                    cell.data.name
+                );
                 notes.push(escape(&what));
             }
         }
         let failed: usize = cells.iter().map(|c| c.failed).sum();
         if failed > 0 {
-            notes.push(format!("{failed} edits failed with an error. They are in no mean: see the column “records”."));
+            notes.push(format!(
+                "{failed} edits failed with an error. They are in no mean: see the column “records”."
+            ));
         }
         if !notes.is_empty() {
-            put(&mut out, format_args!("<ul class=\"notes\">\n<li>{}</li>\n</ul>\n", notes.join("</li>\n<li>")));
+            put(
+                &mut out,
+                format_args!("<ul class=\"notes\">\n<li>{}</li>\n</ul>\n", notes.join("</li>\n<li>")),
+            );
         }
         out
     }
@@ -144,8 +158,8 @@ impl Page<'_> {
         let published = self.report.published;
         let mut out = String::from(
             "<p>Means over the records scored, with 95 % intervals below them (1,000 bootstrap resamples of the \
-             records; where all records score the same the interval has no width, which is not certainty). \
-             <mark>Marked</mark>: the best of a column after all edits. Methods lead to their records.</p>\n",
+             records; where all score the same it has no width, which is not certainty). \
+             <mark>Marked</mark>: the best of a column after all edits. A method’s name leads to its records.</p>\n",
         );
         let referenced = blocks.iter().any(|b| !b.references.is_empty());
         if referenced {
@@ -209,7 +223,11 @@ impl Page<'_> {
             Kind::Unedited => out.push_str("<tr class=\"unedited\"><th scope=\"row\">unedited model</th>"),
             Kind::After | Kind::Immediate => put(
                 out,
-                format_args!("<tr><th scope=\"row\">{}<small>{}</small></th>", self.link(row.cell), escape(&row.edits())),
+                format_args!(
+                    "<tr><th scope=\"row\">{}<small>{}</small></th>",
+                    self.link(row.cell),
+                    escape(&row.edits())
+                ),
             ),
         }
         let short = if row.kind == Kind::Unedited { vec![] } else { row.short() };
@@ -240,7 +258,13 @@ impl Page<'_> {
     fn blocks(&self, blocks: &[Block<'_>]) -> String {
         let mut out = String::new();
         for block in blocks {
-            put(&mut out, format_args!("<h3>{}</h3>\n<div class=\"scroll\"><table class=\"scores\">\n", escape(&block.title)));
+            put(
+                &mut out,
+                format_args!(
+                    "<h3>{}</h3>\n<div class=\"scroll\"><table class=\"scores\">\n",
+                    escape(&block.title)
+                ),
+            );
             head(&mut out, &block.columns);
             out.push_str("<tbody>\n");
             block.rows.iter().for_each(|row| self.row(&mut out, &block.columns, row));
@@ -284,37 +308,50 @@ impl Page<'_> {
     }
 
     fn model(&self) -> String {
-        let rows: Vec<_> = self.report.cells.iter().flat_map(general).collect();
+        let (measured, rows) = whole(&self.report.cells);
         if rows.is_empty() {
             return String::new();
         }
         let mut out = String::from(
-            "<p>What edits do to the rest: perplexity of a fixed text (lower is better), and accuracy on suites of \
-             general ability, in percent, with the change in points.</p>\n<div class=\"scroll\"><table>\n<thead>\
-             <tr><th>Data set</th><th>Method</th><th>Measured</th><th class=\"num\">Before</th>\
-             <th class=\"num\">After</th><th class=\"num\">Change</th></tr></thead>\n<tbody>\n",
+            "<p>What edits do to the rest, before → after: perplexity of a fixed text (lower is better), and accuracy on \
+             suites of general ability, in percent, with the change in points.</p>\n<div class=\"scroll\"><table>\n\
+             <thead><tr><th>Data set</th><th>Method</th>",
         );
-        for (cell, name, words, change) in rows {
-            let is_perplexity = name == PERPLEXITY;
-            let write = |v: f64| if is_perplexity { metric::perplexity(v) } else { metric::shown("accuracy", v) };
-            let worse = if is_perplexity { change.after > change.before } else { change.after < change.before };
-            put(
-                &mut out,
-                format_args!(
-                    "<tr><td>{}</td><th scope=\"row\">{}<small>{}</small></th><td>{}</td><td class=\"num\">{}</td>\
-                     <td class=\"num\">{}</td><td class=\"num{}\">{words}</td></tr>\n",
-                    escape(&cell.data.name),
-                    self.link(cell),
-                    escape(&mode_in_words(cell.mode)),
-                    escape(&name),
-                    write(change.before),
-                    write(change.after),
-                    if worse { " worse" } else { "" }
-                ),
-            );
+        for name in measured {
+            put(&mut out, format_args!("<th class=\"num\">{}</th>", escape(name)));
+        }
+        out.push_str("</tr></thead>\n<tbody>\n");
+        for (cell, changes) in rows {
+            self.names(&mut out, cell);
+            for change in changes {
+                match change {
+                    None => out.push_str("<td class=\"num\"><span class=\"muted\">–</span></td>"),
+                    Some(Whole { before, after, change, worse }) => put(
+                        &mut out,
+                        format_args!(
+                            "<td class=\"num\"><span class=\"muted\">{before} →</span> {after}<small{}>{change}</small></td>",
+                            if worse { " class=\"worse\"" } else { "" }
+                        ),
+                    ),
+                }
+            }
+            out.push_str("</tr>\n");
         }
         out.push_str("</tbody></table></div>\n");
         out
+    }
+
+    /// The start of a row of a table over all data sets.
+    fn names(&self, out: &mut String, cell: &Summary) {
+        put(
+            out,
+            format_args!(
+                "<tr><td>{}</td><th scope=\"row\">{}<small>{}</small></th>",
+                escape(&cell.data.name),
+                self.link(cell),
+                escape(&edits_in_words(cell))
+            ),
+        );
     }
 
     fn cost(&self) -> String {
@@ -329,21 +366,16 @@ impl Page<'_> {
              <th class=\"num\">s unedited model</th><th class=\"num\">Memory at most</th></tr></thead>\n<tbody>\n",
         );
         for (cell, cost) in self.report.cells.iter().filter_map(|c| Some((c, c.cost?))) {
-            put(
-                &mut out,
-                format_args!(
-                    "<tr><td>{}</td><th scope=\"row\">{}<small>{}</small></th><td class=\"num\">{}</td>\
-                     <td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td></tr>\n",
-                    escape(&cell.data.name),
-                    self.link(cell),
-                    escape(&mode_in_words(cell.mode)),
-                    cost.edits,
-                    cost.seconds_per_edit.map_or("–".into(), metric::seconds),
-                    metric::seconds(cost.score_seconds),
-                    metric::seconds(cost.baseline_seconds),
-                    megabytes(cost.peak_memory_bytes)
-                ),
-            );
+            self.names(&mut out, cell);
+            let numbers = [
+                cost.edits.to_string(),
+                cost.seconds_per_edit.map_or("–".into(), metric::seconds),
+                metric::seconds(cost.score_seconds),
+                metric::seconds(cost.baseline_seconds),
+                megabytes(cost.peak_memory_bytes),
+            ];
+            let cells = numbers.map(|n| format!("<td class=\"num\">{n}</td>")).concat();
+            put(&mut out, format_args!("{cells}</tr>\n"));
         }
         out.push_str("</tbody></table></div></details>\n");
         out
@@ -383,7 +415,10 @@ impl Page<'_> {
 fn panels(drawn: &[(&str, Vec<Figure>)]) -> String {
     let mut out = String::from("<div class=\"panels\">\n");
     for (title, figures) in drawn {
-        put(&mut out, format_args!("<div class=\"panel\" data-title=\"{0}\">\n<h3>{0}</h3>\n", escape(title)));
+        put(
+            &mut out,
+            format_args!("<div class=\"panel\" data-title=\"{0}\">\n<h3>{0}</h3>\n", escape(title)),
+        );
         out.push_str(&panel(figures));
         out.push_str("</div>\n");
     }
@@ -407,7 +442,13 @@ fn head(out: &mut String, columns: &[Column]) {
     for protocol in Protocol::ALL {
         let count = columns.iter().filter(|c| c.protocol == protocol).count();
         if count > 0 {
-            put(out, format_args!("<th class=\"protocol first\" colspan=\"{count}\">{}</th>", protocol.name()));
+            put(
+                out,
+                format_args!(
+                    "<th class=\"protocol first\" colspan=\"{count}\"><span>{}</span></th>",
+                    protocol.name()
+                ),
+            );
         }
     }
     out.push_str("</tr>\n<tr>");
@@ -416,7 +457,10 @@ fn head(out: &mut String, columns: &[Column]) {
         let over = over.map_or(String::new(), |over| format!("<small>{}</small>", escape(&over)));
         let title = escape(&metric::title(name));
         let unit = metric::unit_in_words(name);
-        put(out, format_args!("<th class=\"num{}\">{over}{title}<small>{unit}</small></th>", edge(columns, i)));
+        put(
+            out,
+            format_args!("<th class=\"num{}\">{over}{title}<small>{unit}</small></th>", edge(columns, i)),
+        );
     }
     out.push_str("</tr>\n</thead>\n");
 }
@@ -428,7 +472,9 @@ fn edge(columns: &[Column], i: usize) -> &'static str {
 }
 
 fn number(entry: Option<&Entry>, edge: &str) -> String {
-    let Some(entry) = entry else { return format!("<td class=\"num{edge}\"><span class=\"muted\">–</span></td>") };
+    let Some(entry) = entry else {
+        return format!("<td class=\"num{edge}\"><span class=\"muted\">–</span></td>");
+    };
     let range = entry.range.as_ref().map_or(String::new(), |range| format!("<small>{range}</small>"));
     let value = if entry.best { format!("<mark>{}</mark>", entry.shown) } else { entry.shown.clone() };
     format!("<td class=\"num{edge}\">{value}{range}</td>")

@@ -2,18 +2,19 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Report;
 use super::metric;
 use super::summary::Summary;
 use super::table::Protocol;
-use super::Report;
 use crate::run::Mode;
 
 /// A `results_*.json` (harness 0.4). There is no date in it and no commit: the same results give
 /// the same file.
 pub(super) fn document(report: &Report<'_>) -> Value {
     let model = &report.run.model;
-    let mut sections = ["results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples"]
-        .map(|name| (name, Map::new()));
+    let mut sections =
+        ["results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples"]
+            .map(|name| (name, Map::new()));
     for cell in &report.cells {
         let name = task(report, cell);
         let about = [
@@ -57,7 +58,12 @@ fn task(report: &Report<'_>, cell: &Summary) -> String {
     };
     let benchmark = report.published.of(&cell.data.name).map(|_| "knowedit").unwrap_or_default();
     let several = |c: &&Summary| c.data.name == cell.data.name && c.data.version != cell.data.version;
-    let version = report.cells.iter().find(several).map(|_| super::table::short(&cell.data.version)).unwrap_or_default();
+    let version = report
+        .cells
+        .iter()
+        .find(several)
+        .map(|_| super::table::short(&cell.data.version))
+        .unwrap_or_default();
     let words = [benchmark, &cell.data.name, &version, &cell.method, &mode, &cell.variant];
     let slug = |text: &str| {
         let letters = text.chars().map(|c| if c.is_alphanumeric() { c } else { '_' });

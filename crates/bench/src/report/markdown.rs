@@ -1,13 +1,14 @@
 //! The report as Markdown.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use super::Report;
 use super::escape::markdown as escape;
 use super::metric;
 use super::plots::megabytes;
 use super::summary::{Change, Summary};
 use super::table::{self, Block, Kind, groups};
-use super::Report;
 
 /// The KnowEdit table.
 pub(super) fn main_table(report: &Report<'_>) -> String {
@@ -56,7 +57,10 @@ pub(super) fn document(report: &Report<'_>) -> String {
 fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
     let _ = writeln!(out, "### {}\n\n{}\n", escape(&block.title), escape(&block.about));
     let mut head = vec!["method".to_owned(), "edits".into(), "records".into()];
-    head.extend(block.columns.iter().map(|c| {
+    // A table of its own needs no columns that are there for other data sets.
+    let used: Vec<usize> =
+        (0..block.columns.len()).filter(|&i| block.rows.iter().any(|row| row.entries[i].is_some())).collect();
+    head.extend(used.iter().map(|&i| &block.columns[i]).map(|c| {
         let name = if c.name.contains('/') { c.name.clone() } else { metric::title(&c.name).to_lowercase() };
         format!("{}, {}", escape(&name), c.protocol.name())
     }));
@@ -72,7 +76,7 @@ fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
             records.extend(row.short());
         }
         let mut cells = vec![method, edits, records.join(", ")];
-        cells.extend(row.entries.iter().map(|entry| match entry {
+        cells.extend(used.iter().map(|&i| match &row.entries[i] {
             None => "–".to_owned(),
             Some(e) => {
                 let value = if e.best { format!("**{}**", e.shown) } else { e.shown.clone() };
@@ -83,7 +87,9 @@ fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
     }
     for reference in &block.references {
         let mut cells = vec![format!("*{}*", reference.method), "*published*".into(), String::new()];
-        cells.extend(reference.entries.iter().map(|e| e.as_ref().map_or(String::new(), |v| format!("*{v}*"))));
+        cells.extend(
+            used.iter().map(|&i| reference.entries[i].as_ref().map_or(String::new(), |v| format!("*{v}*"))),
+        );
         line(out, &cells);
     }
     out.push('\n');
@@ -106,12 +112,17 @@ fn line(out: &mut String, cells: &[String]) {
 }
 
 fn sequences(out: &mut String, cells: &[Summary]) {
-    let with: Vec<&Summary> = cells.iter().filter(|c| !c.retention.is_empty() || c.collapsed.is_some()).collect();
+    let with: Vec<&Summary> =
+        cells.iter().filter(|c| !c.retention.is_empty() || c.collapsed.is_some()).collect();
     if with.is_empty() {
         return;
     }
     out.push_str("\n## Retention\n\n");
-    rule(out, &["data set", "method", "edits made", "edit success so far, compat", "perplexity"].map(str::to_owned), 2);
+    rule(
+        out,
+        &["data set", "method", "edits made", "edit success so far, compat", "perplexity"].map(str::to_owned),
+        2,
+    );
     for cell in &with {
         for point in &cell.retention {
             let perplexity = point.perplexity.map_or("–".into(), metric::perplexity);
@@ -130,39 +141,67 @@ fn sequences(out: &mut String, cells: &[Summary]) {
 }
 
 fn model_as_a_whole(out: &mut String, cells: &[Summary]) {
-    let rows: Vec<(&Summary, String, String, Change)> = cells.iter().flat_map(general).collect();
+    let (measured, rows) = whole(cells);
     if rows.is_empty() {
         return;
     }
     out.push_str("\n## The model as a whole\n\n");
-    rule(out, &["data set", "method", "of", "before", "after", "change"].map(str::to_owned), 3);
-    for (cell, name, change, Change { before, after }) in rows {
-        let write = |v: f64| if name == PERPLEXITY { metric::perplexity(v) } else { metric::shown("accuracy", v) };
-        let name = escape(&name);
-        let (data, label) = (escape(&cell.data.name), escape(&cell.label()));
-        line(out, &[data, label, name, write(before), write(after), change]);
+    let head =
+        ["data set", "method"].map(str::to_owned).into_iter().chain(measured.iter().map(|m| escape(m)));
+    rule(out, &head.collect::<Vec<_>>(), 2);
+    for (cell, changes) in rows {
+        let change = |c: &Option<Whole>| {
+            c.as_ref().map_or("–".into(), |w| format!("{} → {} ({})", w.before, w.after, w.change))
+        };
+        let names = [escape(&cell.data.name), escape(&cell.label())];
+        line(out, &names.into_iter().chain(changes.iter().map(change)).collect::<Vec<_>>());
     }
 }
 
-pub(super) const PERPLEXITY: &str = "perplexity";
+/// Something measured of a model as a whole, in words.
+pub(super) struct Whole {
+    pub(super) before: String,
+    pub(super) after: String,
+    pub(super) change: String,
+    pub(super) worse: bool,
+}
 
-/// What was measured of a model as a whole: the cell, what, how it has changed, in words, and how.
-pub(super) fn general(cell: &Summary) -> Vec<(&Summary, String, String, Change)> {
-    let perplexity = cell.perplexity.map(|c| {
-        let words = metric::change(c.before, c.after);
-        (cell, PERPLEXITY.to_owned(), words, c)
-    });
-    let suites = cell.general.iter().map(|(name, c)| {
-        let points = metric::fixed(100.0 * (c.after - c.before), 1);
+/// What was measured of models as a whole, and for each cell that measured any, how each has
+/// changed.
+pub(super) fn whole<'a>(cells: &'a [Summary]) -> (Vec<&'a str>, Vec<(&'a Summary, Vec<Option<Whole>>)>) {
+    let suites: BTreeSet<&str> = cells.iter().flat_map(|c| c.general.keys().map(String::as_str)).collect();
+    let perplexity = cells.iter().any(|c| c.perplexity.is_some());
+    let of_perplexity = |c: Change| Whole {
+        before: metric::perplexity(c.before),
+        after: metric::perplexity(c.after),
+        change: metric::change(c.before, c.after),
+        worse: c.after > c.before,
+    };
+    let of_suite = |c: &Change| {
+        let points = metric::fixed(100.0 * (c.after - c.before), 1).replace('-', "−");
         let sign = if c.after > c.before && points != "0.0" { "+" } else { "" };
-        (cell, name.clone(), format!("{sign}{}", points.replace('-', "−")), *c)
-    });
-    perplexity.into_iter().chain(suites).collect()
+        Whole {
+            before: metric::shown("accuracy", c.before),
+            after: metric::shown("accuracy", c.after),
+            worse: points.starts_with('−'),
+            change: format!("{sign}{points}"),
+        }
+    };
+    let row = |cell: &'a Summary| {
+        let Summary { perplexity: measured, general, .. } = cell;
+        let first = perplexity.then(|| measured.map(of_perplexity));
+        let rest = suites.iter().map(|name| general.get(*name).map(of_suite));
+        (cell, first.into_iter().chain(rest).collect::<Vec<_>>())
+    };
+    let rows = cells.iter().map(row).filter(|(_, all)| all.iter().any(Option::is_some)).collect();
+    let names = perplexity.then_some("perplexity").into_iter().chain(suites.iter().copied()).collect();
+    (names, rows)
 }
 
 fn costs(out: &mut String, cells: &[Summary]) {
     out.push_str("\n## Cost\n\n");
-    let head = ["data set", "method", "edits", "s per edit", "s scoring", "s unedited model", "memory at most"];
+    let head =
+        ["data set", "method", "edits", "s per edit", "s scoring", "s unedited model", "memory at most"];
     rule(out, &head.map(str::to_owned), 2);
     for (cell, cost) in cells.iter().filter_map(|c| Some((c, c.cost?))) {
         line(

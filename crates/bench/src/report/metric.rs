@@ -81,7 +81,13 @@ pub(super) fn title(name: &str) -> String {
 
 /// A number of seconds.
 pub(super) fn seconds(value: f64) -> String {
-    let digits = if value < 10.0 { 2 } else if value < 100.0 { 1 } else { 0 };
+    let digits = if value < 10.0 {
+        2
+    } else if value < 100.0 {
+        1
+    } else {
+        0
+    };
     fixed(value, digits)
 }
 

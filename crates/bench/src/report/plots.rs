@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::metric;
-use super::svg::{Axis, Bar, COLOURS, Plot, Shape, bars};
 use super::summary::{Statistic, Stretch, Summary};
+use super::svg::{Axis, Bar, COLOURS, Plot, Shape, bars};
 use super::table::{Group, Protocol};
 use crate::run::Mode;
 
@@ -95,7 +95,9 @@ pub(super) fn sequences(group: &Group<'_>, colours: &Colours) -> Vec<Figure> {
     let cells: Vec<&Summary> = group.cells.iter().copied().filter(|c| !c.retention.is_empty()).collect();
     let mut out = vec![];
     if !cells.is_empty() {
-        let curves = cells.iter().map(|c| (*c, c.retention.iter().map(|r| (r.edits as f64, 100.0 * r.edit)).collect()));
+        let curves = cells
+            .iter()
+            .map(|c| (*c, c.retention.iter().map(|r| (r.edits as f64, 100.0 * r.edit)).collect()));
         let curves: Vec<Curve<'_>> = curves.collect();
         let values = curves.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
         let y = Axis::linear("edit success so far, %", values, PERCENT);
@@ -187,7 +189,8 @@ pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
     }
     let bar = |label: &String, of: &[&Summary]| {
         let costs = || of.iter().filter_map(|c| c.cost);
-        let (edits, seconds) = (costs().map(|c| c.edits).sum::<usize>(), costs().map(|c| c.edit_seconds).sum::<f64>());
+        let (edits, seconds) =
+            (costs().map(|c| c.edits).sum::<usize>(), costs().map(|c| c.edit_seconds).sum::<f64>());
         let memory = costs().map(|c| c.peak_memory_bytes).max().unwrap_or(0);
         (label.clone(), of.first().map_or(0, |c| colours.of(c)), seconds / edits.max(1) as f64, memory)
     };
@@ -207,7 +210,8 @@ pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
         value: *bytes as f64,
         shown: megabytes(*bytes),
     });
-    let figure = |caption: &str, rows: Vec<Bar>| Figure { caption: caption.into(), svg: bars(caption, &rows) };
+    let figure =
+        |caption: &str, rows: Vec<Bar>| Figure { caption: caption.into(), svg: bars(caption, &rows) };
     vec![
         figure("Seconds per edit, over all data sets", seconds.collect()),
         figure("Memory of the process at most", memory.collect()),

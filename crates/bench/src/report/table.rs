@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::metric::{self, MAIN};
 use super::published::{KNOWEDIT, PublishedSet};
-use super::summary::{Protocols, Statistic, Statistics, Summary, mode_in_words};
+use super::summary::{Protocols, Statistic, Statistics, Summary, edits_in_words};
 
 /// How a number was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,14 +67,12 @@ pub(super) struct Row<'a> {
 impl Row<'_> {
     /// What was done, in words, behind the method's name.
     pub(super) fn edits(&self) -> String {
-        let mode = mode_in_words(self.cell.mode);
         let when = match self.kind {
             Kind::Immediate => ", right after each",
             Kind::After if !self.cell.immediate.is_empty() => ", at the end",
             Kind::After | Kind::Unedited => "",
         };
-        let variant = if self.cell.variant.is_empty() { String::new() } else { format!(" ({})", self.cell.variant) };
-        format!("{mode}{when}{variant}")
+        edits_in_words(self.cell) + when
     }
 
     /// Of how many records the row is.
@@ -152,14 +150,18 @@ pub(super) fn main<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
     groups.iter().map(|g| block(g, columns.clone(), g.published)).collect()
 }
 
-/// Portability and locality by kind, and what else is a part of a score.
+/// Portability and locality by kind.
 pub(super) fn kinds<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
-    blocks(groups, |name| name.contains('/'))
+    blocks(groups, is_kind)
+}
+
+fn is_kind(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(score, _)| ["portability", "locality"].contains(&score))
 }
 
 /// Scores that KnowEdit's table does not have, such as CounterFact's.
 pub(super) fn others<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
-    blocks(groups, |name| !name.contains('/') && !MAIN.contains(&name))
+    blocks(groups, |name| !is_kind(name) && !MAIN.contains(&name))
 }
 
 fn blocks<'a>(groups: &[Group<'a>], wanted: fn(&str) -> bool) -> Vec<Block<'a>> {
@@ -189,7 +191,8 @@ fn columns(cells: &[&Summary], wanted: impl Fn(&str) -> bool) -> Vec<Column> {
 
 fn block<'a>(group: &Group<'a>, columns: Vec<Column>, published: Option<&'static PublishedSet>) -> Block<'a> {
     let row = |kind: Kind, cell: &'a Summary, scores: &Protocols| {
-        let entry = |column: &Column| column.protocol.of(scores).get(&column.name).map(|s| entry(&column.name, s));
+        let entry =
+            |column: &Column| column.protocol.of(scores).get(&column.name).map(|s| entry(&column.name, s));
         Row { kind, cell, entries: columns.iter().map(entry).collect() }
     };
     let mut rows = vec![];
@@ -226,7 +229,11 @@ fn block<'a>(group: &Group<'a>, columns: Vec<Column>, published: Option<&'static
 }
 
 fn entry(name: &str, s: &Statistic) -> Entry {
-    Entry { shown: metric::shown(name, s.mean), range: s.interval.map(|i| metric::range(name, i)), best: false }
+    Entry {
+        shown: metric::shown(name, s.mean),
+        range: s.interval.map(|i| metric::range(name, i)),
+        best: false,
+    }
 }
 
 /// Marks the best of each column, among what stands after all edits; those that read the same are
@@ -237,7 +244,8 @@ fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
             let statistic = protocol.of(&row.cell.after).get(name).filter(|_| row.kind == Kind::After)?;
             Some(if metric::higher_is_better(name) { statistic.mean } else { -statistic.mean })
         };
-        let competing: Vec<(usize, f64)> = rows.iter().enumerate().filter_map(|(r, row)| Some((r, value(row)?))).collect();
+        let competing: Vec<(usize, f64)> =
+            rows.iter().enumerate().filter_map(|(r, row)| Some((r, value(row)?))).collect();
         let Some((best, _)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
         let shown = rows[*best].entries[i].as_ref().map(|e| e.shown.clone());
         if competing.len() > 1 {

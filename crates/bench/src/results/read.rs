@@ -53,7 +53,9 @@ fn order(mode: Mode) -> (u8, usize) {
 fn run_info(dir: &Path) -> Result<RunInfo> {
     let expected = "give the folder that a benchmark was told to write to: it holds `run.json` and `cells`";
     let path = dir.join("run.json");
-    let none = |why: String| Error::input_hint(format!("`{}` is no folder of results: {why}", dir.display()), expected);
+    let none = |why: String| {
+        Error::input_hint(format!("`{}` is no folder of results: {why}", dir.display()), expected)
+    };
     if !dir.is_dir() {
         return Err(none(if dir.exists() { "it is a file" } else { "it does not exist" }.into()));
     }
@@ -92,7 +94,8 @@ fn cell(folder: &Path) -> Result<Option<CellResult>> {
     for path in parts.values() {
         for (line, record) in lines(path)? {
             let wrong = |why: &str| {
-                let what = format!("`{}` is damaged at line {line}: record {} {why}", path.display(), record.record);
+                let what =
+                    format!("`{}` is damaged at line {line}: record {} {why}", path.display(), record.record);
                 Error::input_hint(what, AGAIN)
             };
             let at = *place.get(&record.record).ok_or_else(|| wrong("is not one of the cell's"))?;
@@ -122,7 +125,8 @@ fn parts(folder: &Path) -> Result<BTreeMap<usize, PathBuf>> {
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let read = || std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>();
+    let read =
+        || std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>();
     match read() {
         Ok(mut all) => {
             all.sort();
