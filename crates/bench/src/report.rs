@@ -11,11 +11,13 @@ mod lm_eval;
 mod markdown;
 mod metric;
 mod plots;
+mod protocol;
 mod published;
 mod records;
 mod summary;
 mod svg;
 mod table;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -173,7 +173,7 @@ fn records(count: usize, random: &mut Random, sequence: bool) -> Vec<RecordResul
             after: HOSTILE.into(),
             scores: BTreeMap::from([("tokens".into(), 1.0)]),
         };
-        let (before, after) = (scores(i % 3 == 0), scores(i % 3 == 0));
+        let (before, after) = (scores(i.is_multiple_of(3)), scores(i.is_multiple_of(3)));
         let immediate = sequence.then(|| scores(true));
         RecordResult { before, after, immediate, probes: vec![probe], ..base }
     };

@@ -4,39 +4,14 @@ use std::fmt::Write;
 
 use super::Report;
 use super::escape::{html as escape, script};
-use super::markdown::{Whole, whole};
 use super::metric;
 use super::plots::{Colours, Figure, costs, frontier, megabytes, sequences};
+use super::protocol::{self, Protocol};
 use super::records;
 use super::summary::{Summary, edits_in_words};
-use super::table::{self, Block, Column, Entry, Group, Kind, Protocol, Row, groups};
+use super::table::{self, Block, Column, Entry, Group, Kind, Row, groups};
+use super::whole::{Measured, Whole, measured};
 use crate::run::Mode;
-
-/// What the two protocols are, whatever a run says of their details.
-const PROTOCOLS: [(&str, &str); 2] = [
-    ("compat", "What EasyEdit’s functions compute, to the last quirk, so that published tables compare."),
-    ("strict", "What a user sees: free generation that stops by itself."),
-];
-
-/// Each protocol with what it is, and what the cells say of it.
-pub(super) fn protocols(report: &Report<'_>) -> Vec<(String, String)> {
-    let known = PROTOCOLS.iter().map(|(name, _)| (*name).to_owned());
-    let others =
-        report.protocols.keys().filter(|name| PROTOCOLS.iter().all(|(known, _)| known != name)).cloned();
-    let words = |name: &String| {
-        let lead = PROTOCOLS.iter().find(|(known, _)| known == name).map(|(_, words)| (*words).to_owned());
-        let said = report.protocols.get(name).into_iter().flatten().map(|words| sentence(words));
-        lead.into_iter().chain(said).collect::<Vec<_>>().join(" ")
-    };
-    known.chain(others).map(|name| (name.clone(), words(&name))).collect()
-}
-
-fn sentence(words: &str) -> String {
-    let mut letters = words.trim().chars();
-    let start: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
-    let end = if words.trim().ends_with('.') { "" } else { "." };
-    format!("{start}{}{end}", letters.as_str())
-}
 
 /// The page.
 pub(super) fn page(report: &Report<'_>) -> serde_json::Result<String> {
@@ -113,7 +88,7 @@ impl Page<'_> {
             ),
         );
         out.push_str("<dl class=\"protocols\">\n");
-        for (name, words) in protocols(self.report) {
+        for (name, words) in protocol::words(self.report) {
             put(&mut out, format_args!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(&name), escape(&words)));
         }
         out.push_str("</dl>\n");
@@ -308,7 +283,7 @@ impl Page<'_> {
     }
 
     fn model(&self) -> String {
-        let (measured, rows) = whole(&self.report.cells);
+        let Measured { names, rows } = measured(&self.report.cells);
         if rows.is_empty() {
             return String::new();
         }
@@ -317,7 +292,7 @@ impl Page<'_> {
              suites of general ability, in percent, with the change in points.</p>\n<div class=\"scroll\"><table>\n\
              <thead><tr><th>Data set</th><th>Method</th>",
         );
-        for name in measured {
+        for name in names {
             put(&mut out, format_args!("<th class=\"num\">{}</th>", escape(name)));
         }
         out.push_str("</tr></thead>\n<tbody>\n");

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::Report;
 use super::metric;
+use super::protocol::Protocol;
 use super::summary::Summary;
-use super::table::Protocol;
 use crate::run::Mode;
 
 /// A `results_*.json` (harness 0.4). There is no date in it and no commit: the same results give

@@ -1,14 +1,15 @@
 //! The report as Markdown.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::Report;
 use super::escape::markdown as escape;
 use super::metric;
 use super::plots::megabytes;
-use super::summary::{Change, Summary};
+use super::protocol;
+use super::summary::Summary;
 use super::table::{self, Block, Kind, groups};
+use super::whole::{Measured, Whole, measured};
 
 /// The KnowEdit table.
 pub(super) fn main_table(report: &Report<'_>) -> String {
@@ -28,13 +29,13 @@ pub(super) fn document(report: &Report<'_>) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,
-        "Model `{}` ({}, {} layers), measured with {}.\n",
-        model.fingerprint,
-        escape(&model.family),
+        "{} layers, {}, fingerprint {}; measured with {}.\n",
         model.layers,
+        escape(&model.family),
+        escape(&model.fingerprint),
         escape(&report.run.tool)
     );
-    for (name, words) in super::html::protocols(report) {
+    for (name, words) in protocol::words(report) {
         let _ = writeln!(out, "- **{}**: {}", escape(&name), escape(&words));
     }
     let groups = groups(&report.cells);
@@ -141,13 +142,13 @@ fn sequences(out: &mut String, cells: &[Summary]) {
 }
 
 fn model_as_a_whole(out: &mut String, cells: &[Summary]) {
-    let (measured, rows) = whole(cells);
+    let Measured { names, rows } = measured(cells);
     if rows.is_empty() {
         return;
     }
     out.push_str("\n## The model as a whole\n\n");
     let head =
-        ["data set", "method"].map(str::to_owned).into_iter().chain(measured.iter().map(|m| escape(m)));
+        ["data set", "method"].map(str::to_owned).into_iter().chain(names.iter().map(|name| escape(name)));
     rule(out, &head.collect::<Vec<_>>(), 2);
     for (cell, changes) in rows {
         let change = |c: &Option<Whole>| {
@@ -156,46 +157,6 @@ fn model_as_a_whole(out: &mut String, cells: &[Summary]) {
         let names = [escape(&cell.data.name), escape(&cell.label())];
         line(out, &names.into_iter().chain(changes.iter().map(change)).collect::<Vec<_>>());
     }
-}
-
-/// Something measured of a model as a whole, in words.
-pub(super) struct Whole {
-    pub(super) before: String,
-    pub(super) after: String,
-    pub(super) change: String,
-    pub(super) worse: bool,
-}
-
-/// What was measured of models as a whole, and for each cell that measured any, how each has
-/// changed.
-pub(super) fn whole<'a>(cells: &'a [Summary]) -> (Vec<&'a str>, Vec<(&'a Summary, Vec<Option<Whole>>)>) {
-    let suites: BTreeSet<&str> = cells.iter().flat_map(|c| c.general.keys().map(String::as_str)).collect();
-    let perplexity = cells.iter().any(|c| c.perplexity.is_some());
-    let of_perplexity = |c: Change| Whole {
-        before: metric::perplexity(c.before),
-        after: metric::perplexity(c.after),
-        change: metric::change(c.before, c.after),
-        worse: c.after > c.before,
-    };
-    let of_suite = |c: &Change| {
-        let points = metric::fixed(100.0 * (c.after - c.before), 1).replace('-', "−");
-        let sign = if c.after > c.before && points != "0.0" { "+" } else { "" };
-        Whole {
-            before: metric::shown("accuracy", c.before),
-            after: metric::shown("accuracy", c.after),
-            worse: points.starts_with('−'),
-            change: format!("{sign}{points}"),
-        }
-    };
-    let row = |cell: &'a Summary| {
-        let Summary { perplexity: measured, general, .. } = cell;
-        let first = perplexity.then(|| measured.map(of_perplexity));
-        let rest = suites.iter().map(|name| general.get(*name).map(of_suite));
-        (cell, first.into_iter().chain(rest).collect::<Vec<_>>())
-    };
-    let rows = cells.iter().map(row).filter(|(_, all)| all.iter().any(Option::is_some)).collect();
-    let names = perplexity.then_some("perplexity").into_iter().chain(suites.iter().copied()).collect();
-    (names, rows)
 }
 
 fn costs(out: &mut String, cells: &[Summary]) {

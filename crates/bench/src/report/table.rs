@@ -3,33 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::metric::{self, MAIN};
+use super::protocol::Protocol;
 use super::published::{KNOWEDIT, PublishedSet};
-use super::summary::{Protocols, Statistic, Statistics, Summary, edits_in_words};
-
-/// How a number was measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Protocol {
-    Compat,
-    Strict,
-}
-
-impl Protocol {
-    pub(super) const ALL: [Self; 2] = [Self::Compat, Self::Strict];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Compat => "compat",
-            Self::Strict => "strict",
-        }
-    }
-
-    pub(super) fn of(self, scores: &Protocols) -> &Statistics {
-        match self {
-            Self::Compat => &scores.compat,
-            Self::Strict => &scores.strict,
-        }
-    }
-}
+use super::summary::{Protocols, Statistic, Summary, edits_in_words};
 
 /// A score under a protocol.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
