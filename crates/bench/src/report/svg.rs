@@ -157,7 +157,7 @@ impl Plot {
         self.put(format_args!(r#"<polygon class="band c{colour}" points="{path}"/>"#));
     }
 
-    /// A line; `kind` is a class: `line`, `dashed`, or `edge` for a thin grey one.
+    /// A line; `kind` is a class: `line`, or `edge` for a thin grey one.
     pub(super) fn line(&mut self, kind: &str, colour: usize, points: &[(f64, f64)]) {
         let path = self.path(points.iter().copied());
         self.put(format_args!(r#"<polyline class="{kind} c{colour}" points="{path}"/>"#));
