@@ -154,11 +154,7 @@ impl Peer {
         let generation =
             Generation { max_tokens: ask.tokens, stop_ids: Some(vec![]), ..Generation::default() };
         let started = Instant::now();
-        let prompts = ask
-            .ids
-            .iter()
-            .map(|ids| Prompt { tokens: ids, past: None, cache: None, overlays: &[], stream: 0 })
-            .collect();
+        let prompts = ask.ids.iter().map(|ids| Prompt { tokens: ids, ..Prompt::default() }).collect();
         let made = generation.run(&self.model, prompts)?;
         let seconds = started.elapsed().as_secs_f64();
         let ids: Vec<Vec<u32>> = made.into_iter().map(|g| g.tokens).collect();

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use mutandis_bench::compat::{Asked, Probes, Scores, predict};
+use mutandis_bench::compat::{Asked, Probes, predict};
+use mutandis_bench::question::questions;
+use mutandis_bench::results::{Scores, means};
 use mutandis_edit::{Context, Fact, Job, Progress, find};
 use mutandis_engine::kernels::gemm;
 use mutandis_engine::kernels::pack::Packed;
@@ -80,21 +82,21 @@ pub(super) fn edits(model: &Model, ask: &Edits) -> anyhow::Result<Value> {
     let scores = scores(model, &facts, &patch.overlay(model)?)?;
     Ok(json!({
         "facts": facts.len(), "seconds": seconds, "operations": operations, "stages": stages, "steps": steps,
-        "edit": scores.edit, "rephrase": scores.rephrase, "locality": scores.locality,
+        "edit": scores.get("edit"), "rephrase": scores.get("rephrase"), "locality": scores.get("locality"),
     }))
 }
 
 /// As EasyEdit scores edits.
 fn scores(model: &Model, facts: &[Fact], edited: &Overlay) -> anyhow::Result<Scores> {
     let all = facts.iter().map(|fact| {
-        let probes = Probes::new(model, fact)?;
+        let probes = Probes::new(model, questions(std::slice::from_ref(fact), &[]))?;
         let answers = |overlays: &[&Overlay]| {
             let asked: Vec<_> = probes.texts.iter().map(|text| Asked { text, overlays }).collect();
             predict(model, &asked)
         };
         anyhow::Ok(probes.scores(&answers(&[])?, &answers(&[edited])?))
     });
-    Ok(Scores::mean(&all.collect::<Result<Vec<_>, _>>()?))
+    Ok(means(all.collect::<Result<Vec<_>, _>>()?.iter()))
 }
 
 /// Operations a second of products of 1024 × 1024 matrices, in f32, on the model's threads: the

@@ -4,12 +4,19 @@
 //! target's own, with the true tokens before it. That is no exact match and no free generation:
 //! of a target of four tokens three may come for free.
 
+pub mod in_context;
 pub mod likelihood;
+pub mod sanitation;
+pub mod sentiment;
 pub mod vanilla;
 
-use mutandis_edit::Fact;
-use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
-use rayon::prelude::*;
+use mutandis_engine::sampling::likeliest;
+use mutandis_engine::tokenizer::Tokenizer;
+use mutandis_engine::{Model, Overlay, Result};
+
+use crate::passes::{self, Text};
+use crate::question::{Question, scores};
+use crate::results::{Role, Scores};
 
 /// A prompt with its target, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +34,14 @@ impl Forced {
     /// # Errors
     /// Where the model has no tokenizer.
     pub fn new(model: &Model, prompt: &str, target: &str) -> Result<Self> {
-        let tokenizer = model.tokenizer()?;
+        Self::cut(model.tokenizer()?, prompt, target)
+    }
+
+    /// As [`Self::new`], by a tokenizer alone.
+    ///
+    /// # Errors
+    /// Where it fails on a text.
+    pub fn cut(tokenizer: &Tokenizer, prompt: &str, target: &str) -> Result<Self> {
         let ids = tokenizer.encode(&format!("{prompt} {target}"))?.ids;
         let start = tokenizer.encode(prompt)?.ids.len().min(ids.len());
         Ok(Self { ids, start })
@@ -60,58 +74,15 @@ pub struct Asked<'a> {
 }
 
 /// Rows, and rows with logits, of one pass: what it takes in memory.
-const PASS: (usize, usize) = (2048, 384);
+pub(crate) const PASS: (usize, usize) = (2048, 384);
 
 /// The likeliest token at each of the targets' positions, given the true tokens before it.
 ///
 /// # Errors
 /// Where a text is empty or longer than the model's context.
 pub fn predict(model: &Model, asked: &[Asked<'_>]) -> Result<Vec<Vec<u32>>> {
-    let v = model.architecture().vocabulary;
-    let mut out = Vec::with_capacity(asked.len());
-    let mut rest = asked;
-    while !rest.is_empty() {
-        let (mut rows, mut answers) = (0, 0);
-        let fits = |a: &&Asked<'_>| {
-            rows += a.text.ids.len();
-            answers += a.text.labels().len();
-            rows <= PASS.0 && answers <= PASS.1
-        };
-        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-        rest = later;
-        let mut at = 0;
-        let mut wanted = vec![];
-        for Asked { text, .. } in now {
-            // The row before a token predicts it; nothing comes before the first.
-            wanted.extend((text.start.max(1)..text.ids.len()).map(|i| at + i - 1));
-            at += text.ids.len();
-        }
-        let sequences = now
-            .iter()
-            .map(|a| Sequence { tokens: &a.text.ids, overlays: a.overlays, ..Default::default() })
-            .collect();
-        let pass = Pass { sequences, logits: LogitRows::Rows(wanted), ..Default::default() };
-        let logits = model.forward(pass)?.logits;
-        let likeliest: Vec<u32> = model.install(|| logits.par_chunks_exact(v).map(argmax).collect());
-        let mut rest = &likeliest[..];
-        for Asked { text, .. } in now {
-            let (own, later) = rest.split_at(text.ids.len() - text.start.max(1).min(text.ids.len()));
-            out.push(own.to_vec());
-            rest = later;
-        }
-    }
-    Ok(out)
-}
-
-/// Index of the largest number; the first of several, as PyTorch on a CPU has it.
-fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, x) in row.iter().enumerate() {
-        if *x > row[best] {
-            best = i;
-        }
-    }
-    best as u32
+    let texts: Vec<Text<'_>> = asked.iter().map(Text::from).collect();
+    passes::read(model, &texts, |_, _, row| likeliest(row) as u32)
 }
 
 /// A record's texts, tokenised once.
@@ -119,105 +90,73 @@ fn argmax(row: &[f32]) -> u32 {
 pub struct Probes {
     /// All texts.
     pub texts: Vec<Forced>,
-    /// What each is about.
-    kinds: Vec<Kind>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
-    Edit,
-    Rephrase,
-    Portability(String),
-    Locality(String),
-}
-
-/// Scores of one record, each 0 to 1; `None` where the record has no such probe.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
-pub struct Scores {
-    /// Of the edited prompt.
-    pub edit: Option<f64>,
-    /// Of other wordings.
-    pub rephrase: Option<f64>,
-    /// Mean over kinds of the mean over their probes.
-    pub portability: Option<f64>,
-    /// The same, of what should not change: agreement with the predictions before the edit.
-    pub locality: Option<f64>,
+    /// The question that each is made of.
+    pub of: Vec<usize>,
+    questions: Vec<Question>,
 }
 
 impl Probes {
-    /// All of a record's probes. Of several right answers the first is used, as the peer does;
-    /// probes without one are left out.
+    /// The texts of a record's questions. Of several right answers the first is used, as the peer
+    /// does; questions without one are left out.
     ///
     /// # Errors
     /// Where the model has no tokenizer.
-    pub fn new(model: &Model, fact: &Fact) -> Result<Self> {
-        let mut probes = Self { texts: vec![], kinds: vec![] };
-        let mut add = |kind: Kind, prompt: &str, target: &str| {
-            probes.texts.push(Forced::new(model, prompt, target)?);
-            probes.kinds.push(kind);
-            Ok::<_, mutandis_engine::Error>(())
-        };
-        add(Kind::Edit, &fact.prompt, &fact.target)?;
-        for prompt in &fact.rephrases {
-            add(Kind::Rephrase, prompt, &fact.target)?;
-        }
-        for (probes, of) in
-            [(&fact.portability, Kind::Portability as fn(String) -> Kind), (&fact.locality, Kind::Locality)]
-        {
-            for probe in probes {
-                if let Some(answer) = probe.answers.first().filter(|a| !a.is_empty()) {
-                    add(of(probe.kind.clone()), &probe.prompt, answer)?;
-                }
+    pub fn new(model: &Model, questions: Vec<Question>) -> Result<Self> {
+        let (mut texts, mut of) = (vec![], vec![]);
+        for (i, question) in questions.iter().enumerate() {
+            if let Some(answer) = question.answers.first() {
+                texts.push(Forced::new(model, &question.prompt, answer)?);
+                of.push(i);
             }
         }
-        Ok(probes)
+        Ok(Self { texts, of, questions })
     }
 
-    /// Whether each text is about what should not change: its prediction before the edit counts.
+    /// Some of the questions, in their order; their texts are not tokenised again.
+    pub(crate) fn only(&self, questions: Vec<Question>) -> Self {
+        let (mut texts, mut of) = (vec![], vec![]);
+        for (text, i) in self.texts.iter().zip(&self.of) {
+            if let Some(at) = questions.iter().position(|q| *q == self.questions[*i]) {
+                texts.push(text.clone());
+                of.push(at);
+            }
+        }
+        Self { texts, of, questions }
+    }
+
+    /// What is asked.
+    pub fn questions(&self) -> &[Question] {
+        &self.questions
+    }
+
+    /// Whether a text is about what should not change: its prediction before the edit counts.
     pub fn is_locality(&self, text: usize) -> bool {
-        matches!(self.kinds[text], Kind::Locality(_))
+        self.questions[self.of[text]].role == Role::Locality
     }
 
-    /// Scores of predictions, one for each text; `before` holds those of the unedited model.
+    /// Score of every question that has a text, from the predictions of its text; `before` holds
+    /// those of the unedited model.
+    pub fn each(&self, before: &[Vec<u32>], after: &[Vec<u32>]) -> Vec<Option<f64>> {
+        let mut all = vec![None; self.questions.len()];
+        for (i, text) in self.texts.iter().enumerate() {
+            all[self.of[i]] = match self.is_locality(i) {
+                true => agreement(&after[i], &before[i]),
+                false => text.accuracy(&after[i]),
+            };
+        }
+        all
+    }
+
+    /// Scores of predictions, one for each text, as [`Self::each`].
     pub fn scores(&self, before: &[Vec<u32>], after: &[Vec<u32>]) -> Scores {
-        let of = |wanted: &dyn Fn(&Kind) -> bool| {
-            let mut kinds: Vec<(&Kind, Vec<f64>)> = vec![];
-            for (i, kind) in self.kinds.iter().enumerate().filter(|(_, k)| wanted(k)) {
-                let score = match kind {
-                    Kind::Locality(_) => agreement(&after[i], &before[i]),
-                    _ => self.texts[i].accuracy(&after[i]),
-                };
-                let Some(score) = score else { continue };
-                match kinds.iter_mut().find(|(k, _)| *k == kind) {
-                    Some((_, scores)) => scores.push(score),
-                    None => kinds.push((kind, vec![score])),
-                }
-            }
-            mean(kinds.iter().filter_map(|(_, scores)| mean(scores.iter().copied())))
-        };
-        Scores {
-            edit: of(&|k| *k == Kind::Edit),
-            rephrase: of(&|k| *k == Kind::Rephrase),
-            portability: of(&|k| matches!(k, Kind::Portability(_))),
-            locality: of(&|k| matches!(k, Kind::Locality(_))),
-        }
+        let each = self.each(before, after);
+        scores(&self.questions, "", |i| each[i])
     }
 }
 
-impl Scores {
-    /// Mean of each score over the records that have it.
-    pub fn mean(all: &[Self]) -> Self {
-        let of = |score: fn(&Self) -> Option<f64>| mean(all.iter().filter_map(score));
-        Self {
-            edit: of(|s| s.edit),
-            rephrase: of(|s| s.rephrase),
-            portability: of(|s| s.portability),
-            locality: of(|s| s.locality),
-        }
-    }
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (sum, count) = values.fold((0.0, 0usize), |(sum, n), x| (sum + x, n + 1));
-    (count > 0).then(|| sum / count as f64)
+/// A text as the peer scores its fluency (easyedit.md §1.11): compatibility-decomposed, paragraphs
+/// joined, without the sign of the end of a text.
+pub fn fluency_text(text: &str) -> String {
+    use unicode_normalization::UnicodeNormalization;
+    text.nfkd().collect::<String>().replace("\n\n", " ").replace("<|endoftext|>", "")
 }

@@ -3,6 +3,9 @@
 use mutandis_engine::kernels::loss;
 use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
 
+/// A text of about a thousand tokens on many matters, ours, for when no other is given.
+pub const TEXT: &str = include_str!("perplexity/text.txt");
+
 /// Which part of a text is measured, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Window {

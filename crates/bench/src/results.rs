@@ -12,6 +12,7 @@
 //! into one another.
 
 mod read;
+mod write;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ use crate::data::Form;
 use crate::run::Mode;
 
 pub use read::read;
+pub use write::{CellFolder, Folder};
 
 /// Version of the layout.
 pub const FORMAT: u32 = 1;
@@ -32,6 +34,17 @@ pub const FORMAT: u32 = 1;
 /// `edit`, `rephrase`, `portability`, `locality`, `fluency` (bits), and `portability/KIND`,
 /// `locality/KIND`; names behind a slash are parts of what stands before it.
 pub type Scores = BTreeMap<String, f64>;
+
+/// Mean of each score over the records that have it.
+pub fn means<'a>(all: impl Iterator<Item = &'a Scores>) -> Scores {
+    let mut sums: BTreeMap<&str, (f64, usize)> = BTreeMap::new();
+    for (name, score) in all.flatten() {
+        let (sum, count) = sums.entry(name).or_default();
+        *sum += score;
+        *count += 1;
+    }
+    sums.into_iter().map(|(name, (sum, count))| (name.to_owned(), sum / count as f64)).collect()
+}
 
 /// The two protocols side by side.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -1,5 +1,8 @@
-//! Runs: many edits made and scored, alone, at once, or one after another.
+//! Runs: the records of a part edited alone, at once, or one after another, and scored.
 
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
 use std::time::Instant;
 
 use mutandis_edit::patch::Stack;
@@ -7,9 +10,16 @@ use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Entry, Error, Fact, Job, Patch, Result};
 use mutandis_engine::{Model, Overlay};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::compat::{Asked, Probes, Scores, predict};
+use crate::edited::Edited;
+use crate::general::Suite;
 use crate::perplexity::perplexity;
+use crate::question::mean;
+use crate::record::{Measures, Prepared, Said, Under, ask};
+use crate::results::{Both, Cost, ModelResult, RecordResult, Retention};
+use crate::score::{Scored, score};
+use crate::steps::{Step, Steps};
 
 /// How edits follow one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,256 +27,359 @@ use crate::perplexity::perplexity;
 pub enum Mode {
     /// Each on the unedited model, scored alone.
     Single,
-    /// So many in one patch, each patch on the unedited model.
+    /// So many records in one patch, each patch on the unedited model.
     Batch(usize),
-    /// Each on top of those before; all scored at the end.
+    /// Each on top of those before; scored right after its own edit, and at the end.
     Sequential,
 }
 
-/// What is run.
-pub struct Run<'a> {
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "single" => Ok(Self::Single),
+            None if text == "sequential" => Ok(Self::Sequential),
+            Some(("batch", n)) => match n.parse() {
+                Ok(n) if n > 0 => Ok(Self::Batch(n)),
+                _ => Err(format!("`{n}` is no size of a batch; write as in `batch:200`")),
+            },
+            _ => Err(format!("`{text}` is no mode; expected `single`, `batch:N` or `sequential`")),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Single => f.write_str("single"),
+            Self::Batch(n) => write!(f, "batch:{n}"),
+            Self::Sequential => f.write_str("sequential"),
+        }
+    }
+}
+
+/// Records of a part whose edits are independent: what is searched and scored side by side, and
+/// what is lost at most where a run is ended from outside.
+const TOGETHER: usize = 16;
+
+/// Points of a retention curve.
+const POINTS: usize = 10;
+
+/// Perplexity by this factor above the unedited model's means that the model has collapsed.
+const COLLAPSE: f64 = 4.0;
+
+/// What is measured of an edited model as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct Whole {
+    /// Windows of a text whose perplexity is measured; none for none.
+    pub text: Vec<Vec<u32>>,
+    /// Suites of general ability.
+    pub general: Vec<Suite>,
+    /// Perplexity and accuracies of the unedited model.
+    pub before: (Option<f64>, Vec<f64>),
+}
+
+impl Whole {
+    /// Measures the unedited model.
+    ///
+    /// # Errors
+    /// Where a text is longer than the model's context.
+    pub fn new(model: &Model, text: Vec<Vec<u32>>, general: Vec<Suite>) -> Result<Self> {
+        let mut whole = Self { text, general, before: (None, vec![]) };
+        let unedited = Edited::unedited(model);
+        whole.before = (whole.perplexity(&unedited)?, whole.accuracies(&unedited)?);
+        Ok(whole)
+    }
+
+    fn perplexity(&self, by: &Edited<'_>) -> Result<Option<f64>> {
+        let found = (!self.text.is_empty()).then(|| perplexity(by.model, by.overlays, &self.text));
+        Ok(found.transpose()?)
+    }
+
+    fn accuracies(&self, by: &Edited<'_>) -> Result<Vec<f64>> {
+        self.general.iter().map(|suite| Ok(suite.accuracy(by)?.by(suite.measure))).collect()
+    }
+
+    /// Measures an edited model.
+    fn of(&self, by: &Edited<'_>) -> Result<ModelResult> {
+        let (perplexity, accuracies) = &self.before;
+        let pair = |before: Option<f64>, after: Option<f64>| Some([before?, after?]);
+        let names = self.general.iter().map(|suite| suite.name.to_owned());
+        let general = names.zip(accuracies.iter().zip(self.accuracies(by)?).map(|(a, b)| [*a, b])).collect();
+        Ok(ModelResult {
+            perplexity: pair(*perplexity, self.perplexity(by)?),
+            general,
+            ..ModelResult::default()
+        })
+    }
+}
+
+/// What is run: a method on records, in a mode.
+#[derive(Debug, Clone, Copy)]
+pub struct Cell<'a> {
     /// The model.
     pub model: &'a Model,
     /// The method.
     pub method: &'a Entry,
     /// Changes of its settings.
-    pub settings: &'a serde_json::Value,
-    /// The records.
-    pub facts: &'a [Fact],
-    /// What the unedited model says of them.
-    pub baseline: &'a Baseline,
+    pub settings: &'a Value,
     /// How edits follow one another.
     pub mode: Mode,
     /// Seed.
     pub seed: u64,
-    /// Windows of a text whose perplexity is measured; none for none.
-    pub text: &'a [Vec<u32>],
+    /// What is measured of every record.
+    pub measures: &'a Measures,
+    /// What is measured of the edited model.
+    pub whole: &'a Whole,
 }
 
-/// What the records ask, and what the unedited model predicts: the same for every run on them.
-#[derive(Debug)]
-pub struct Baseline {
-    probes: Vec<Probes>,
-    /// Predictions by record and text, where they are needed.
-    before: Vec<Vec<Vec<u32>>>,
-    /// Seconds that this took.
-    seconds: f64,
+/// A part that has been run.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Part {
+    /// Its records, in order.
+    pub records: Vec<RecordResult>,
+    /// The edited model.
+    pub model: ModelResult,
+    /// What it cost.
+    pub cost: Cost,
 }
 
-impl Baseline {
-    /// Tokenises the records and runs the unedited model on what should not change.
-    ///
-    /// # Errors
-    /// Where a text is empty or longer than the model's context.
-    pub fn new(model: &Model, facts: &[Fact]) -> Result<Self> {
-        let started = Instant::now();
-        let probes: Vec<Probes> = facts.iter().map(|f| Probes::new(model, f)).collect::<Result<_, _>>()?;
-        let kept = |p: &Probes, i: &usize| p.is_locality(*i);
-        let asked: Vec<Asked<'_>> = probes
-            .iter()
-            .flat_map(|p| (0..p.texts.len()).filter(move |i| kept(p, i)).map(|i| &p.texts[i]))
-            .map(|text| Asked { text, overlays: &[] })
-            .collect();
-        let mut found = predict(model, &asked)?.into_iter();
-        let mut of =
-            |p: &Probes, i: usize| if kept(p, &i) { found.next().unwrap_or_default() } else { vec![] };
-        let before = probes.iter().map(|p| (0..p.texts.len()).map(|i| of(p, i)).collect()).collect();
-        Ok(Self { probes, before, seconds: started.elapsed().as_secs_f64() })
+/// An edit that was made.
+struct Made {
+    overlay: Overlay,
+    prefix: String,
+}
+
+impl Made {
+    fn new(model: &Model, patch: &Patch) -> Result<Self> {
+        Ok(Self { overlay: patch.overlay(model)?, prefix: patch.prefix.clone().unwrap_or_default() })
     }
 }
 
-/// One record's result.
-#[derive(Debug, Clone, Serialize)]
-pub struct Record {
-    /// Index in the facts.
-    pub index: usize,
-    /// Its scores; `None` where the edit failed.
-    pub scores: Option<Scores>,
-    /// Why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
+impl Cell<'_> {
+    /// Which records each part takes. Parts do not depend on one another.
+    pub fn parts(mode: Mode, records: usize) -> Vec<Range<usize>> {
+        let size = match mode {
+            Mode::Single => TOGETHER,
+            Mode::Batch(n) => n,
+            Mode::Sequential => records,
+        };
+        (0..records).step_by(size.max(1)).map(|from| from..(from + size).min(records)).collect()
+    }
 
-/// What a run gives.
-#[derive(Debug, Clone, Serialize)]
-pub struct Outcome {
-    /// Protocol of the scores.
-    pub protocol: &'static str,
-    /// How edits followed one another.
-    pub mode: Mode,
-    /// Means over the records.
-    pub mean: Scores,
-    /// Every record.
-    pub records: Vec<Record>,
-    /// Records whose edit failed; not in the means.
-    pub failed: usize,
-    /// Seconds of editing, statistics of the model included, over all edits.
-    pub edit_seconds: f64,
-    /// Seconds of scoring.
-    pub score_seconds: f64,
-    /// Perplexity of the text, unedited and (batch: under the last patch; sequence: at the end)
-    /// edited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub perplexity: Option<[f64; 2]>,
-}
-
-/// Independent edits whose probes are evaluated in one go.
-const TOGETHER: usize = 16;
-
-impl Run<'_> {
-    /// Makes and scores the edits. An edit that fails is counted and told; an interruption ends
-    /// the run.
+    /// Makes and scores the edits of a part; `before` is what the unedited model says to its
+    /// records. An edit that fails is told in its record. Steps of a sequence are kept in `steps`,
+    /// and go on from there.
     ///
     /// # Errors
-    /// Where there is nothing to run, the model cannot be run on a probe, or the user interrupts.
-    pub fn run(&self, cx: &Context<'_>) -> Result<Outcome> {
-        if self.facts.is_empty() {
-            return Err(Error::input_hint("there are no records to run", "raise `--limit`"));
-        }
-        let Baseline { probes, before, seconds } = self.baseline;
-        let mut out = Outcome {
-            protocol: "compat",
-            mode: self.mode,
-            mean: Scores::default(),
-            records: vec![],
-            failed: 0,
-            edit_seconds: 0.0,
-            score_seconds: *seconds,
-            perplexity: None,
-        };
-        let edited = match self.mode {
+    /// Where the model cannot be run on a question, a step cannot be written, or the user
+    /// interrupts.
+    pub fn run(
+        &self,
+        records: &[Prepared<'_>],
+        before: &[Said],
+        steps: Option<&Steps>,
+        cx: &Context<'_>,
+    ) -> Result<Part> {
+        match self.mode {
             Mode::Single => {
                 // The facts are searched together, and then written each alone.
-                let values = cx.values.clone().or_else(|| Some(Values::ahead(self.facts)));
-                let cx = Context { values, ..cx.clone() };
-                self.batches(1, probes, before, &mut out, &cx)?
+                let facts: Vec<Fact> = records.iter().flat_map(|r| r.facts.clone()).collect();
+                let values = cx.values.clone().or_else(|| Some(Values::ahead(&facts)));
+                self.independent(1, records, before, &Context { values, ..cx.clone() })
             }
-            Mode::Batch(n) => self.batches(n.max(1), probes, before, &mut out, cx)?,
-            Mode::Sequential => self.sequence(probes, before, &mut out, cx)?,
-        };
-        let started = Instant::now();
-        if !self.text.is_empty() {
-            let plain = perplexity(self.model, &[], self.text)?;
-            let stack: Vec<&Overlay> = edited.iter().collect();
-            out.perplexity = Some([plain, perplexity(self.model, &stack, self.text)?]);
+            Mode::Batch(n) => self.independent(n.max(1), records, before, cx),
+            Mode::Sequential => self.sequence(records, before, steps, cx),
         }
-        out.score_seconds += started.elapsed().as_secs_f64();
-        out.records.sort_by_key(|r| r.index);
-        let scores: Vec<Scores> = out.records.iter().filter_map(|r| r.scores).collect();
-        out.failed = out.records.len() - scores.len();
-        out.mean = Scores::mean(&scores);
-        Ok(out)
     }
 
-    /// One patch for each `size` records, each on the unedited model; the last one's overlay.
-    fn batches(
+    /// One patch for each `size` records, each on the unedited model.
+    fn independent(
         &self,
         size: usize,
-        probes: &[Probes],
-        before: &[Vec<Vec<u32>>],
-        out: &mut Outcome,
+        records: &[Prepared<'_>],
+        before: &[Said],
         cx: &Context<'_>,
-    ) -> Result<Option<Overlay>> {
-        let ranges: Vec<std::ops::Range<usize>> = (0..self.facts.len())
-            .step_by(size)
-            .map(|from| from..(from + size).min(self.facts.len()))
-            .collect();
-        let mut last = None;
-        for group in ranges.chunks(TOGETHER) {
-            let mut made = vec![];
-            for range in group {
-                let started = Instant::now();
-                let patch = self.edit(&[], &[], range.clone(), out, cx)?;
-                out.edit_seconds += started.elapsed().as_secs_f64();
-                if let Some(patch) = patch {
-                    made.push((range.clone(), patch.overlay(self.model)?));
-                }
-            }
-            let started = Instant::now();
-            let stacks: Vec<[&Overlay; 1]> = made.iter().map(|(_, overlay)| [overlay]).collect();
-            let under: Vec<(usize, &[&Overlay])> = made
-                .iter()
-                .zip(&stacks)
-                .flat_map(|((range, _), stack)| range.clone().map(move |i| (i, &stack[..])))
-                .collect();
-            self.score(&under, probes, before, out)?;
-            out.score_seconds += started.elapsed().as_secs_f64();
-            last = made.pop().map(|(_, overlay)| overlay);
-            cx.progress.step(group.last().map_or(0, |r| r.end));
+    ) -> Result<Part> {
+        let mut part = Part::default();
+        let started = Instant::now();
+        let mut made: Vec<Result<Made, String>> = vec![];
+        for group in records.chunks(size) {
+            let facts: Vec<Fact> = group.iter().flat_map(|r| r.facts.clone()).collect();
+            made.push(match self.edit(&[], &[], &facts, cx)? {
+                Ok(patch) => Ok(Made::new(self.model, &patch)?),
+                Err(why) => Err(why),
+            });
         }
-        Ok(last)
+        part.cost.edits = records.len();
+        part.cost.edit_seconds = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let stacks: Vec<Vec<&Overlay>> =
+            made.iter().map(|m| m.iter().map(|m| &m.overlay).filter(|o| !o.is_empty()).collect()).collect();
+        let by = |group: usize| {
+            let made = made[group].as_ref().ok()?;
+            Some(Edited { model: self.model, overlays: &stacks[group], prefix: &made.prefix })
+        };
+        let asked: Vec<Option<Under<'_>>> =
+            records.iter().enumerate().map(|(i, record)| Some((record, by(i / size)?))).collect();
+        let mut found = self.scores(&asked, before)?.into_iter();
+        for (i, record) in records.iter().enumerate() {
+            let error = made[i / size].as_ref().err().cloned();
+            part.records.push(result(record, error, found.next(), None));
+        }
+        // The whole model under one edit; of single ones the first that was made.
+        if let Some(by) = (0..made.len()).find_map(by) {
+            part.model = self.whole.of(&by)?;
+        }
+        part.cost.score_seconds = started.elapsed().as_secs_f64();
+        Ok(part)
     }
 
-    /// Each record on top of those before; all scored at the end.
+    /// Each record on top of those before: scored right after its own edit, and all at the end.
     fn sequence(
         &self,
-        probes: &[Probes],
-        before: &[Vec<Vec<u32>>],
-        out: &mut Outcome,
+        records: &[Prepared<'_>],
+        before: &[Said],
+        steps: Option<&Steps>,
         cx: &Context<'_>,
-    ) -> Result<Option<Overlay>> {
-        let (mut stack, mut prior, mut edited) = (Stack::default(), vec![], vec![]);
-        let mut overlay: Option<Overlay> = None;
-        let started = Instant::now();
-        for i in 0..self.facts.len() {
-            let overlays: Vec<&Overlay> = overlay.iter().collect();
-            if let Some(patch) = self.edit(&overlays, &prior, i..i + 1, out, cx)? {
-                stack.push(self.model, &patch)?;
-                prior.push(patch);
-                edited.push(i);
-                overlay = Some(stack.overlay()?);
+    ) -> Result<Part> {
+        let mut part = Part::default();
+        let (mut stack, mut prior, mut prefix) = (Stack::default(), vec![], String::new());
+        let mut taken: Vec<Step> = vec![];
+        let mut overlay = Overlay::default();
+        let every = records.len().div_ceil(POINTS).max(1);
+        for (i, record) in records.iter().enumerate() {
+            let (step, patch) = match steps.map(|s| s.read(i)).transpose()?.flatten() {
+                Some(kept) => kept,
+                None => {
+                    let started = Instant::now();
+                    let overlays: Vec<&Overlay> = if overlay.is_empty() { vec![] } else { vec![&overlay] };
+                    let made = self.edit(&overlays, &prior, &record.facts, cx)?;
+                    let edit_seconds = started.elapsed().as_secs_f64();
+                    (Step { edit_seconds, error: made.as_ref().err().cloned(), ..Step::default() }, made.ok())
+                }
+            };
+            let is_kept = step.is_scored;
+            let mut step = step;
+            if let Some(patch) = &patch {
+                stack.push(self.model, patch)?;
+                prefix.push_str(patch.prefix.as_deref().unwrap_or_default());
+                overlay = stack.overlay()?;
             }
+            if !is_kept {
+                let started = Instant::now();
+                let overlays: Vec<&Overlay> = if overlay.is_empty() { vec![] } else { vec![&overlay] };
+                let by = Edited { model: self.model, overlays: &overlays, prefix: &prefix };
+                if patch.is_some() {
+                    // Texts to be gone on with are written at the end alone.
+                    let measures = Measures { fluency: false, ..self.measures.clone() };
+                    let own = Cell { measures: &measures, ..*self }
+                        .scores(&[Some((record, by))], &before[i..=i])?
+                        .pop()
+                        .flatten();
+                    step.immediate = own.map(|scored| scored.after);
+                }
+                if (i + 1) % every == 0 || i + 1 == records.len() {
+                    step.retention = self.retention(&records[..=i], &taken, &by)?;
+                }
+                step.is_scored = true;
+                step.score_seconds = started.elapsed().as_secs_f64();
+                if let Some(steps) = steps {
+                    steps.write(i, &step, patch.as_ref())?;
+                }
+            }
+            prior.extend(patch);
+            taken.push(step);
             cx.progress.step(i + 1);
         }
-        out.edit_seconds += started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let overlays: Vec<&Overlay> = overlay.iter().collect();
-        let under: Vec<(usize, &[&Overlay])> = edited.iter().map(|&i| (i, &overlays[..])).collect();
-        self.score(&under, probes, before, out)?;
-        out.score_seconds += started.elapsed().as_secs_f64();
-        Ok(overlay)
+        let overlays: Vec<&Overlay> = if overlay.is_empty() { vec![] } else { vec![&overlay] };
+        let by = Edited { model: self.model, overlays: &overlays, prefix: &prefix };
+        let made = |(record, step): (_, &Step)| step.error.is_none().then_some((record, by));
+        let asked: Vec<Option<Under<'_>>> = records.iter().zip(&taken).map(made).collect();
+        let mut found = self.scores(&asked, before)?.into_iter();
+        part.model = self.whole.of(&by)?;
+        part.cost.score_seconds = started.elapsed().as_secs_f64();
+        for (record, step) in records.iter().zip(taken) {
+            part.cost.edit_seconds += step.edit_seconds;
+            part.cost.score_seconds += step.score_seconds;
+            part.model.retention.extend(step.retention);
+            part.records.push(result(record, step.error, found.next(), step.immediate));
+        }
+        part.cost.edits = records.len();
+        let unedited = self.whole.before.0;
+        let broken = |point: &&Retention| {
+            let limit = unedited.map(|p| COLLAPSE * p);
+            point.perplexity.zip(limit).is_some_and(|(now, limit)| !(now <= limit))
+        };
+        part.model.collapsed = part.model.retention.iter().find(broken).map(|point| point.edits);
+        if let Some(edits) = part.model.collapsed {
+            cx.progress.note(&format!(
+                "after {edits} edits the model has collapsed: perplexity has grown more than {COLLAPSE}-fold"
+            ));
+        }
+        Ok(part)
     }
 
-    /// The patch of some records; `None` where the edit failed, which is noted.
+    /// A point of the retention curve: edit success, as the peer computes it, over all records
+    /// edited so far, and the perplexity of the text.
+    fn retention(
+        &self,
+        records: &[Prepared<'_>],
+        taken: &[Step],
+        by: &Edited<'_>,
+    ) -> Result<Option<Retention>> {
+        let edited =
+            records.iter().enumerate().filter(|(i, _)| taken.get(*i).is_none_or(|s| s.error.is_none()));
+        let only: Vec<Prepared<'_>> = edited.map(|(_, record)| record.only_edits()).collect();
+        let under: Vec<Under<'_>> = only.iter().map(|record| (record, *by)).collect();
+        let said = ask(&under, &Measures::COMPAT, self.seed)?;
+        let own = only.iter().zip(&said).filter_map(|(record, said)| record.edit_success(said));
+        let Some(edit) = mean(own) else { return Ok(None) };
+        Ok(Some(Retention { edits: records.len(), edit, perplexity: self.whole.perplexity(by)? }))
+    }
+
+    /// The patch of some facts; why it could not be made, where it could not.
     fn edit(
         &self,
         stack: &[&Overlay],
         prior: &[Patch],
-        range: std::ops::Range<usize>,
-        out: &mut Outcome,
+        facts: &[Fact],
         cx: &Context<'_>,
-    ) -> Result<Option<Patch>> {
-        let facts = &self.facts[range.clone()];
+    ) -> Result<Result<Patch, String>> {
+        cx.check()?;
         let job = Job { model: self.model, stack, prior, facts, seed: self.seed };
         match self.method.edit(self.settings, &job, cx) {
-            Ok(patch) => Ok(Some(patch)),
+            Ok(patch) => Ok(Ok(patch)),
             Err(Error::Interrupted) => Err(Error::Interrupted),
-            Err(error) => {
-                let failed = |index| Record { index, scores: None, error: Some(error.to_string()) };
-                out.records.extend(range.map(failed));
-                Ok(None)
-            }
+            Err(error) => Ok(Err(error.to_string())),
         }
     }
 
-    /// Scores records, each under its patches.
-    fn score(
-        &self,
-        under: &[(usize, &[&Overlay])],
-        probes: &[Probes],
-        before: &[Vec<Vec<u32>>],
-        out: &mut Outcome,
-    ) -> Result<()> {
-        let asked: Vec<Asked<'_>> = under
-            .iter()
-            .flat_map(|&(i, overlays)| probes[i].texts.iter().map(move |text| Asked { text, overlays }))
-            .collect();
-        let mut after = predict(self.model, &asked)?.into_iter();
-        for &(index, _) in under {
-            let own: Vec<Vec<u32>> = after.by_ref().take(probes[index].texts.len()).collect();
-            let scores = Some(probes[index].scores(&before[index], &own));
-            out.records.push(Record { index, scores, error: None });
-        }
-        Ok(())
+    /// Scores of those records that were edited.
+    fn scores(&self, asked: &[Option<Under<'_>>], before: &[Said]) -> Result<Vec<Option<Scored>>> {
+        let under: Vec<Under<'_>> = asked.iter().copied().flatten().collect();
+        let made: Vec<&Said> = asked.iter().zip(before).filter_map(|(a, b)| a.map(|_| b)).collect();
+        let mut found = score(&under, &made, self.measures, self.seed)?.into_iter();
+        Ok(asked.iter().map(|asked| asked.and_then(|_| found.next())).collect())
+    }
+}
+
+fn result(
+    record: &Prepared<'_>,
+    error: Option<String>,
+    found: Option<Option<Scored>>,
+    immediate: Option<Both>,
+) -> RecordResult {
+    let Scored { before, after, probes } = found.flatten().unwrap_or_default();
+    RecordResult {
+        record: record.number,
+        edits: record.facts.iter().map(|f| [f.prompt.clone(), f.target.clone()]).collect(),
+        error,
+        before,
+        after,
+        immediate,
+        probes,
     }
 }

@@ -15,8 +15,9 @@ use mutandis_engine::{Architecture, Model};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::compat::Scores;
-use crate::run::{Baseline, Mode, Run};
+use crate::record::{Measures, Prepared, unedited};
+use crate::results::{Scores, means};
+use crate::run::{Cell, Mode, Whole};
 
 /// One candidate, tried.
 #[derive(Debug, Clone, Serialize)]
@@ -86,7 +87,10 @@ pub fn sweep(
             "it works on every model as it is",
         ));
     }
-    let baseline = Baseline::new(model, facts)?;
+    let each = |(i, fact): (usize, &Fact)| Prepared::of_facts(model, i + 1, std::slice::from_ref(fact), &[]);
+    let records = facts.iter().enumerate().map(each).collect::<Result<Vec<Prepared<'_>>>>()?;
+    let before = unedited(model, &records.iter().collect::<Vec<_>>(), &Measures::COMPAT, seed)?;
+    let whole = Whole::default();
     // Progress is of candidates, not of what each edit does.
     let values = Some(Values::ahead(facts));
     let quiet = Context { progress: Context::default().progress, values, ..cx.clone() };
@@ -107,22 +111,17 @@ pub fn sweep(
             if !tried.insert(all.to_string()) {
                 continue;
             }
-            let run = Run {
-                model,
-                method,
-                settings: &all,
-                facts,
-                baseline: &baseline,
-                mode: Mode::Single,
-                seed,
-                text: &[],
-            };
-            let outcome = run.run(&quiet)?;
+            let (mode, measures) = (Mode::Single, &Measures::COMPAT);
+            let cell = Cell { model, method, settings: &all, mode, seed, measures, whole: &whole };
+            let run = cell.run(&records, &before, None, &quiet)?;
+            let made = run.records.iter().filter(|record| record.error.is_none());
+            let scores = means(made.clone().map(|record| &record.after.compat));
+            let failed = facts.len() - made.count();
             let trial = Trial {
-                score: score(&outcome.mean, outcome.failed, facts.len()),
-                scores: outcome.mean,
-                seconds: outcome.edit_seconds / facts.len() as f64,
-                failed: outcome.failed,
+                score: score(&scores, failed, facts.len()),
+                scores,
+                seconds: run.cost.edit_seconds / facts.len() as f64,
+                failed,
                 change,
             };
             cx.progress.note(&format!("{} of {count}: {trial}", trials.len() + 1));
@@ -257,14 +256,15 @@ fn thorough(margin: f64, rate: f64, shorten: usize) -> Value {
 impl fmt::Display for Trial {
     /// One line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |x: Option<f64>| x.map_or("–".to_owned(), |x| format!("{:.0} %", 100.0 * x));
+        let percent =
+            |name: &str| self.scores.get(name).map_or("–".to_owned(), |x| format!("{:.0} %", 100.0 * x));
         write!(
             f,
             "score {:.1} (efficacy {}, paraphrase {}, locality {}), {:.2} s an edit: {}",
             100.0 * self.score,
-            percent(self.scores.edit),
-            percent(self.scores.rephrase),
-            percent(self.scores.locality),
+            percent("edit"),
+            percent("rephrase"),
+            percent("locality"),
             self.seconds,
             self.change
         )
@@ -276,9 +276,10 @@ impl fmt::Display for Trial {
 /// little it disturbs.
 fn score(mean: &Scores, failed: usize, count: usize) -> f64 {
     let done = 1.0 - failed as f64 / count.max(1) as f64;
-    let parts: Vec<f64> = [mean.edit, mean.rephrase, mean.locality].into_iter().flatten().collect();
+    let parts: Vec<f64> =
+        ["edit", "rephrase", "locality"].iter().filter_map(|name| mean.get(*name).copied()).collect();
     // Of nothing at all a little is left, so that candidates can still be told apart.
     let inverse: f64 = parts.iter().map(|p| 1.0 / p.max(1e-3)).sum();
-    let holds = mean.edit.unwrap_or(1.0);
+    let holds = mean.get("edit").copied().unwrap_or(1.0);
     if parts.is_empty() { 0.0 } else { done * holds * holds * parts.len() as f64 / inverse }
 }

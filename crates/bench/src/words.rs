@@ -9,6 +9,12 @@ pub fn words(text: &str) -> Vec<String> {
     sentences(text).into_iter().flat_map(of_sentence).collect()
 }
 
+/// The first sentence of a text, to the sign that ends it; all of it where none has ended and
+/// something else begun.
+pub fn first_sentence(text: &str) -> &str {
+    sentences(text).first().copied().unwrap_or(text)
+}
+
 /// Abbreviations that a capital may follow within a sentence.
 const ABBREVIATIONS: [&str; 22] = [
     "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "gen", "col", "lt", "capt", "sgt", "rev", "gov",

@@ -65,7 +65,7 @@ fn a_version_is_told_by_its_git_blob() {
 fn counterfact_neighbours_keep_the_old_object() {
     let record = json!([{
         "requested_rewrite": {
-            "prompt": "{} was employed in", "subject": "Laurent Cars",
+            "prompt": "{} was employed in", "subject": "Laurent Cars", "relation_id": "P937",
             "target_new": {"str": "Philadelphia", "id": "Q1345"}, "target_true": {"str": "Paris"}
         },
         "paraphrase_prompts": ["Hybrid vehicles. Laurent Cars found employment in"],
@@ -74,7 +74,8 @@ fn counterfact_neighbours_keep_the_old_object() {
         "generation_prompts": ["Laurent Cars's work office is surrounded by"]
     }]);
     let set = read(&record.to_string()).unwrap();
-    let Task::Facts { facts, generation } = &set.records[0].task else { panic!("no facts") };
+    let Task::Facts { facts, generation, reference } = &set.records[0].task else { panic!("no facts") };
+    assert_eq!(reference.as_ref().unwrap(), &["P937", "Q1345"]);
     assert_eq!(facts[0].prompt, "Laurent Cars was employed in");
     assert_eq!((facts[0].target.as_str(), facts[0].ground_truth.as_deref()), ("Philadelphia", Some("Paris")));
     let kept: Vec<_> = facts[0].locality.iter().map(|p| (p.kind.as_str(), p.answers[0].as_str())).collect();

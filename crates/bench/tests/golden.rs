@@ -59,6 +59,14 @@ fn token_accuracy_is_the_peers() {
         assert!((text.accuracy(predicted).unwrap() - wanted).abs() < 1e-6);
     }
     assert_eq!(probes.len(), 12);
+    // The peer's batch, padded on the left, comes to the same: rotary positions are relative.
+    let batch = &golden["batch_left_pad"];
+    assert_eq!(together, serde_json::from_value::<Vec<Vec<u32>>>(batch["locality_ids"].clone()).unwrap());
+    let accuracies: Vec<f64> = serde_json::from_value(batch["acc"].clone()).unwrap();
+    assert_eq!(accuracies.len(), 12);
+    for ((text, predicted), wanted) in texts.iter().zip(&together).zip(accuracies) {
+        assert!((text.accuracy(predicted).unwrap() - wanted).abs() < 1e-6);
+    }
 }
 
 #[test]

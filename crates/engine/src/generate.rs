@@ -33,6 +33,8 @@ pub struct Prompt<'a> {
     pub overlays: &'a [&'a Overlay],
     /// Which stream of random numbers it draws from; prompts that share one draw the same.
     pub stream: u64,
+    /// Tokens generated at most for this prompt, where that is fewer than for all; at least one.
+    pub budget: Option<usize>,
 }
 
 /// How texts are continued. The default is greedy, 40 tokens at most.
@@ -48,6 +50,8 @@ pub struct Generation {
     pub stop: Vec<String>,
     /// Tokens that end a text; the tokenizer's own ends where `None`.
     pub stop_ids: Option<Vec<u32>>,
+    /// Ends a text that it finds whole; asked after every token. Nothing is cut off.
+    pub until: Option<fn(&str) -> bool>,
     /// Whether special tokens show in the text.
     pub specials: Specials,
 }
@@ -60,6 +64,7 @@ impl Default for Generation {
             seed: 0,
             stop: vec![],
             stop_ids: None,
+            until: None,
             specials: Specials::Skip,
         }
     }
@@ -71,7 +76,7 @@ impl Default for Generation {
 pub enum StopReason {
     /// The model ended the text.
     EndOfText,
-    /// A stop string came.
+    /// A stop string came, or `until` found the text whole.
     StopString,
     /// As many tokens as were asked for.
     Length,
@@ -300,6 +305,7 @@ impl<'a> Active<'a> {
             overlays: prompt.overlays,
             rng,
             writer: Writer {
+                max_tokens: prompt.budget.unwrap_or(usize::MAX).clamp(1, generation.max_tokens.max(1)),
                 decoder: tokenizer.map(|t| t.stream(generation.specials)),
                 stop_ids,
                 tokens: vec![],
@@ -319,6 +325,7 @@ impl<'a> Active<'a> {
 
 /// What a sequence has written so far.
 struct Writer<'a> {
+    max_tokens: usize,
     decoder: Option<StreamDecoder<'a>>,
     stop_ids: Vec<u32>,
     tokens: Vec<u32>,
@@ -349,7 +356,7 @@ impl Writer<'_> {
             if let Some(decoder) = &mut self.decoder {
                 self.text.push_str(&decoder.push(token));
             }
-            if self.tokens.len() == generation.max_tokens {
+            if self.tokens.len() == self.max_tokens {
                 stop = Some(StopReason::Length);
             } else if is_full {
                 stop = Some(StopReason::Context);
@@ -362,6 +369,9 @@ impl Writer<'_> {
         }
         if let Some(at) = find_stop(&self.text, before, &generation.stop) {
             self.text.truncate(at);
+            stop = Some(StopReason::StopString);
+        }
+        if stop.is_none() && generation.until.is_some_and(|whole| whole(&self.text)) {
             stop = Some(StopReason::StopString);
         }
         let end = if stop.is_some() { self.text.len() } else { certain(&self.text, &generation.stop) };

@@ -272,3 +272,30 @@ fn probabilities_add_up_to_one_and_steps_show_them() {
     assert!(is_likeliest);
     assert_eq!((token, logprob), (found.tokens[0], log_p[found.tokens[0] as usize]));
 }
+
+#[test]
+fn a_text_ends_with_its_own_budget_or_when_it_is_whole() {
+    let model = model_on(2);
+    let tokens = prompts(&model);
+    let greedy = Generation { max_tokens: 30, ..Default::default() };
+    let alone: Vec<Generated> = tokens.iter().map(|t| single(&model, &greedy, t, 0)).collect();
+    let budgets = [1, 30, 7, 99, 3];
+    let asked = tokens.iter().zip(budgets).map(|(tokens, budget)| Prompt {
+        tokens,
+        budget: Some(budget),
+        ..Default::default()
+    });
+    for ((found, alone), budget) in
+        greedy.run(&model, asked.collect()).unwrap().iter().zip(&alone).zip(budgets)
+    {
+        assert_eq!(found.tokens, alone.tokens[..budget.min(30)]);
+        assert_eq!(found.stop, StopReason::Length);
+    }
+    let whole = Generation { until: Some(|text| text.contains('.')), max_tokens: 60, ..Default::default() };
+    for found in batch(&model, &whole, &tokens) {
+        assert_eq!(found.stop, StopReason::StopString);
+        assert_eq!(found.text.matches('.').count(), 1, "{}", found.text);
+        let last = found.text.rsplit('.').next().unwrap();
+        assert!(last.len() < 4, "{} goes on behind its end", found.text);
+    }
+}

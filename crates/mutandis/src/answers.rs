@@ -81,10 +81,8 @@ fn together(model: &Model, patched: &Patched, questions: &[Question<'_>]) -> Res
         }
         prompts.push(prompt);
     }
-    let batch = prompts
-        .iter()
-        .map(|ids| Prompt { tokens: ids, past: None, cache: None, overlays: &stack, stream: 0 })
-        .collect();
+    let batch =
+        prompts.iter().map(|ids| Prompt { tokens: ids, overlays: &stack, ..Prompt::default() }).collect();
     let generated = Generation { max_tokens: longest, ..Generation::default() }.run(model, batch)?;
     let mut all = Vec::with_capacity(questions.len());
     for (question, made) in questions.iter().zip(&generated) {

@@ -38,7 +38,7 @@ pub(super) fn task(form: Form, record: &Value) -> Result<Task, String> {
 
 /// One fact, with nothing to be generated.
 pub(super) fn one(fact: Fact) -> Task {
-    Task::Facts { facts: vec![fact], generation: vec![] }
+    Task::Facts { facts: vec![fact], generation: vec![], reference: None }
 }
 
 /// A text of a record.
@@ -92,6 +92,12 @@ fn rewrite(value: &Value) -> Result<Fact, String> {
     Ok(fact)
 }
 
+/// Ids of a rewrite's relation and new object.
+fn reference(rewrite: &Value) -> Option<[String; 2]> {
+    let id = |value: &Value| value.as_str().map(str::to_owned);
+    Some([id(rewrite.get("relation_id")?)?, id(rewrite.get("target_new")?.get("id")?)?])
+}
+
 /// ROME's CounterFact: neighbours have the old object, attribute prompts are true of the new one
 /// before the edit and after.
 fn counterfact(object: &Map<String, Value>) -> Result<Task, String> {
@@ -100,7 +106,11 @@ fn counterfact(object: &Map<String, Value>) -> Result<Task, String> {
     fact.rephrases = all(object, "paraphrase_prompts");
     fact.locality = probes("neighborhood", all(object, "neighborhood_prompts"), &old);
     fact.locality.extend(probes("attribute", all(object, "attribute_prompts"), &new));
-    Ok(Task::Facts { facts: vec![fact], generation: all(object, "generation_prompts") })
+    Ok(Task::Facts {
+        facts: vec![fact],
+        generation: all(object, "generation_prompts"),
+        reference: reference(object.get("requested_rewrite").unwrap_or(&Value::Null)),
+    })
 }
 
 /// Facts that a question takes together (arXiv 2305.14795). The question's wordings are probes of
@@ -119,7 +129,7 @@ fn mquake(object: &Map<String, Value>) -> Result<Task, String> {
         let answers = [all(hop, "answer"), all(hop, "answer_alias")].concat();
         first.portability.extend(probes("single-hop", all(hop, "question"), &answers));
     }
-    Ok(Task::Facts { facts, generation: vec![] })
+    Ok(Task::Facts { facts, generation: vec![], reference: None })
 }
 
 fn conv_sent(object: &Map<String, Value>) -> Result<Task, String> {

@@ -3,6 +3,7 @@
 //! A record that can be used in part is used, with a note; one that cannot is skipped and named.
 //! Only a file that is no data set at all is an error.
 
+pub mod find;
 mod forms;
 mod ripple;
 
@@ -54,6 +55,9 @@ pub enum Task {
         facts: Vec<Fact>,
         /// Prompts whose continuations should agree with the facts.
         generation: Vec<String>,
+        /// Wikidata's ids of the relation and of the new object, under which texts are found that
+        /// such continuations are compared with; CounterFact alone has them.
+        reference: Option<[String; 2]>,
     },
     /// How a topic is to be spoken of.
     Sentiment {
@@ -122,28 +126,12 @@ impl Set {
     /// # Errors
     /// Where it cannot be read, is not JSON, or has no record that can be used.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| {
-            Error::input_hint(format!("cannot read the data set `{}`: {e}", path.display()), EXPECTED)
-        })?;
-        let invalid =
-            |why: &str| Error::input_hint(format!("`{}` is no data set: {why}", path.display()), EXPECTED);
-        let text = std::str::from_utf8(&bytes).map_err(|e| {
-            invalid(&format!("it is not UTF-8 text (byte {} is not part of a character)", e.valid_up_to()))
-        })?;
-        let file = parse(text.trim_start_matches('\u{feff}')).map_err(|why| invalid(&why))?;
-        let mut set = Self::of(file);
-        set.version = git_blob_id(&bytes);
+        let source = Source { path, what: "data set", expected: EXPECTED };
+        let (text, version) = source.read()?;
+        let mut set = Self::of(parse(&text).map_err(|why| source.invalid(&why))?);
+        set.version = version;
         if set.records.is_empty() {
-            let first = set.skipped.first();
-            return Err(invalid(&match first {
-                Some(note) => format!(
-                    "none of its {} records can be used; record {}: {}",
-                    set.skipped.len(),
-                    note.record,
-                    note.what
-                ),
-                None => "it holds no records".to_owned(),
-            }));
+            return Err(source.unusable(&set.skipped));
         }
         Ok(set)
     }
@@ -229,14 +217,61 @@ fn odd(fact: &Fact) -> Vec<(&'static str, String)> {
     out
 }
 
+/// A text file of somebody else's making, and what it is to be.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) path: &'a Path,
+    /// What it is to be, in words.
+    pub(crate) what: &'a str,
+    /// What is expected of it: the hint of its errors.
+    pub(crate) expected: &'a str,
+}
+
+impl Source<'_> {
+    /// Its text, and its version: the git blob id.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or is not UTF-8.
+    pub(crate) fn read(&self) -> Result<(String, String)> {
+        let bytes = std::fs::read(self.path).map_err(|e| {
+            let what = format!("cannot read the {} `{}`: {e}", self.what, self.path.display());
+            Error::input_hint(what, self.expected)
+        })?;
+        let version = git_blob_id(&bytes);
+        let mut text = String::from_utf8(bytes).map_err(|e| {
+            let at = e.utf8_error().valid_up_to();
+            self.invalid(&format!("it is not UTF-8 text (byte {at} is not part of a character)"))
+        })?;
+        if text.starts_with('\u{feff}') {
+            text.remove(0);
+        }
+        Ok((text, version))
+    }
+
+    /// None of its records can be used.
+    pub(crate) fn unusable(&self, skipped: &[Note]) -> Error {
+        self.invalid(&match skipped {
+            [Note { record, what }, ..] => {
+                format!("none of its {} records can be used; record {record}: {what}", skipped.len())
+            }
+            [] => "it holds no records".to_owned(),
+        })
+    }
+
+    /// It is something else.
+    pub(crate) fn invalid(&self, why: &str) -> Error {
+        Error::input_hint(format!("`{}` is no {}: {why}", self.path.display(), self.what), self.expected)
+    }
+}
+
 /// A file's records, each with what is wrong with its JSON.
-enum File {
+pub(crate) enum File {
     Records(Vec<Result<Value, String>>),
     Sanitation { forget: Vec<Result<Value, String>>, retain: Vec<Value> },
 }
 
 /// Takes a text apart: an array, an object of lists, or lines.
-fn parse(text: &str) -> Result<File, String> {
+pub(crate) fn parse(text: &str) -> Result<File, String> {
     let start = text.trim_start();
     if start.starts_with('[') {
         let all: Vec<Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
@@ -271,7 +306,7 @@ fn parse(text: &str) -> Result<File, String> {
 }
 
 /// The id under which git keeps these bytes.
-fn git_blob_id(bytes: &[u8]) -> String {
+pub fn git_blob_id(bytes: &[u8]) -> String {
     use sha1::{Digest, Sha1};
     let mut hash = Sha1::new();
     hash.update(format!("blob {}\0", bytes.len()));

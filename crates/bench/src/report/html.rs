@@ -428,7 +428,7 @@ fn head(out: &mut String, columns: &[Column]) {
     }
     out.push_str("</tr>\n<tr>");
     for (i, Column { name, .. }) in columns.iter().enumerate() {
-        let over = name.rsplit_once('/').map(|(over, _)| metric::title(over).to_lowercase());
+        let over = metric::parent(name).map(|over| metric::title(over).to_lowercase());
         let over = over.map_or(String::new(), |over| format!("<small>{}</small>", escape(&over)));
         let title = escape(&metric::title(name));
         let unit = metric::unit_in_words(name);

@@ -74,7 +74,7 @@ fn task(report: &Report<'_>, cell: &Summary) -> String {
 
 /// A metric's name there: `edit` is `edit_success`, a part of a score has its name behind it.
 fn name(score: &str) -> String {
-    let name = score.replace(['/', ',', ' '], "_").to_lowercase();
+    let name = score.replace(['/', ':', '-', ',', ' '], "_").to_lowercase();
     if name == "edit" { "edit_success".into() } else { name }
 }
 

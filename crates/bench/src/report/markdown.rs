@@ -62,7 +62,8 @@ fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
     let used: Vec<usize> =
         (0..block.columns.len()).filter(|&i| block.rows.iter().any(|row| row.entries[i].is_some())).collect();
     head.extend(used.iter().map(|&i| &block.columns[i]).map(|c| {
-        let name = if c.name.contains('/') { c.name.clone() } else { metric::title(&c.name).to_lowercase() };
+        let is_part = metric::parent(&c.name).is_some();
+        let name = if is_part { c.name.clone() } else { metric::title(&c.name).to_lowercase() };
         format!("{}, {}", escape(&name), c.protocol.name())
     }));
     rule(out, &head, 2);

@@ -37,8 +37,9 @@ const PROTOCOLS: [(&str, &str); 2] = [
 /// Each protocol with what it is, and what the cells say of it.
 pub(super) fn words(report: &Report<'_>) -> Vec<(String, String)> {
     let known = PROTOCOLS.iter().map(|(name, _)| (*name).to_owned());
-    let others =
-        report.protocols.keys().filter(|name| PROTOCOLS.iter().all(|(known, _)| known != name)).cloned();
+    // The version is for programs that tell protocols apart.
+    let others = report.protocols.keys().filter(|name| *name != "version");
+    let others = others.filter(|name| PROTOCOLS.iter().all(|(known, _)| known != name)).cloned();
     let words = |name: &String| {
         let lead = PROTOCOLS.iter().find(|(known, _)| known == name).map(|(_, words)| (*words).to_owned());
         let said = report.protocols.get(name).into_iter().flatten().map(|words| sentence(words));

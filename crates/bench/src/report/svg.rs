@@ -39,7 +39,8 @@ impl Axis {
 
     /// For positive values over orders of magnitude.
     pub(super) fn log(label: &str, values: impl Iterator<Item = f64>) -> Self {
-        let (low, high) = ends(values);
+        // The perplexity of a broken model knows no bounds; a plot should.
+        let (low, high) = ends(values.map(|v| v.clamp(1e-12, 1e12)));
         let bounds = [f64::MIN_POSITIVE, f64::INFINITY];
         Self { label: label.into(), low: low / 1.15, high: high * 1.15, bounds, log: true }
     }

@@ -150,7 +150,7 @@ const ORDER: [&str; 5] = ["score", "efficacy", "generalization", "specificity", 
 
 fn columns(cells: &[&Summary], wanted: impl Fn(&str) -> bool) -> Vec<Column> {
     let place = |name: &str| {
-        let head = name.split('/').next().unwrap_or(name);
+        let head = metric::parent(name).unwrap_or(name);
         let among = |names: &[&str]| names.iter().position(|n| *n == head).unwrap_or(names.len());
         (among(&MAIN), among(&ORDER))
     };
@@ -218,7 +218,7 @@ fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
     for (i, Column { protocol, name }) in columns.iter().enumerate() {
         let value = |row: &Row<'_>| {
             let statistic = protocol.of(&row.cell.after).get(name).filter(|_| row.kind == Kind::After)?;
-            Some(if metric::higher_is_better(name) { statistic.mean } else { -statistic.mean })
+            Some(if metric::higher_is_better(name)? { statistic.mean } else { -statistic.mean })
         };
         let competing: Vec<(usize, f64)> =
             rows.iter().enumerate().filter_map(|(r, row)| Some((r, value(row)?))).collect();

@@ -70,7 +70,7 @@ impl Report {
                     count("approving", positive.len());
                     count("disapproving", negative.len());
                 }
-                Task::Facts { facts, generation } => {
+                Task::Facts { facts, generation, .. } => {
                     count("generation", generation.len());
                     for fact in facts {
                         count("rephrase", fact.rephrases.len());

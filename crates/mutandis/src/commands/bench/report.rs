@@ -19,7 +19,7 @@ use crate::session::Session;
 Writes into the folder: report.html (one page with tables, plots and all records, which needs no
 network), report.md, report.json, and lm-eval.json (lm-evaluation-harness's layout). A run that is
 not finished is reported as far as it is.")]
-pub(crate) struct ReportArgs {
+pub(super) struct ReportArgs {
     /// The folder that the benchmark wrote to
     #[arg(value_name = "DIR")]
     dir: PathBuf,
@@ -28,7 +28,7 @@ pub(crate) struct ReportArgs {
     out: Option<PathBuf>,
 }
 
-pub(crate) fn report(args: &ReportArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+pub(super) fn report(args: &ReportArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let (run, cells) = results::read(&args.dir)?;
     let report = Report::new(&run, &cells);
     let out = args.out.as_deref().unwrap_or(&args.dir);

@@ -100,9 +100,9 @@ pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
             "trial_edits": facts.len(),
             "own_facts": args.facts.is_some(),
             "seed": args.seed,
-            "efficacy": found.best.scores.edit,
-            "paraphrase": found.best.scores.rephrase,
-            "locality": found.best.scores.locality,
+            "efficacy": found.best.scores.get("edit"),
+            "paraphrase": found.best.scores.get("rephrase"),
+            "locality": found.best.scores.get("locality"),
             "tool": concat!("mutandis ", env!("CARGO_PKG_VERSION")),
         });
         recipe.set(entry.id, found.settings.clone(), without_nulls(how));
@@ -140,9 +140,9 @@ impl Report {
                 lines.push(format!(
                     "  {:>5.1}  {:>8}  {:>10}  {:>8}  {:>6.2}  {}",
                     100.0 * t.score,
-                    score(t.scores.edit),
-                    score(t.scores.rephrase),
-                    score(t.scores.locality),
+                    score(t.scores.get("edit").copied()),
+                    score(t.scores.get("rephrase").copied()),
+                    score(t.scores.get("locality").copied()),
                     t.seconds,
                     t.change
                 ));

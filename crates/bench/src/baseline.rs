@@ -1,0 +1,76 @@
+//! What the unedited model says, asked once for all runs on a model and a data set.
+
+use std::path::{Path, PathBuf};
+
+use mutandis_edit::{Error, Result, atomic};
+use mutandis_engine::Model;
+
+use crate::record::{Measures, PROTOCOL, Prepared, Said, unedited};
+
+/// Where answers of the unedited model are kept: a file for each record, in a folder whose name is
+/// a hash of all that they depend on.
+#[derive(Debug, Clone)]
+pub struct Baseline(Option<PathBuf>);
+
+impl Baseline {
+    /// Answers to a data set, told by the `version` of its file; kept in `cache`, where there is
+    /// one.
+    ///
+    /// # Errors
+    /// Where the model cannot be hashed.
+    pub fn new(
+        cache: Option<&Path>,
+        model: &Model,
+        version: &str,
+        measures: &Measures,
+        seed: u64,
+    ) -> Result<Self> {
+        let Some(cache) = cache else { return Ok(Self(None)) };
+        let Measures { compat, strict, fluency, .. } = measures;
+        let of = model.fingerprint()?;
+        let all = format!("{PROTOCOL} {of} {version} {compat} {strict} {fluency} {seed}");
+        let hash = blake3::hash(all.as_bytes()).to_hex();
+        Ok(Self(Some(cache.join("answers").join(&hash.as_str()[..24]))))
+    }
+
+    fn path(&self, record: usize) -> Option<PathBuf> {
+        Some(self.0.as_ref()?.join(format!("{record}.json")))
+    }
+
+    /// What the unedited model says to some records: what was kept, and the rest asked now, all at
+    /// once, and kept.
+    ///
+    /// # Errors
+    /// Where a text is longer than the model's context, or answers cannot be written.
+    pub fn said(
+        &self,
+        model: &Model,
+        records: &[Prepared<'_>],
+        measures: &Measures,
+        seed: u64,
+    ) -> Result<Vec<Said>> {
+        // A damaged file is asked anew: it is only kept to save time.
+        let kept = |record: &Prepared<'_>| {
+            let bytes = std::fs::read(self.path(record.number)?).ok()?;
+            serde_json::from_slice::<Said>(&bytes).ok().filter(|said| record.fits(said, measures))
+        };
+        let mut all: Vec<Option<Said>> = records.iter().map(kept).collect();
+        let missing: Vec<usize> = (0..records.len()).filter(|&i| all[i].is_none()).collect();
+        let asked: Vec<&Prepared<'_>> = missing.iter().map(|&i| &records[i]).collect();
+        for (&i, said) in missing.iter().zip(unedited(model, &asked, measures, seed)?) {
+            self.keep(records[i].number, &said)?;
+            all[i] = Some(said);
+        }
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    fn keep(&self, record: usize, said: &Said) -> Result<()> {
+        let Some(path) = self.path(record) else { return Ok(()) };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        }
+        let json =
+            serde_json::to_vec(said).map_err(|e| Error::input(format!("answers cannot be written: {e}")))?;
+        atomic::write(&path, |file| file.write_all(&json)).map_err(Error::io("write", &path))
+    }
+}

@@ -1,0 +1,203 @@
+//! Data sets by short names: where the files of the field lie, under the names that they have.
+
+use std::path::{Path, PathBuf};
+
+use mutandis_edit::fact::nearest;
+use mutandis_edit::{Error, Result};
+
+/// Where data sets are looked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// A folder of the user's: files lie in it, or in folders as they are published.
+    pub folder: Option<PathBuf>,
+    /// The hub's cache, which holds `datasets--ORG--NAME`.
+    pub hub_cache: Option<PathBuf>,
+}
+
+/// A data set that has a short name.
+struct Known {
+    name: &'static str,
+    /// Its files, the best first: tests before training, official names before copies'.
+    files: &'static [&'static str],
+    /// Whether it is part of [`HUB`].
+    on_hub: bool,
+}
+
+/// The hub's data set that holds KnowEdit.
+const HUB: &str = "zjunlp/KnowEdit";
+
+/// Folders within the user's that may hold the files.
+const FOLDERS: [&str; 7] =
+    ["", "benchmark", "KnowEdit/benchmark", "knowedit", "counterfact", "zsre", "mquake"];
+
+const KNOWN: [Known; 10] = [
+    Known {
+        name: "wiki_recent",
+        files: &[
+            "wiki_recent/recent_test.json",
+            "wiki_recent_test.json",
+            "recent_test.json",
+            "wiki_recent/recent_train.json",
+            "wiki_recent_train.json",
+            "recent_train.json",
+        ],
+        on_hub: true,
+    },
+    Known { name: "zsre", files: &["ZsRE/ZsRE-test-all.json", "ZsRE-test-all.json"], on_hub: true },
+    Known {
+        name: "wikibio",
+        files: &[
+            "WikiBio/wikibio-test-all.json",
+            "wikibio-test-all.json",
+            "WikiBio/wikibio-train-all.json",
+            "wikibio-train-all.json",
+        ],
+        on_hub: true,
+    },
+    Known {
+        name: "wiki_counterfact",
+        files: &[
+            "wiki_counterfact/test_cf.json",
+            "wiki_counterfact_test_cf.json",
+            "wiki_counterfact_test_cf_885.json",
+            "test_cf.json",
+            "wiki_counterfact/train_cf.json",
+            "wiki_counterfact_train_cf.json",
+            "train_cf.json",
+        ],
+        on_hub: true,
+    },
+    Known {
+        name: "convsent",
+        files: &[
+            "Convsent/blender_test.json",
+            "convsent/blender_test.json",
+            "convsent_blender_test.json",
+            "blender_test.json",
+            "Convsent/blender_val.json",
+            "convsent/blender_val.json",
+            "convsent_blender_val.json",
+            "blender_val.json",
+            "Convsent/blender_train.json",
+            "convsent/blender_train.json",
+            "convsent_blender_train.json",
+            "blender_train.json",
+        ],
+        on_hub: true,
+    },
+    Known {
+        name: "sanitation",
+        files: &[
+            "Sanitation/trivia_qa_test.json",
+            "trivia/trivia_qa_test.json",
+            "sanitation_trivia_qa_test.json",
+            "trivia_qa_test.json",
+            "Sanitation/trivia_qa_train.json",
+            "trivia/trivia_qa_train.json",
+            "sanitation_trivia_qa_train.json",
+            "trivia_qa_train.json",
+        ],
+        on_hub: true,
+    },
+    Known {
+        name: "counterfact",
+        files: &[
+            "counterfact.json",
+            "multi_counterfact.json",
+            "counterfact_fullfields_merged.json",
+            "counterfact-val.json",
+            "counterfact-edit.json",
+            "counterfact-train.json",
+        ],
+        on_hub: false,
+    },
+    Known {
+        name: "zsre-mend",
+        files: &[
+            "zsre_mend_eval.json",
+            "zsre_mend_eval_portability_gpt4.json",
+            "zsre_mend_edit.json",
+            "zsre_mend_train.json",
+            "zsre_mend_train_10000.json",
+        ],
+        on_hub: false,
+    },
+    Known {
+        name: "mquake-cf",
+        files: &["MQuAKE-CF-3k-v2.json", "MQuAKE-CF-3k.json", "MQuAKE-CF.json", "AKEW_MQuAKE-CF_354.json"],
+        on_hub: false,
+    },
+    Known { name: "mquake-t", files: &["MQuAKE-T.json"], on_hub: false },
+];
+
+/// The file of a data set, given by path or by short name. A file that exists wins over a name,
+/// the user's folder over the hub's cache, and a test file over one for training.
+///
+/// # Errors
+/// Where there is none: with the names that there are, or where it was looked for and how it is got.
+pub fn find(name: &str, places: &Places) -> Result<PathBuf> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let plain = |name: &str| name.to_lowercase().replace('-', "_");
+    let Some(known) = KNOWN.iter().find(|known| plain(known.name) == plain(name)) else {
+        return Err(unknown(name));
+    };
+    let own: Vec<PathBuf> =
+        places.folder.iter().flat_map(|folder| FOLDERS.map(|inner| folder.join(inner))).collect();
+    let within = |roots: &[PathBuf]| {
+        let mut files = known.files.iter().flat_map(|file| roots.iter().map(move |root| root.join(file)));
+        files.find(|file| file.is_file())
+    };
+    let hub = known.on_hub(places);
+    within(&own).or_else(|| within(hub.as_slice())).ok_or_else(|| absent(known, places))
+}
+
+impl Known {
+    /// Where the hub's cache holds its files.
+    fn on_hub(&self, places: &Places) -> Option<PathBuf> {
+        places.hub_cache.as_deref().filter(|_| self.on_hub).map(benchmark)
+    }
+}
+
+/// Where the hub's cache holds KnowEdit's files, in the revision that `refs/main` names.
+fn benchmark(cache: &Path) -> PathBuf {
+    let set = cache.join(format!("datasets--{}", HUB.replace('/', "--")));
+    let revision = std::fs::read_to_string(set.join("refs/main")).unwrap_or_else(|_| "main".to_owned());
+    set.join("snapshots").join(revision.trim()).join("benchmark")
+}
+
+/// It is neither a file nor a name.
+fn unknown(name: &str) -> Error {
+    let names = KNOWN.map(|known| known.name);
+    let what = if Path::new(name).is_dir() { "is a folder, and a file is wanted" } else { "is not found" };
+    let meant = nearest(name, names).map(|m| format!("did you mean `{m}`? ")).unwrap_or_default();
+    Error::input_hint(
+        format!("the data set `{name}` {what}"),
+        format!("{meant}give the path of a file, or one of `{}`", names.join("`, `")),
+    )
+}
+
+/// It has a name, and is nowhere.
+fn absent(known: &Known, places: &Places) -> Error {
+    let Known { name, files, on_hub } = known;
+    let looked: Vec<String> = places
+        .folder
+        .clone()
+        .into_iter()
+        .chain(known.on_hub(places))
+        .map(|folder| format!("`{}`", folder.display()))
+        .collect();
+    let looked = if looked.is_empty() { "no folder is given".to_owned() } else { looked.join(" and ") };
+    let files = files.join("`, `");
+    let get = if *on_hub {
+        format!("get it with `huggingface-cli download --repo-type dataset {HUB}`, or ")
+    } else {
+        String::new()
+    };
+    Error::input_hint(
+        format!("the data set `{name}` is not found; looked in: {looked}"),
+        format!("{get}give the path of its file, or a folder that has one of `{files}`"),
+    )
+}

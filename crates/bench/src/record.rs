@@ -1,0 +1,336 @@
+//! Records made ready, and what a model says to them.
+
+use std::sync::Arc;
+
+use mutandis_edit::{Fact, Result};
+use mutandis_engine::Model;
+use serde::{Deserialize, Serialize};
+
+use crate::compat::in_context::Branch;
+use crate::compat::{Asked, Forced, Probes, fluency_text, predict};
+use crate::data::{Form, Record, Set, Task};
+use crate::edited::Edited;
+use crate::question::{Question, questions};
+use crate::results::Role;
+use crate::sentiment::Likelihoods;
+use crate::strict::counterfact::References;
+use crate::strict::erasure::{self, Held};
+use crate::texts::{Ask, Way, write};
+use crate::{compat, sanitation, sentiment, strict};
+
+/// What is measured of every record.
+#[derive(Debug, Clone)]
+pub struct Measures {
+    /// As EasyEdit's functions compute it.
+    pub compat: bool,
+    /// In free generation.
+    pub strict: bool,
+    /// Texts that the model goes on with, too.
+    pub fluency: bool,
+    /// How the peer cuts targets behind edits that are a prompt.
+    pub branch: Branch,
+    /// Texts that what is written is compared with, by object.
+    pub references: Option<Arc<References>>,
+}
+
+impl Measures {
+    /// What a sweep looks at.
+    pub const COMPAT: Self =
+        Self { compat: true, strict: false, fluency: false, branch: Branch::Other, references: None };
+}
+
+/// Version of what is asked and how; results of another are not mixed with these.
+pub const PROTOCOL: u32 = 1;
+
+/// Tokens of a text whose fluency is measured, at most. The peer counts the prompt's, too.
+const FLUENCY: usize = 100;
+
+/// Texts of a record that are written for its fluency and consistency, at most.
+const GENERATIONS: usize = 3;
+
+/// Tokens of an answer at most, where nothing tells how long a right one is.
+const ANSWER: usize = 16;
+
+/// A record, ready to be asked.
+#[derive(Debug, Clone)]
+pub struct Prepared<'a> {
+    /// Its number in the file.
+    pub number: usize,
+    /// What is edited.
+    pub facts: Vec<Fact>,
+    /// What else is asked of it.
+    pub(crate) kind: Kind<'a>,
+    /// Its questions; none where only its kind's own are asked.
+    pub(crate) probes: Probes,
+    /// New tokens of an answer at most, by question.
+    budgets: Vec<usize>,
+}
+
+/// What a record is scored by.
+#[derive(Debug, Clone)]
+pub(crate) enum Kind<'a> {
+    /// Its questions, and, where they are known, texts about its object.
+    Facts {
+        /// Ids of relation and object.
+        reference: Option<[String; 2]>,
+    },
+    /// Opinions about a topic.
+    Sentiment(Box<sentiment::Case>),
+    /// Whether an answer is gone, and others are not.
+    Erasure(sanitation::Case<'a>),
+}
+
+/// What a model says to a record.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Said {
+    /// Predictions of the compat texts.
+    pub(crate) predicted: Vec<Vec<u32>>,
+    /// Free answers, by question.
+    pub(crate) free: Vec<String>,
+    /// The text whose fluency the peer measures, with its prompt.
+    pub(crate) peer: Option<String>,
+    /// Texts drawn from the model, without their prompts.
+    pub(crate) sampled: Vec<String>,
+    /// The same, greedily.
+    pub(crate) greedy: Vec<String>,
+    /// How likely opinions are, as the peer computes it.
+    pub(crate) opinions: Option<Likelihoods>,
+    /// The same as it is meant, with free opinions.
+    pub(crate) sentiment: Option<strict::sentiment::Before>,
+    /// Ten tokens behind each question of an erasure.
+    pub(crate) ten: Option<Vec<String>>,
+    /// Free answers to them, and what is still held.
+    pub(crate) erasure: Option<(Vec<String>, Option<Held>)>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Makes a record of a data set ready; what is drawn for it is drawn from a stream of its own.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer.
+    pub fn new(model: &Model, set: &'a Set, index: usize, seed: u64) -> Result<Self> {
+        let record: &Record = &set.records[index];
+        match &record.task {
+            Task::Facts { .. } if set.form == Form::Sanitation => {
+                let mut own = Self::of_facts(model, record.number, &[], &[])?;
+                own.facts = record.facts().to_vec();
+                if let Some(case) = sanitation::Case::new(set, record, seed) {
+                    own.kind = Kind::Erasure(case);
+                }
+                Ok(own)
+            }
+            Task::Facts { facts, generation, reference } => {
+                let mut own = Self::of_facts(model, record.number, facts, generation)?;
+                own.kind = Kind::Facts { reference: reference.clone() };
+                Ok(own)
+            }
+            Task::Sentiment { .. } => {
+                let case = sentiment::Case::new(&set.records, index, seed)?;
+                let mut own = Self::of_facts(model, record.number, &[], &[])?;
+                own.facts = vec![case.fact.clone()];
+                own.kind = Kind::Sentiment(Box::new(case));
+                Ok(own)
+            }
+        }
+    }
+
+    /// Makes facts ready; `generation` are texts to be gone on with.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer.
+    pub fn of_facts(model: &Model, number: usize, facts: &[Fact], generation: &[String]) -> Result<Self> {
+        let questions = questions(facts, generation);
+        let tokenizer = model.tokenizer()?;
+        let mut budgets = Vec::with_capacity(questions.len());
+        for question in &questions {
+            let mut longest = 0;
+            for answer in &question.answers {
+                longest = longest.max(tokenizer.encode_continuation(answer)?.ids.len());
+            }
+            // Half as long again and a few more: a longer answer is no exact one.
+            budgets.push(if longest == 0 { ANSWER } else { longest + longest / 2 + ANSWER / 2 });
+        }
+        let probes = Probes::new(model, questions)?;
+        Ok(Self { number, facts: facts.to_vec(), kind: Kind::Facts { reference: None }, probes, budgets })
+    }
+
+    pub(crate) fn questions(&self) -> &[Question] {
+        self.probes.questions()
+    }
+
+    /// Whether answers that were kept are to these questions, and whole.
+    pub(crate) fn fits(&self, said: &Said, measures: &Measures) -> bool {
+        let texts = if measures.compat { self.probes.texts.len() } else { 0 };
+        let free = if measures.strict { self.questions().len() } else { 0 };
+        (said.predicted.len(), said.free.len()) == (texts, free)
+    }
+
+    /// The same record, of which only the edited prompts are asked.
+    pub(crate) fn only_edits(&self) -> Self {
+        let (questions, budgets): (Vec<Question>, Vec<usize>) = self
+            .questions()
+            .iter()
+            .zip(&self.budgets)
+            .filter(|(question, _)| question.role == Role::Edit)
+            .map(|(question, budget)| (question.clone(), *budget))
+            .unzip();
+        Self { probes: self.probes.only(questions), budgets, ..self.clone() }
+    }
+
+    /// Edit success as the peer computes it; nothing where it has no such question.
+    pub(crate) fn edit_success(&self, said: &Said) -> Option<f64> {
+        self.probes.scores(&said.predicted, &said.predicted).get(Role::Edit.name()).copied()
+    }
+
+    /// Prompts of texts that are gone on with: the record's own, or else its edited prompt.
+    pub(crate) fn generations(&self) -> Vec<&str> {
+        let own = self.questions().iter().filter(|q| q.role == Role::Generation);
+        let own: Vec<&str> = own.map(|q| q.prompt.as_str()).take(GENERATIONS).collect();
+        if own.is_empty() { vec![self.prompt()] } else { own }
+    }
+
+    /// The prompt whose continuation the peer scores: the edited one; of what is erased another.
+    fn prompt(&self) -> &str {
+        let edited = self.facts.first().map_or("", |fact| fact.prompt.as_str());
+        match &self.kind {
+            Kind::Erasure(case) => case.retained.first().map_or(edited, |probe| probe.prompt.as_str()),
+            _ => edited,
+        }
+    }
+
+    /// Its texts as they stand behind what goes before every prompt.
+    pub(crate) fn texts(&self, by: &Edited<'_>) -> Result<Vec<Forced>> {
+        if by.prefix.is_empty() {
+            return Ok(self.probes.texts.clone());
+        }
+        let text = |&i: &usize| {
+            let question = &self.questions()[i];
+            let answer = question.answers.first().map_or("", String::as_str);
+            Ok(Forced::new(by.model, &by.prompt(&question.prompt), answer)?)
+        };
+        self.probes.of.iter().map(text).collect()
+    }
+}
+
+/// A record and who is asked.
+pub type Under<'a> = (&'a Prepared<'a>, Edited<'a>);
+
+/// What the unedited model says to records: all that scores of edits are compared with.
+///
+/// # Errors
+/// Where a text is longer than the model's context.
+pub fn unedited(
+    model: &Model,
+    records: &[&Prepared<'_>],
+    measures: &Measures,
+    seed: u64,
+) -> Result<Vec<Said>> {
+    let by = Edited::unedited(model);
+    let under: Vec<Under<'_>> = records.iter().map(|record| (*record, by)).collect();
+    let mut all = ask(&under, measures, seed)?;
+    for (said, record) in all.iter_mut().zip(records) {
+        match &record.kind {
+            Kind::Facts { .. } => {}
+            Kind::Sentiment(case) => {
+                if measures.compat {
+                    said.opinions = compat::sentiment::likelihoods(&by, case)?;
+                }
+                if measures.strict {
+                    said.sentiment = Some(strict::sentiment::Before::new(model, case)?);
+                }
+            }
+            Kind::Erasure(case) => {
+                if measures.compat {
+                    said.ten = Some(compat::sanitation::said(&by, case)?);
+                }
+                if measures.strict {
+                    said.erasure = Some((erasure::said(&by, case)?, erasure::held(&by, case)?));
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What is said to the questions of records, each under its edits.
+///
+/// # Errors
+/// Where a text is longer than the model's context.
+pub(crate) fn ask(under: &[Under<'_>], measures: &Measures, seed: u64) -> Result<Vec<Said>> {
+    let mut all = vec![Said::default(); under.len()];
+    if measures.compat {
+        predictions(under, &mut all)?;
+    }
+    if measures.strict {
+        free_answers(under, seed, &mut all)?;
+    }
+    if measures.fluency {
+        texts(under, measures, seed, &mut all)?;
+    }
+    Ok(all)
+}
+
+fn predictions(under: &[Under<'_>], all: &mut [Said]) -> Result<()> {
+    let texts = under.iter().map(|(record, by)| record.texts(by)).collect::<Result<Vec<_>>>()?;
+    let Some((_, first)) = under.first() else { return Ok(()) };
+    let asked: Vec<Asked<'_>> = texts
+        .iter()
+        .zip(under)
+        .flat_map(|(texts, (_, by))| texts.iter().map(|text| Asked { text, overlays: by.overlays }))
+        .collect();
+    let mut predicted = predict(first.model, &asked)?.into_iter();
+    for (said, texts) in all.iter_mut().zip(&texts) {
+        said.predicted = predicted.by_ref().take(texts.len()).collect();
+    }
+    Ok(())
+}
+
+fn free_answers(under: &[Under<'_>], seed: u64, all: &mut [Said]) -> Result<()> {
+    let mut asks = vec![];
+    for (record, by) in under {
+        for (question, &budget) in record.questions().iter().zip(&record.budgets) {
+            let budget = if question.role == Role::Generation { 0 } else { budget };
+            asks.push(Ask { by: *by, prompt: &question.prompt, budget, stream: 0 });
+        }
+    }
+    let mut written = write(&asks, Way::Answer, seed)?.into_iter();
+    for (said, (record, _)) in all.iter_mut().zip(under) {
+        said.free = written.by_ref().take(record.questions().len()).collect();
+    }
+    Ok(())
+}
+
+fn texts(under: &[Under<'_>], measures: &Measures, seed: u64, all: &mut [Said]) -> Result<()> {
+    let stream = |record: &Prepared<'_>| record.number as u64;
+    if measures.compat {
+        let mut asks = vec![];
+        for (record, by) in under {
+            let prompt = record.prompt();
+            let held = by.model.tokenizer()?.encode(&by.prompt(prompt))?.ids.len();
+            let budget = FLUENCY.saturating_sub(held);
+            asks.push(Ask { by: *by, prompt, budget, stream: stream(record) });
+        }
+        let written = write(&asks, Way::TopFive, seed)?;
+        for ((said, ask), text) in all.iter_mut().zip(&asks).zip(written) {
+            said.peer = Some(fluency_text(&format!("{}{text}", ask.by.prompt(ask.prompt))));
+        }
+    }
+    if measures.strict {
+        let mut asks = vec![];
+        for (record, by) in under {
+            // Texts of one record are drawn apart.
+            let streams = (0u64..).map(|i| (stream(record) << 8) | i);
+            let prompts = record.generations().into_iter().zip(streams);
+            asks.extend(prompts.map(|(prompt, stream)| Ask { by: *by, prompt, budget: FLUENCY, stream }));
+        }
+        let mut sampled = write(&asks, Way::Sampled, seed)?.into_iter();
+        let mut greedy = write(&asks, Way::Greedy, seed)?.into_iter();
+        for (said, (record, _)) in all.iter_mut().zip(under) {
+            let count = record.generations().len();
+            said.sampled = sampled.by_ref().take(count).collect();
+            said.greedy = greedy.by_ref().take(count).collect();
+        }
+    }
+    Ok(())
+}

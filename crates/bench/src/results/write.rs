@@ -1,0 +1,145 @@
+//! Writing a folder of results, so that it can be read whenever its writer is ended.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use mutandis_edit::{Error, Result, atomic};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{CellInfo, FORMAT, RunInfo};
+use crate::run::Part;
+use crate::steps::Steps;
+
+/// A folder that results go to.
+#[derive(Debug, Clone)]
+pub struct Folder(PathBuf);
+
+/// The folder of a cell.
+#[derive(Debug, Clone)]
+pub struct CellFolder(PathBuf);
+
+impl Folder {
+    /// Opens a folder, or makes it where it is not there.
+    ///
+    /// # Errors
+    /// Where it holds results of another model or a newer format, or something else; or where it
+    /// cannot be written to.
+    pub fn open(dir: &Path, run: &RunInfo) -> Result<Self> {
+        let shown = dir.display();
+        let path = dir.join("run.json");
+        let elsewhere = "choose another folder with `--out`";
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let found: Value = serde_json::from_slice(&bytes).map_err(|e| {
+                    Error::input_hint(format!("`{}` is damaged: {e}", path.display()), elsewhere)
+                })?;
+                let format = found.get("format").and_then(Value::as_u64);
+                if format != Some(u64::from(FORMAT)) {
+                    let format = format.map_or("no format".into(), |f| format!("format {f}"));
+                    return Err(Error::input_hint(
+                        format!("`{shown}` holds results of {format}, this version writes format {FORMAT}"),
+                        elsewhere,
+                    ));
+                }
+                let text = |key: &str| found["model"][key].as_str().unwrap_or_default().to_owned();
+                if text("fingerprint") != run.model.fingerprint {
+                    let short = |s: &str| s.chars().take(12).collect::<String>();
+                    return Err(Error::input_hint(
+                        format!(
+                            "`{shown}` holds results of another model: `{}` ({}), and this one is `{}` ({})",
+                            text("name"),
+                            short(&text("fingerprint")),
+                            run.model.name,
+                            short(&run.model.fingerprint)
+                        ),
+                        elsewhere,
+                    ));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let is_used = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+                if is_used {
+                    return Err(Error::input_hint(
+                        format!("`{shown}` is not empty, and holds no results of a benchmark"),
+                        elsewhere,
+                    ));
+                }
+                create(dir)?;
+                write(&path, run)?;
+            }
+            Err(error) => {
+                return Err(Error::input_hint(
+                    format!("cannot read `{}`: {error}", path.display()),
+                    elsewhere,
+                ));
+            }
+        }
+        Ok(Self(dir.to_owned()))
+    }
+
+    /// The folder of a cell, made where it is not there.
+    ///
+    /// # Errors
+    /// Where it cannot be written to, or is another cell's.
+    pub fn cell(&self, id: &str, info: &CellInfo) -> Result<CellFolder> {
+        let folder = self.0.join("cells").join(id);
+        create(&folder)?;
+        let path = folder.join("cell.json");
+        if !path.exists() {
+            write(&path, info)?;
+        }
+        Ok(CellFolder(folder))
+    }
+}
+
+impl CellFolder {
+    fn path(&self, part: usize, ending: &str) -> PathBuf {
+        self.0.join(format!("{part:05}.{ending}"))
+    }
+
+    /// Whether a part is done.
+    pub fn is_done(&self, part: usize) -> bool {
+        self.path(part, "jsonl").exists()
+    }
+
+    /// Where the steps of a part are kept while it is not done.
+    pub fn steps(&self, part: usize) -> Steps {
+        Steps::new(&self.0.join(format!("{part:05}.steps")))
+    }
+
+    /// Keeps a part that has been run.
+    ///
+    /// # Errors
+    /// Where it cannot be written; what is there already is not touched.
+    pub fn keep(&self, part: usize, run: &Part) -> Result<()> {
+        write(&self.path(part, "cost.json"), &run.cost)?;
+        write(&self.path(part, "model.json"), &run.model)?;
+        // Last: where it is, the part is done.
+        let path = self.path(part, "jsonl");
+        let lines = run.records.iter().map(|record| json(&path, record)).collect::<Result<Vec<_>>>()?;
+        let fill = |file: &mut dyn Write| {
+            lines.iter().try_for_each(|line| {
+                file.write_all(line)?;
+                file.write_all(b"\n")
+            })
+        };
+        atomic::write(&path, fill).map_err(Error::io("write", &path))?;
+        self.steps(part).clear()
+    }
+}
+
+fn create(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))
+}
+
+fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value)
+        .map_err(|e| Error::input(format!("`{}` cannot be written: {e}", path.display())))
+}
+
+fn write(path: &Path, value: &impl Serialize) -> Result<()> {
+    let bytes = json(path, value)?;
+    atomic::write(path, |file| file.write_all(&bytes)).map_err(Error::io("write", path))
+}

@@ -1,0 +1,91 @@
+//! What is asked of a record of Sanitation: its own question, and some whose answers must stay.
+
+use mutandis_edit::{Fact, Probe};
+
+use crate::data::{Record, Set};
+use crate::draw::Draw;
+use crate::results::{ProbeResult, Role, Scores};
+
+/// Questions whose answers must stay that are asked for each record.
+const RETAINED: usize = 10;
+
+/// Wrong answers that the old one is compared with (TOFU has five).
+const PERTURBED: usize = 5;
+
+/// A record's questions and answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case<'a> {
+    /// What is to be forgotten.
+    pub fact: &'a Fact,
+    /// Questions whose answers must stay.
+    pub retained: Vec<&'a Probe>,
+    /// Answers that were never right: other records' old ones, no two alike.
+    pub perturbed: Vec<&'a str>,
+}
+
+impl<'a> Case<'a> {
+    /// Those of a record of the set, drawn from the record's own stream; `None` where it has no
+    /// fact.
+    ///
+    /// DIFFERENCE: EasyEdit asks all 453 retained questions, once for a whole run; TOFU's wrong
+    /// answers are written for each question.
+    pub fn new(set: &'a Set, record: &'a Record, seed: u64) -> Option<Self> {
+        let fact = record.facts().first()?;
+        let own = plain(fact.ground_truth.as_deref().unwrap_or_default());
+        let truths = set.records.iter().flat_map(Record::facts).filter_map(|f| f.ground_truth.as_deref());
+        let kept = set.retained.iter().filter_map(|p| p.answers.first().map(String::as_str));
+        let mut seen = vec![own];
+        let mut others: Vec<&str> = vec![];
+        for answer in truths.chain(kept) {
+            let bare = plain(answer);
+            if !seen.contains(&bare) {
+                seen.push(bare);
+                others.push(answer);
+            }
+        }
+        let mut draw = Draw::new(seed, record.number);
+        let retained = draw.sample(&set.retained, RETAINED);
+        let perturbed = draw.sample(&others, PERTURBED).into_iter().copied().collect();
+        Some(Self { fact, retained, perturbed })
+    }
+
+    /// All prompts, the record's own first.
+    pub fn prompts(&self) -> Vec<&'a str> {
+        let kept = self.retained.iter().map(|probe| probe.prompt.as_str());
+        std::iter::once(self.fact.prompt.as_str()).chain(kept).collect()
+    }
+
+    /// What was asked and answered, in the order of [`Self::prompts`], with the score of each.
+    pub fn probes(&self, before: &[String], after: &[String], each: &[Option<f64>]) -> Vec<ProbeResult> {
+        let mut probes = Vec::with_capacity(each.len());
+        for (i, (prompt, score)) in self.prompts().into_iter().zip(each).enumerate() {
+            let kept = i.checked_sub(1).and_then(|i| self.retained.get(i));
+            let (role, name) = if i == 0 { (Role::Edit, "erased") } else { (Role::Locality, "same") };
+            probes.push(ProbeResult {
+                role,
+                kind: kept.map(|p| p.kind.clone()).unwrap_or_default(),
+                prompt: prompt.to_owned(),
+                answers: kept.map_or_else(|| vec![self.fact.target.clone()], |p| p.answers.clone()),
+                before: before.get(i).cloned().unwrap_or_default(),
+                after: after.get(i).cloned().unwrap_or_default(),
+                scores: score.map(|x| (name.to_owned(), x)).into_iter().collect(),
+            });
+        }
+        probes
+    }
+}
+
+/// `edit` and `locality` from the scores of all prompts, the record's own first.
+pub(crate) fn scores(each: &[Option<f64>]) -> Scores {
+    let kept = crate::question::mean(each.iter().skip(1).filter_map(|x| *x));
+    let all = [("edit", each.first().copied().flatten()), ("locality", kept)];
+    all.into_iter().filter_map(|(name, score)| Some((name.to_owned(), score?))).collect()
+}
+
+/// A text as answers are searched for: words in lower case, cut at every sign, without articles.
+pub(crate) fn plain(text: &str) -> String {
+    let bare: String = text.chars().map(|c| if c.is_alphanumeric() { c } else { ' ' }).collect();
+    let bare = bare.to_lowercase();
+    let words = bare.split_whitespace().filter(|w| !matches!(*w, "a" | "an" | "the"));
+    words.collect::<Vec<_>>().join(" ")
+}

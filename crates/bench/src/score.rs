@@ -1,0 +1,260 @@
+//! Scores of records under edits, in both protocols, many records side by side.
+
+use mutandis_edit::Result;
+
+use crate::compat::{self, in_context};
+use crate::fluency::fluency;
+use crate::passes::{self, Text};
+use crate::question::{Question, mean, scores};
+use crate::record::{Kind, Measures, Prepared, Said, Under, ask};
+use crate::results::{Both, ProbeResult, Role, Scores};
+use crate::strict::answer::{answer, f1, is_exact};
+use crate::strict::{self, counterfact, erasure};
+
+/// A record's scores, and what was asked.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scored {
+    /// Of the unedited model.
+    pub before: Both,
+    /// Of the edited one.
+    pub after: Both,
+    /// Every question with its answers.
+    pub probes: Vec<ProbeResult>,
+}
+
+/// Scores records, each under its edits; `before` is what the unedited model says to them.
+///
+/// # Errors
+/// Where a text is longer than the model's context.
+pub fn score(under: &[Under<'_>], before: &[&Said], measures: &Measures, seed: u64) -> Result<Vec<Scored>> {
+    let after = ask(under, measures, seed)?;
+    let divergences = if measures.strict { divergences(under)? } else { vec![vec![]; under.len()] };
+    let mut all = Vec::with_capacity(under.len());
+    for (((under, before), after), divergences) in under.iter().zip(before).zip(&after).zip(&divergences) {
+        let mut scored = asked(under.0, before, after, divergences);
+        in_context_scores(under, measures, &mut scored)?;
+        special(under, before, measures, &mut scored)?;
+        fluencies(before, after, &mut scored);
+        all.push(scored);
+    }
+    if measures.strict {
+        preferences(under, measures, &after, &mut all)?;
+    }
+    Ok(all)
+}
+
+/// Divergences KL(before ‖ after), in nats, of what records predict where nothing should change:
+/// means over the positions of each probe's first answer, its true tokens before them; by question,
+/// nothing for questions of other roles or without an answer.
+fn divergences(under: &[Under<'_>]) -> Result<Vec<Vec<Option<f64>>>> {
+    let mut all: Vec<Vec<Option<f64>>> =
+        under.iter().map(|(record, _)| vec![None; record.questions().len()]).collect();
+    let Some((_, first)) = under.first() else { return Ok(all) };
+    let edited = under.iter().map(|(record, by)| record.texts(by)).collect::<Result<Vec<_>>>()?;
+    let (mut before, mut after, mut of) = (vec![], vec![], vec![]);
+    for (r, ((record, by), edited)) in under.iter().zip(&edited).enumerate() {
+        for (i, (plain, shown)) in record.probes.texts.iter().zip(edited).enumerate() {
+            if !record.probes.is_locality(i) {
+                continue;
+            }
+            // Where text before the prompt moves the border, what both have of the answer counts.
+            let count = plain.labels().len().min(shown.labels().len()).min(plain.ids.len() - 1);
+            let last = |ids: &[u32]| ids.len() - 1 - count..ids.len() - 1;
+            before.push(Text { ids: &plain.ids, overlays: &[], places: last(&plain.ids) });
+            after.push(Text { ids: &shown.ids, overlays: by.overlays, places: last(&shown.ids) });
+            of.push((r, record.probes.of[i]));
+        }
+    }
+    let found = passes::divergences(first.model, &before, &after)?;
+    for ((record, question), found) in of.into_iter().zip(found) {
+        all[record][question] = mean(found.into_iter().map(f64::from));
+    }
+    Ok(all)
+}
+
+/// Scores of a record's questions.
+fn asked(record: &Prepared<'_>, before: &Said, after: &Said, divergences: &[Option<f64>]) -> Scored {
+    let questions = record.questions();
+    let each = |said: &Said| match said.predicted.is_empty() {
+        true => vec![None; questions.len()],
+        false => record.probes.each(&before.predicted, &said.predicted),
+    };
+    let (was, tokens) = (each(before), each(after));
+    let strict = Strict { questions, before, divergences };
+    let mut out = Scored {
+        before: Both { compat: scores(questions, "", |i| was[i]), strict: strict.scores(before, false) },
+        after: Both { compat: scores(questions, "", |i| tokens[i]), strict: strict.scores(after, true) },
+        probes: vec![],
+    };
+    // What should not change agrees with itself.
+    out.before.compat.retain(|name, _| !name.starts_with(Role::Locality.name()));
+    let mut generations = before.sampled.iter().zip(&after.sampled);
+    for (i, question) in questions.iter().enumerate() {
+        let text = |said: &Said| said.free.get(i).cloned().unwrap_or_default();
+        let (mut was, mut is) = (text(before), text(after));
+        if question.role == Role::Generation {
+            let Some((before, after)) = generations.next() else { continue };
+            (was, is) = (before.clone(), after.clone());
+        }
+        let mut own = Scores::new();
+        own.extend(tokens[i].map(|score| ("tokens".to_owned(), score)));
+        own.extend(strict.each(i, after).into_iter().map(|(name, score)| (name.to_owned(), score)));
+        out.probes.push(ProbeResult {
+            role: question.role,
+            kind: question.kind.clone(),
+            prompt: question.prompt.clone(),
+            answers: question.answers.clone(),
+            before: was,
+            after: is,
+            scores: own,
+        });
+    }
+    out
+}
+
+/// Scores of free answers.
+struct Strict<'a> {
+    questions: &'a [Question],
+    before: &'a Said,
+    divergences: &'a [Option<f64>],
+}
+
+impl Strict<'_> {
+    /// Scores of one question by their names.
+    fn each(&self, i: usize, said: &Said) -> Vec<(&'static str, f64)> {
+        let (question, Some(text)) = (&self.questions[i], said.free.get(i)) else { return vec![] };
+        let found = answer(text);
+        let mut all = vec![];
+        match question.role {
+            Role::Generation => {}
+            Role::Locality => {
+                let same = self.before.free.get(i).is_some_and(|was| answer(was) == found);
+                all.push(("same", f64::from(same)));
+                all.extend(self.divergences.get(i).copied().flatten().map(|kl| ("kl", kl)));
+            }
+            _ if question.answers.is_empty() => {}
+            _ => {
+                all.push(("exact", f64::from(is_exact(found, &question.answers))));
+                all.push(("f1", f1(found, &question.answers)));
+            }
+        }
+        all
+    }
+
+    /// Scores of a record; those of what should stay only where something was `edited`.
+    fn scores(&self, said: &Said, edited: bool) -> Scores {
+        let each: Vec<Vec<(&str, f64)>> = (0..self.questions.len()).map(|i| self.each(i, said)).collect();
+        let of = |name: &'static str| {
+            let each = &each;
+            move |i: usize| each[i].iter().find(|(n, _)| *n == name).map(|(_, score)| *score)
+        };
+        let mut all = scores(self.questions, "", of("exact"));
+        all.extend(scores(self.questions, ":f1", of("f1")));
+        if edited {
+            all.extend(scores(self.questions, "", of("same")));
+            all.extend(scores(self.questions, ":kl", of("kl")));
+        }
+        all
+    }
+}
+
+/// The peer has functions of their own for edits that are a prompt.
+fn in_context_scores((record, by): &Under<'_>, measures: &Measures, scored: &mut Scored) -> Result<()> {
+    if by.prefix.is_empty() || !measures.compat || !matches!(record.kind, Kind::Facts { .. }) {
+        return Ok(());
+    }
+    let found = in_context::scores(by, measures.branch, record.questions())?;
+    scored.before.compat = found.before;
+    scored.before.compat.retain(|name, _| !name.starts_with(Role::Locality.name()));
+    scored.after.compat = found.after;
+    let asked = record.questions().iter().zip(&found.each);
+    let kept = asked.filter(|(question, _)| question.role != Role::Generation);
+    for (probe, (_, score)) in scored.probes.iter_mut().zip(kept) {
+        probe.scores.remove("tokens");
+        probe.scores.extend(score.map(|score| ("tokens".to_owned(), score)));
+    }
+    Ok(())
+}
+
+/// Scores of the records of KnowEdit's two sets that are not about facts to be known.
+fn special((record, by): &Under<'_>, before: &Said, measures: &Measures, scored: &mut Scored) -> Result<()> {
+    match &record.kind {
+        Kind::Facts { .. } => {}
+        Kind::Sentiment(case) => {
+            if measures.compat {
+                let likelihoods = before.opinions.as_ref();
+                // What changes weights is compared with itself there.
+                let in_place = by.prefix.is_empty();
+                scored.after.compat = compat::sentiment::scores(by, case, likelihoods, in_place)?;
+            }
+            if let Some(before) = before.sentiment.as_ref().filter(|_| measures.strict) {
+                scored.before.strict = before.scores();
+                (scored.after.strict, scored.probes) = strict::sentiment::scores(by, case, before)?;
+            }
+        }
+        Kind::Erasure(case) => {
+            let tokenizer = by.model.tokenizer()?;
+            if let Some(was) = before.ten.as_ref().filter(|_| measures.compat) {
+                let is = compat::sanitation::said(by, case)?;
+                scored.before.compat = compat::sanitation::scores(tokenizer, case, was, was)?;
+                scored.after.compat = compat::sanitation::scores(tokenizer, case, was, &is)?;
+                let each = compat::sanitation::each(tokenizer, case, was, &is)?;
+                scored.probes = case.probes(was, &is, &each);
+            }
+            if let Some((was, held)) = before.erasure.as_ref().filter(|_| measures.strict) {
+                let is = erasure::said(by, case)?;
+                scored.before.strict = erasure::scores(case, was, was, *held);
+                scored.after.strict = erasure::scores(case, was, &is, erasure::held(by, case)?);
+                let each = erasure::each(case, was, &is);
+                scored.probes = case.probes(was, &is, &each);
+            }
+            for both in [&mut scored.before.compat, &mut scored.before.strict] {
+                both.remove(Role::Locality.name());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn fluencies(before: &Said, after: &Said, scored: &mut Scored) {
+    for (said, both) in [(before, &mut scored.before), (after, &mut scored.after)] {
+        both.compat.extend(said.peer.as_deref().map(|text| ("fluency".to_owned(), fluency(text))));
+        let of = |texts: &[String]| mean(texts.iter().map(|text| fluency(text)));
+        both.strict.extend(of(&said.sampled).map(|score| ("fluency".to_owned(), score)));
+        both.strict.extend(of(&said.greedy).map(|score| ("fluency:greedy".to_owned(), score)));
+    }
+}
+
+/// CounterFact's metrics, of records that tell the old answer.
+fn preferences(under: &[Under<'_>], measures: &Measures, after: &[Said], all: &mut [Scored]) -> Result<()> {
+    let Some((_, first)) = under.first() else { return Ok(()) };
+    let mut asked = vec![];
+    let mut of = vec![];
+    for (i, (record, by)) in under.iter().enumerate() {
+        if let (Kind::Facts { .. }, [fact]) = (&record.kind, &record.facts[..]) {
+            asked.push((*by, fact));
+            of.push(i);
+        }
+    }
+    for (i, found) in of.into_iter().zip(counterfact::preferences(first.model, &asked)?) {
+        let found = counterfact::Scores::of(&found);
+        let named = [
+            ("efficacy", found.efficacy),
+            ("generalization", found.generalization),
+            ("specificity", found.specificity),
+        ];
+        let scores = &mut all[i].after.strict;
+        for (name, found) in named {
+            let Some(found) = found else { continue };
+            scores.insert(name.to_owned(), found.share);
+            scores.insert(format!("{name}:magnitude"), found.magnitude);
+        }
+        let Kind::Facts { reference: Some(object) } = &under[i].0.kind else { continue };
+        let prompts = under[i].0.generations().into_iter();
+        let texts: Vec<String> =
+            prompts.zip(&after[i].sampled).map(|(p, text)| format!("{p}{text}")).collect();
+        let found = measures.references.as_ref().and_then(|r| r.consistency(object, &texts));
+        scores.extend(found.map(|score| ("consistency".to_owned(), score)));
+    }
+    Ok(())
+}

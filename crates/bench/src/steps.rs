@@ -1,0 +1,89 @@
+//! Steps of a long sequence of edits, kept so that it goes on where it was ended.
+
+use std::path::{Path, PathBuf};
+
+use mutandis_edit::{Error, Patch, Result, atomic};
+use serde::{Deserialize, Serialize};
+
+use crate::results::{Both, Retention};
+
+/// A folder of steps.
+#[derive(Debug, Clone)]
+pub struct Steps(PathBuf);
+
+/// A step: an edit, made and looked at.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Step {
+    /// Why the edit failed.
+    pub error: Option<String>,
+    /// Scores right after it.
+    pub immediate: Option<Both>,
+    /// How earlier edits hold.
+    pub retention: Option<Retention>,
+    /// Whether this was looked at.
+    pub is_scored: bool,
+    /// Seconds of editing.
+    pub edit_seconds: f64,
+    /// Seconds of looking at it.
+    pub score_seconds: f64,
+}
+
+impl Steps {
+    /// Steps in a folder, which need not exist.
+    pub fn new(folder: &Path) -> Self {
+        Self(folder.to_owned())
+    }
+
+    fn path(&self, step: usize, ending: &str) -> PathBuf {
+        self.0.join(format!("{step:05}.{ending}"))
+    }
+
+    /// A step that was kept, with its patch unless the edit failed. A damaged one is none: it is
+    /// made again.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn read(&self, step: usize) -> Result<Option<(Step, Option<Patch>)>> {
+        let path = self.path(step, "json");
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let Ok(kept) = serde_json::from_slice::<Step>(&bytes) else { return Ok(None) };
+        if kept.error.is_some() {
+            return Ok(Some((kept, None)));
+        }
+        Ok(Patch::load(&self.path(step, "patch.safetensors")).ok().map(|patch| (kept, Some(patch))))
+    }
+
+    /// Keeps a step.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write(&self, step: usize, kept: &Step, patch: Option<&Patch>) -> Result<()> {
+        std::fs::create_dir_all(&self.0).map_err(Error::io("create", &self.0))?;
+        if let Some(patch) = patch {
+            patch.save(&self.path(step, "patch.safetensors"))?;
+        }
+        // Last: where it is, the step is whole.
+        let path = self.path(step, "json");
+        let json =
+            serde_json::to_vec(kept).map_err(|e| Error::input(format!("a step cannot be written: {e}")))?;
+        atomic::write(&path, |file| file.write_all(&json)).map_err(Error::io("write", &path))
+    }
+
+    /// Takes all steps away, once the sequence is done.
+    ///
+    /// # Errors
+    /// Where they cannot be removed.
+    pub fn clear(&self) -> Result<()> {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &self.0)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Free answers: where one ends, and whether it is right.
+
+use std::collections::HashMap;
+
+use crate::words::first_sentence;
+
+/// Whether a text that is being written holds a whole answer: a line or a sentence has ended, and
+/// something else has begun. Blank lines ahead of it are not counted.
+pub fn is_whole(text: &str) -> bool {
+    let text = text.trim_start();
+    text.contains('\n') || first_sentence(text).len() < text.len()
+}
+
+/// The answer in what a model wrote: its first line with anything in it, to the end of that line's
+/// first sentence.
+pub fn answer(text: &str) -> &str {
+    let line = text.trim_start().lines().next().unwrap_or_default();
+    first_sentence(line).trim_end()
+}
+
+/// A text as answers are compared: in lower case, without punctuation, without articles, with one
+/// blank between words (SQuAD, arXiv 1606.05250).
+pub fn normalised(text: &str) -> String {
+    let is_sign = |c: char| c.is_ascii_punctuation() || "‘’“”„«»…–—".contains(c);
+    let bare: String = text.to_lowercase().chars().filter(|c| !is_sign(*c)).collect();
+    let words = bare.split_whitespace().filter(|w| !matches!(*w, "a" | "an" | "the"));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Whether an answer is one of the right ones, to the letter once both are normalised. A right
+/// answer of signs alone is compared as it stands.
+pub fn is_exact(said: &str, right: &[String]) -> bool {
+    let ours = normalised(said);
+    right.iter().any(|answer| match normalised(answer) {
+        theirs if theirs.is_empty() => said.trim() == answer.trim(),
+        theirs => theirs == ours,
+    })
+}
+
+/// The best F1 over the right answers: harmonic mean of the shares of words in common, words
+/// counted as often as they occur in both (SQuAD). 0 to 1.
+pub fn f1(said: &str, right: &[String]) -> f64 {
+    let ours = normalised(said);
+    let ours: Vec<&str> = ours.split_whitespace().collect();
+    right.iter().map(|answer| f1_of(&ours, &normalised(answer))).fold(0.0, f64::max)
+}
+
+fn f1_of(ours: &[&str], theirs: &str) -> f64 {
+    let mut left: HashMap<&str, usize> = HashMap::new();
+    for word in theirs.split_whitespace() {
+        *left.entry(word).or_default() += 1;
+    }
+    let theirs = left.values().sum::<usize>();
+    let mut both = 0;
+    for word in ours {
+        if let Some(count) = left.get_mut(word).filter(|count| **count > 0) {
+            *count -= 1;
+            both += 1;
+        }
+    }
+    match (ours.len(), theirs) {
+        (0, 0) => 1.0,
+        (0, _) | (_, 0) => 0.0,
+        (ours, theirs) => 2.0 * both as f64 / (ours + theirs) as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_ends_with_its_line_or_sentence() {
+        for (text, expected) in [
+            (" Rome. Rome is the largest city in", "Rome."),
+            ("\n\n Rome\nParis", "Rome"),
+            (" St. Petersburg, which is", "St. Petersburg, which is"),
+            (" the U.S. Army", "the U.S. Army"),
+            (" 3.5 million", "3.5 million"),
+            ("", ""),
+        ] {
+            assert_eq!(answer(text), expected, "{text:?}");
+        }
+        for (text, whole) in [
+            (" Rome", false),
+            (" Rome.", false),
+            (" Rome. R", true),
+            ("\n\n", false),
+            ("\nRome\n", true),
+            (" St. P", false),
+        ] {
+            assert_eq!(is_whole(text), whole, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn right_answers_are_right_whatever_surrounds_them() {
+        let right = |answers: &[&str]| answers.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+        assert!(is_exact("The Beatles.", &right(&["Stones", "beatles"])));
+        assert!(is_exact("“Hôtel” ", &right(&["hôtel"])));
+        assert!(!is_exact("Paris, the city of light", &right(&["Paris"])));
+        assert!(!is_exact("", &right(&["a", "the"])));
+        assert!(is_exact("+", &right(&["+"])));
+        assert!(!is_exact("Rome", &[]));
+    }
+
+    #[test]
+    fn f1_counts_words_in_common() {
+        let right = ["The Syrian pound".to_owned(), "SYP".to_owned()];
+        // Two words in common of two and three.
+        assert!((f1("the Syrian pound, yes", &right) - 0.8).abs() < 1e-12);
+        assert_eq!(f1("syp", &right), 1.0);
+        assert_eq!(f1("dollar", &right), 0.0);
+        assert_eq!(f1("", &right), 0.0);
+        // A word that is said twice counts once.
+        assert!((f1("pound pound", &["pound".into()]) - 2.0 / 3.0).abs() < 1e-12);
+    }
+}

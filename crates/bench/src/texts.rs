@@ -1,0 +1,91 @@
+//! Texts that a model writes, many side by side, each under its own edits.
+
+use mutandis_engine::tokenizer::Specials;
+use mutandis_engine::{Generation, Prompt, Result, Sampling};
+
+use crate::edited::Edited;
+use crate::strict::answer::is_whole;
+
+/// A prompt to be gone on with.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// By whom. All asks of one call are of one base.
+    pub by: Edited<'a>,
+    /// The prompt, without what goes before every prompt.
+    pub prompt: &'a str,
+    /// New tokens at most.
+    pub budget: usize,
+    /// Which stream of random numbers it draws from.
+    pub stream: u64,
+}
+
+/// How texts are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Greedily, until an answer is whole.
+    Answer,
+    /// Greedily, until the model ends the text.
+    Greedy,
+    /// Drawn from the likeliest tokens that together have nine tenths of the probability, until
+    /// the model ends the text.
+    Sampled,
+    /// As the peer writes the texts of its fluency: drawn from the five likeliest, and on behind
+    /// the end (easyedit.md §1.11).
+    TopFive,
+}
+
+/// Texts that are written side by side: enough that a step reads the weights for many rows, few
+/// enough that their caches stay small.
+const TOGETHER: usize = 64;
+
+/// Goes on with every prompt; the texts without their prompts, in order. A budget of 0 writes
+/// nothing.
+///
+/// # Errors
+/// Where the model has no tokenizer, or a prompt is empty or longer than its context.
+pub fn write(asks: &[Ask<'_>], way: Way, seed: u64) -> Result<Vec<String>> {
+    let sampling = match way {
+        Way::Answer | Way::Greedy => Sampling::default(),
+        Way::Sampled => Sampling { temperature: 1.0, top_k: None, top_p: Some(0.9) },
+        Way::TopFive => Sampling { temperature: 1.0, top_k: Some(5), top_p: None },
+    };
+    let generation = Generation {
+        sampling,
+        seed,
+        until: (way == Way::Answer).then_some(is_whole as fn(&str) -> bool),
+        stop_ids: (way == Way::TopFive).then(Vec::new),
+        ..Generation::default()
+    };
+    let mut texts = vec![String::new(); asks.len()];
+    // Those of one length of budget go together, as they end together.
+    let mut order: Vec<usize> = (0..asks.len()).filter(|&i| asks[i].budget > 0).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(asks[i].budget));
+    for batch in order.chunks(TOGETHER) {
+        let mut batch = batch.to_vec();
+        // Neighbours under the same edits share the product with what is laid over.
+        batch.sort_unstable();
+        let mut ids = Vec::with_capacity(batch.len());
+        for &i in &batch {
+            ids.push(asks[i].by.model.tokenizer()?.encode(&asks[i].by.prompt(asks[i].prompt))?.ids);
+        }
+        let Some(&first) = batch.first() else { continue };
+        let prompts = batch
+            .iter()
+            .zip(&ids)
+            .map(|(&i, tokens)| Prompt {
+                tokens,
+                overlays: asks[i].by.overlays,
+                stream: asks[i].stream,
+                budget: Some(asks[i].budget),
+                ..Prompt::default()
+            })
+            .collect();
+        let max_tokens = batch.iter().map(|&i| asks[i].budget).max().unwrap_or(0);
+        let specials = if way == Way::TopFive { Specials::Keep } else { Specials::Skip };
+        let generation = Generation { max_tokens, specials, ..generation.clone() };
+        for (i, made) in batch.iter().zip(generation.run(asks[first].by.model, prompts)?) {
+            texts[*i] = made.text;
+        }
+    }
+    Ok(texts)
+}
