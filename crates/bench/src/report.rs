@@ -11,11 +11,13 @@ mod lm_eval;
 mod markdown;
 mod metric;
 mod plots;
+mod protocol;
 mod published;
 mod records;
 mod summary;
 mod svg;
 mod table;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,22 +41,26 @@ pub struct Report<'a> {
     pub run: &'a RunInfo,
     /// What the cells say of how they were measured, by protocol; several where they differ.
     pub protocols: BTreeMap<String, BTreeSet<String>>,
-    /// The cells, in the order in which they were read.
+    /// The cells, in the order of KnowEdit's data sets, then as they were read.
     pub cells: Vec<Summary>,
     /// What was published elsewhere.
     pub published: &'static Published,
-    /// The cells as they were read.
+    /// What the cells are summaries of.
     #[serde(skip)]
-    results: &'a [CellResult],
+    results: Vec<&'a CellResult>,
 }
 
 impl<'a> Report<'a> {
     /// Sums up what [`crate::results::read`] has read.
     pub fn new(run: &'a RunInfo, results: &'a [CellResult]) -> Self {
-        let mut cells: Vec<Summary> = results.par_iter().map(Summary::new).collect();
+        let place =
+            |cell: &&CellResult| published::KNOWEDIT.of(&cell.info.data.name).map_or(usize::MAX, |(i, _)| i);
+        let mut results: Vec<&CellResult> = results.iter().collect();
+        results.sort_by_key(place);
+        let mut cells: Vec<Summary> = results.par_iter().map(|cell| Summary::new(cell)).collect();
         tell_apart(&mut cells);
         let mut protocols: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (name, words) in results.iter().flat_map(|c| &c.info.protocols) {
+        for (name, words) in results.iter().flat_map(|cell| &cell.info.protocols) {
             protocols.entry(name.clone()).or_default().insert(words.clone());
         }
         Self { format: FORMAT, run, protocols, cells, published: &published::KNOWEDIT, results }

@@ -173,7 +173,7 @@ fn records(count: usize, random: &mut Random, sequence: bool) -> Vec<RecordResul
             after: HOSTILE.into(),
             scores: BTreeMap::from([("tokens".into(), 1.0)]),
         };
-        let (before, after) = (scores(i % 3 == 0), scores(i % 3 == 0));
+        let (before, after) = (scores(i.is_multiple_of(3)), scores(i.is_multiple_of(3)));
         let immediate = sequence.then(|| scores(true));
         RecordResult { before, after, immediate, probes: vec![probe], ..base }
     };
@@ -274,7 +274,8 @@ fn means_are_over_the_records_that_have_a_score() {
     let results = Results::knowedit();
     let (run, cells) = results.read();
     let report = Report::new(&run, &cells);
-    for (cell, summary) in cells.iter().zip(&report.cells) {
+    for cell in &cells {
+        let summary = report.cells.iter().find(|c| c.id == cell.id).unwrap();
         assert_eq!((summary.failed, summary.scored), (1, cell.records.len() - 1));
         for (name, statistic) in &summary.after.compat {
             let values: Vec<f64> =
@@ -292,7 +293,7 @@ fn means_are_over_the_records_that_have_a_score() {
     assert_eq!(sequence.collapsed, Some(15));
     assert_eq!(sequence.retention.iter().map(|r| r.edits).collect::<Vec<_>>(), [5, 10, 20]);
     assert!((sequence.perplexity.unwrap().after - 80.0).abs() < 1e-9);
-    assert_eq!(sequence.stretches.iter().map(|s| (s.from, s.to)).next_back(), Some((19, 20)));
+    assert_eq!(sequence.stretches.iter().map(|s| (s.from, s.to)).next_back(), Some((11, 20)));
     assert!(sequence.immediate.compat.contains_key("edit"));
 }
 
@@ -396,8 +397,9 @@ fn records_of_the_browser_are_whole() {
     let data: Value =
         serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap();
     let text = |id: &Value| data["strings"][id.as_u64().unwrap() as usize].as_str().unwrap().to_owned();
-    for (i, cell) in cells.iter().enumerate() {
-        let records = data["cells"][i]["records"].as_array().unwrap();
+    for cell in &cells {
+        let shown = data["cells"].as_array().unwrap().iter().find(|c| c["id"] == cell.id).unwrap();
+        let records = shown["records"].as_array().unwrap();
         assert_eq!(records.len(), cell.records.len());
         for (shown, record) in records.iter().zip(&cell.records) {
             assert_eq!(shown[0], record.record);
@@ -462,4 +464,23 @@ fn lm_evals_layout_has_every_score() {
     );
     assert_eq!(document["results"].as_object().unwrap().len(), cells.len());
     assert!(document["results"].get("knowedit_zsre_memit_sequential").is_some());
+}
+
+#[test]
+fn the_frontier_joins_what_nothing_beats() {
+    let results = Results::new();
+    // The third is beaten by the first in both.
+    for (id, method, edit, locality) in
+        [("a", "rome", 0.9, 0.5), ("b", "memit", 0.6, 0.8), ("c", "ft-m", 0.7, 0.4)]
+    {
+        let info = CellInfo { parts: 1, ..info(method, "zsre", Form::Facts, Mode::Single, 1) };
+        let record = strict(1, &[("edit", edit), ("locality", locality)]);
+        results.add(id, &info, &[record], &ModelResult::default(), 1);
+    }
+    let (run, cells) = results.read();
+    let page = Report::new(&run, &cells).html().unwrap();
+    let edges: Vec<&str> = page.lines().filter(|l| l.starts_with("<polyline class=\"edge")).collect();
+    assert_eq!(edges.len(), 1, "strict alone was measured");
+    assert_eq!(edges[0].matches(',').count(), 2, "{}", edges[0]);
+    assert_eq!(page.matches("<circle class=\"mark").count(), 3);
 }

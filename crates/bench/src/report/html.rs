@@ -4,39 +4,14 @@ use std::fmt::Write;
 
 use super::Report;
 use super::escape::{html as escape, script};
-use super::markdown::{PERPLEXITY, general};
 use super::metric;
 use super::plots::{Colours, Figure, costs, frontier, megabytes, sequences};
+use super::protocol::{self, Protocol};
 use super::records;
-use super::summary::{Summary, mode_in_words};
-use super::table::{self, Block, Column, Entry, Group, Kind, Protocol, Row, groups};
+use super::summary::{Summary, edits_in_words};
+use super::table::{self, Block, Column, Entry, Group, Kind, Row, groups};
+use super::whole::{Measured, Whole, measured};
 use crate::run::Mode;
-
-/// What the two protocols are, whatever a run says of their details.
-const PROTOCOLS: [(&str, &str); 2] = [
-    ("compat", "What EasyEdit’s functions compute, to the last quirk, so that published tables compare."),
-    ("strict", "What a user sees: free generation that stops by itself."),
-];
-
-/// Each protocol with what it is, and what the cells say of it.
-pub(super) fn protocols(report: &Report<'_>) -> Vec<(String, String)> {
-    let known = PROTOCOLS.iter().map(|(name, _)| (*name).to_owned());
-    let others =
-        report.protocols.keys().filter(|name| PROTOCOLS.iter().all(|(known, _)| known != name)).cloned();
-    let words = |name: &String| {
-        let lead = PROTOCOLS.iter().find(|(known, _)| known == name).map(|(_, words)| (*words).to_owned());
-        let said = report.protocols.get(name).into_iter().flatten().map(|words| sentence(words));
-        lead.into_iter().chain(said).collect::<Vec<_>>().join(" ")
-    };
-    known.chain(others).map(|name| (name.clone(), words(&name))).collect()
-}
-
-fn sentence(words: &str) -> String {
-    let mut letters = words.trim().chars();
-    let start: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
-    let end = if words.trim().ends_with('.') { "" } else { "." };
-    format!("{start}{}{end}", letters.as_str())
-}
 
 /// The page.
 pub(super) fn page(report: &Report<'_>) -> serde_json::Result<String> {
@@ -113,7 +88,7 @@ impl Page<'_> {
             ),
         );
         out.push_str("<dl class=\"protocols\">\n");
-        for (name, words) in protocols(self.report) {
+        for (name, words) in protocol::words(self.report) {
             put(&mut out, format_args!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(&name), escape(&words)));
         }
         out.push_str("</dl>\n");
@@ -158,8 +133,8 @@ impl Page<'_> {
         let published = self.report.published;
         let mut out = String::from(
             "<p>Means over the records scored, with 95 % intervals below them (1,000 bootstrap resamples of the \
-             records; where all records score the same the interval has no width, which is not certainty). \
-             <mark>Marked</mark>: the best of a column after all edits. Methods lead to their records.</p>\n",
+             records; where all score the same it has no width, which is not certainty). \
+             <mark>Marked</mark>: the best of a column after all edits. A method’s name leads to its records.</p>\n",
         );
         let referenced = blocks.iter().any(|b| !b.references.is_empty());
         if referenced {
@@ -308,39 +283,50 @@ impl Page<'_> {
     }
 
     fn model(&self) -> String {
-        let rows: Vec<_> = self.report.cells.iter().flat_map(general).collect();
+        let Measured { names, rows } = measured(&self.report.cells);
         if rows.is_empty() {
             return String::new();
         }
         let mut out = String::from(
-            "<p>What edits do to the rest: perplexity of a fixed text (lower is better), and accuracy on suites of \
-             general ability, in percent, with the change in points.</p>\n<div class=\"scroll\"><table>\n<thead>\
-             <tr><th>Data set</th><th>Method</th><th>Measured</th><th class=\"num\">Before</th>\
-             <th class=\"num\">After</th><th class=\"num\">Change</th></tr></thead>\n<tbody>\n",
+            "<p>What edits do to the rest, before → after: perplexity of a fixed text (lower is better), and accuracy on \
+             suites of general ability, in percent, with the change in points.</p>\n<div class=\"scroll\"><table>\n\
+             <thead><tr><th>Data set</th><th>Method</th>",
         );
-        for (cell, name, words, change) in rows {
-            let is_perplexity = name == PERPLEXITY;
-            let write =
-                |v: f64| if is_perplexity { metric::perplexity(v) } else { metric::shown("accuracy", v) };
-            let worse =
-                if is_perplexity { change.after > change.before } else { change.after < change.before };
-            put(
-                &mut out,
-                format_args!(
-                    "<tr><td>{}</td><th scope=\"row\">{}<small>{}</small></th><td>{}</td><td class=\"num\">{}</td>\
-                     <td class=\"num\">{}</td><td class=\"num{}\">{words}</td></tr>\n",
-                    escape(&cell.data.name),
-                    self.link(cell),
-                    escape(&mode_in_words(cell.mode)),
-                    escape(&name),
-                    write(change.before),
-                    write(change.after),
-                    if worse { " worse" } else { "" }
-                ),
-            );
+        for name in names {
+            put(&mut out, format_args!("<th class=\"num\">{}</th>", escape(name)));
+        }
+        out.push_str("</tr></thead>\n<tbody>\n");
+        for (cell, changes) in rows {
+            self.names(&mut out, cell);
+            for change in changes {
+                match change {
+                    None => out.push_str("<td class=\"num\"><span class=\"muted\">–</span></td>"),
+                    Some(Whole { before, after, change, worse }) => put(
+                        &mut out,
+                        format_args!(
+                            "<td class=\"num\"><span class=\"muted\">{before} →</span> {after}<small{}>{change}</small></td>",
+                            if worse { " class=\"worse\"" } else { "" }
+                        ),
+                    ),
+                }
+            }
+            out.push_str("</tr>\n");
         }
         out.push_str("</tbody></table></div>\n");
         out
+    }
+
+    /// The start of a row of a table over all data sets.
+    fn names(&self, out: &mut String, cell: &Summary) {
+        put(
+            out,
+            format_args!(
+                "<tr><td>{}</td><th scope=\"row\">{}<small>{}</small></th>",
+                escape(&cell.data.name),
+                self.link(cell),
+                escape(&edits_in_words(cell))
+            ),
+        );
     }
 
     fn cost(&self) -> String {
@@ -355,21 +341,16 @@ impl Page<'_> {
              <th class=\"num\">s unedited model</th><th class=\"num\">Memory at most</th></tr></thead>\n<tbody>\n",
         );
         for (cell, cost) in self.report.cells.iter().filter_map(|c| Some((c, c.cost?))) {
-            put(
-                &mut out,
-                format_args!(
-                    "<tr><td>{}</td><th scope=\"row\">{}<small>{}</small></th><td class=\"num\">{}</td>\
-                     <td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td></tr>\n",
-                    escape(&cell.data.name),
-                    self.link(cell),
-                    escape(&mode_in_words(cell.mode)),
-                    cost.edits,
-                    cost.seconds_per_edit.map_or("–".into(), metric::seconds),
-                    metric::seconds(cost.score_seconds),
-                    metric::seconds(cost.baseline_seconds),
-                    megabytes(cost.peak_memory_bytes)
-                ),
-            );
+            self.names(&mut out, cell);
+            let numbers = [
+                cost.edits.to_string(),
+                cost.seconds_per_edit.map_or("–".into(), metric::seconds),
+                metric::seconds(cost.score_seconds),
+                metric::seconds(cost.baseline_seconds),
+                megabytes(cost.peak_memory_bytes),
+            ];
+            let cells = numbers.map(|n| format!("<td class=\"num\">{n}</td>")).concat();
+            put(&mut out, format_args!("{cells}</tr>\n"));
         }
         out.push_str("</tbody></table></div></details>\n");
         out
@@ -438,13 +419,16 @@ fn head(out: &mut String, columns: &[Column]) {
         if count > 0 {
             put(
                 out,
-                format_args!("<th class=\"protocol first\" colspan=\"{count}\">{}</th>", protocol.name()),
+                format_args!(
+                    "<th class=\"protocol first\" colspan=\"{count}\"><span>{}</span></th>",
+                    protocol.name()
+                ),
             );
         }
     }
     out.push_str("</tr>\n<tr>");
     for (i, Column { name, .. }) in columns.iter().enumerate() {
-        let over = name.rsplit_once('/').map(|(over, _)| metric::title(over).to_lowercase());
+        let over = metric::parent(name).map(|over| metric::title(over).to_lowercase());
         let over = over.map_or(String::new(), |over| format!("<small>{}</small>", escape(&over)));
         let title = escape(&metric::title(name));
         let unit = metric::unit_in_words(name);

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::Report;
 use super::metric;
+use super::protocol::Protocol;
 use super::summary::Summary;
-use super::table::Protocol;
 use crate::run::Mode;
 
 /// A `results_*.json` (harness 0.4). There is no date in it and no commit: the same results give
@@ -74,7 +74,7 @@ fn task(report: &Report<'_>, cell: &Summary) -> String {
 
 /// A metric's name there: `edit` is `edit_success`, a part of a score has its name behind it.
 fn name(score: &str) -> String {
-    let name = score.replace(['/', ',', ' '], "_").to_lowercase();
+    let name = score.replace(['/', ':', '-', ',', ' '], "_").to_lowercase();
     if name == "edit" { "edit_success".into() } else { name }
 }
 

@@ -6,8 +6,10 @@ use super::Report;
 use super::escape::markdown as escape;
 use super::metric;
 use super::plots::megabytes;
-use super::summary::{Change, Summary};
+use super::protocol;
+use super::summary::Summary;
 use super::table::{self, Block, Kind, groups};
+use super::whole::{Measured, Whole, measured};
 
 /// The KnowEdit table.
 pub(super) fn main_table(report: &Report<'_>) -> String {
@@ -27,13 +29,13 @@ pub(super) fn document(report: &Report<'_>) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,
-        "Model `{}` ({}, {} layers), measured with {}.\n",
-        model.fingerprint,
-        escape(&model.family),
+        "{} layers, {}, fingerprint {}; measured with {}.\n",
         model.layers,
+        escape(&model.family),
+        escape(&model.fingerprint),
         escape(&report.run.tool)
     );
-    for (name, words) in super::html::protocols(report) {
+    for (name, words) in protocol::words(report) {
         let _ = writeln!(out, "- **{}**: {}", escape(&name), escape(&words));
     }
     let groups = groups(&report.cells);
@@ -56,8 +58,12 @@ pub(super) fn document(report: &Report<'_>) -> String {
 fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
     let _ = writeln!(out, "### {}\n\n{}\n", escape(&block.title), escape(&block.about));
     let mut head = vec!["method".to_owned(), "edits".into(), "records".into()];
-    head.extend(block.columns.iter().map(|c| {
-        let name = if c.name.contains('/') { c.name.clone() } else { metric::title(&c.name).to_lowercase() };
+    // A table of its own needs no columns that are there for other data sets.
+    let used: Vec<usize> =
+        (0..block.columns.len()).filter(|&i| block.rows.iter().any(|row| row.entries[i].is_some())).collect();
+    head.extend(used.iter().map(|&i| &block.columns[i]).map(|c| {
+        let is_part = metric::parent(&c.name).is_some();
+        let name = if is_part { c.name.clone() } else { metric::title(&c.name).to_lowercase() };
         format!("{}, {}", escape(&name), c.protocol.name())
     }));
     rule(out, &head, 2);
@@ -72,7 +78,7 @@ fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
             records.extend(row.short());
         }
         let mut cells = vec![method, edits, records.join(", ")];
-        cells.extend(row.entries.iter().map(|entry| match entry {
+        cells.extend(used.iter().map(|&i| match &row.entries[i] {
             None => "–".to_owned(),
             Some(e) => {
                 let value = if e.best { format!("**{}**", e.shown) } else { e.shown.clone() };
@@ -83,8 +89,9 @@ fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
     }
     for reference in &block.references {
         let mut cells = vec![format!("*{}*", reference.method), "*published*".into(), String::new()];
-        cells
-            .extend(reference.entries.iter().map(|e| e.as_ref().map_or(String::new(), |v| format!("*{v}*"))));
+        cells.extend(
+            used.iter().map(|&i| reference.entries[i].as_ref().map_or(String::new(), |v| format!("*{v}*"))),
+        );
         line(out, &cells);
     }
     out.push('\n');
@@ -136,35 +143,21 @@ fn sequences(out: &mut String, cells: &[Summary]) {
 }
 
 fn model_as_a_whole(out: &mut String, cells: &[Summary]) {
-    let rows: Vec<(&Summary, String, String, Change)> = cells.iter().flat_map(general).collect();
+    let Measured { names, rows } = measured(cells);
     if rows.is_empty() {
         return;
     }
     out.push_str("\n## The model as a whole\n\n");
-    rule(out, &["data set", "method", "of", "before", "after", "change"].map(str::to_owned), 3);
-    for (cell, name, change, Change { before, after }) in rows {
-        let write =
-            |v: f64| if name == PERPLEXITY { metric::perplexity(v) } else { metric::shown("accuracy", v) };
-        let name = escape(&name);
-        let (data, label) = (escape(&cell.data.name), escape(&cell.label()));
-        line(out, &[data, label, name, write(before), write(after), change]);
+    let head =
+        ["data set", "method"].map(str::to_owned).into_iter().chain(names.iter().map(|name| escape(name)));
+    rule(out, &head.collect::<Vec<_>>(), 2);
+    for (cell, changes) in rows {
+        let change = |c: &Option<Whole>| {
+            c.as_ref().map_or("–".into(), |w| format!("{} → {} ({})", w.before, w.after, w.change))
+        };
+        let names = [escape(&cell.data.name), escape(&cell.label())];
+        line(out, &names.into_iter().chain(changes.iter().map(change)).collect::<Vec<_>>());
     }
-}
-
-pub(super) const PERPLEXITY: &str = "perplexity";
-
-/// What was measured of a model as a whole: the cell, what, how it has changed, in words, and how.
-pub(super) fn general(cell: &Summary) -> Vec<(&Summary, String, String, Change)> {
-    let perplexity = cell.perplexity.map(|c| {
-        let words = metric::change(c.before, c.after);
-        (cell, PERPLEXITY.to_owned(), words, c)
-    });
-    let suites = cell.general.iter().map(|(name, c)| {
-        let points = metric::fixed(100.0 * (c.after - c.before), 1);
-        let sign = if c.after > c.before && points != "0.0" { "+" } else { "" };
-        (cell, name.clone(), format!("{sign}{}", points.replace('-', "−")), *c)
-    });
-    perplexity.into_iter().chain(suites).collect()
 }
 
 fn costs(out: &mut String, cells: &[Summary]) {

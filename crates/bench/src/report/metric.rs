@@ -17,11 +17,15 @@ enum Unit {
     Plain,
 }
 
+/// Words that a name is made of: the score, its kind behind `/`, its measure behind `:`.
+fn has(name: &str, word: &str) -> bool {
+    name.split(['/', ':', '_']).any(|w| w == word)
+}
+
 fn unit(name: &str) -> Unit {
-    let has = |part: &str| name.split(['/', '_']).any(|p| p == part);
-    if has("fluency") {
+    if has(name, "fluency") {
         Unit::Bits
-    } else if has("kl") || has("perplexity") {
+    } else if has(name, "kl") || name == "truth-ratio" {
         Unit::Plain
     } else {
         Unit::Share
@@ -37,9 +41,12 @@ pub(super) fn unit_in_words(name: &str) -> &'static str {
     }
 }
 
-/// What a larger value means.
-pub(super) fn higher_is_better(name: &str) -> bool {
-    unit(name) != Unit::Plain
+/// Whether a larger value is better, where that can be said.
+pub(super) fn higher_is_better(name: &str) -> Option<bool> {
+    // How far wrong answers should overtake a forgotten one is nobody's to say.
+    let unclear = has(name, "truth-ratio");
+    let lower = has(name, "kl") || has(name, "extraction-strength");
+    (!unclear).then_some(!lower)
 }
 
 /// A score as tables write it.
@@ -68,9 +75,22 @@ pub(super) fn fixed(value: f64, digits: usize) -> String {
     }
 }
 
-/// A score's title, or a part's: what stands behind the slash.
+/// A score's title: of a kind or a measure, without what stands before it.
 pub(super) fn title(name: &str) -> String {
-    let part = name.rsplit('/').next().unwrap_or(name);
+    let kind = name.split_once('/').map_or(name, |(_, kind)| kind);
+    match kind.split_once(':') {
+        Some((kind, measure)) if name.contains('/') => format!("{}, {}", capital(kind), capital(measure)),
+        Some((_, measure)) => capital(measure),
+        None => capital(kind),
+    }
+}
+
+/// What a kind or a measure is of; nothing for a score itself.
+pub(super) fn parent(name: &str) -> Option<&str> {
+    name.split_once(['/', ':']).map(|(score, _)| score)
+}
+
+fn capital(part: &str) -> String {
     if let Some((_, title)) = TITLES.iter().find(|(known, _)| *known == part) {
         return (*title).to_owned();
     }
@@ -115,9 +135,11 @@ mod tests {
     fn scores_are_written_in_their_units() {
         assert_eq!(shown("edit", 0.98765), "98.8");
         assert_eq!(shown("fluency", 5.7966), "579.7");
-        assert_eq!(shown("fluency/greedy", 5.7966), "579.7");
-        assert_eq!(shown("locality/kl", 0.01234), "0.012");
-        assert_eq!(shown("locality/kl", -1e-9), "0.000");
+        assert_eq!(shown("fluency:greedy", 5.7966), "579.7");
+        assert_eq!(shown("locality:kl", 0.01234), "0.012");
+        assert_eq!(shown("locality/Forgetfulness:kl", -1e-9), "0.000");
+        assert_eq!(shown("truth-ratio", 2.5), "2.500");
+        assert_eq!(shown("truth-ratio:share", 0.25), "25.0");
         assert_eq!(range("edit", [0.5, 1.0]), "50.0–100.0");
     }
 
@@ -131,10 +153,18 @@ mod tests {
     }
 
     #[test]
+    fn some_scores_are_better_when_lower() {
+        let found = ["edit", "locality:kl", "extraction-strength", "truth-ratio:share"].map(higher_is_better);
+        assert_eq!(found, [Some(true), Some(false), Some(false), None]);
+    }
+
+    #[test]
     fn titles_are_words() {
         assert_eq!(title("edit"), "Edit success");
         assert_eq!(title("portability/Subject_Aliasing"), "Subject Aliasing");
-        assert_eq!(title("edit/f1"), "F1");
+        assert_eq!(title("edit:f1"), "F1");
+        assert_eq!(title("portability/Reasoning:f1"), "Reasoning, F1");
+        assert_eq!(["edit", "edit:f1", "locality/a:kl"].map(parent), [None, Some("edit"), Some("locality")]);
         assert_eq!(title(""), "");
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::metric;
+use super::protocol::Protocol;
 use super::summary::{Statistic, Stretch, Summary};
 use super::svg::{Axis, Bar, COLOURS, Plot, Shape, bars};
-use super::table::{Group, Protocol};
+use super::table::Group;
 use crate::run::Mode;
 
 /// A colour for each method, the same all over the page.

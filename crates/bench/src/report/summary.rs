@@ -166,22 +166,22 @@ impl Summary {
 
     /// Method, mode, and what else tells it from others.
     pub fn label(&self) -> String {
-        let mode = match self.mode {
-            Mode::Single => String::new(),
-            _ => format!(", {}", mode_in_words(self.mode)),
-        };
-        let variant = if self.variant.is_empty() { String::new() } else { format!(" ({})", self.variant) };
-        format!("{}{mode}{variant}", self.method)
+        match (self.mode, self.variant.as_str()) {
+            (Mode::Single, "") => self.method.clone(),
+            (Mode::Single, variant) => format!("{} ({variant})", self.method),
+            _ => format!("{}, {}", self.method, edits_in_words(self)),
+        }
     }
 }
 
-/// As tables say it.
-pub(super) fn mode_in_words(mode: Mode) -> String {
-    match mode {
+/// How the edits were made, and what else tells the cell from others.
+pub(super) fn edits_in_words(cell: &Summary) -> String {
+    let mode = match cell.mode {
         Mode::Single => "each alone".into(),
         Mode::Batch(size) => format!("{size} at once"),
-        Mode::Sequential => "in sequence".into(),
-    }
+        Mode::Sequential => "in sequence".to_owned(),
+    };
+    if cell.variant.is_empty() { mode } else { format!("{mode} ({})", cell.variant) }
 }
 
 impl Protocols {
@@ -234,8 +234,11 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 /// So many points a curve over a sequence has at most.
 const STRETCHES: usize = 10;
 
+/// Fewer records than that say nothing of a stretch.
+const STRETCH: usize = 10;
+
 fn stretches(records: &[RecordResult]) -> Vec<Stretch> {
-    let size = records.len().div_ceil(STRETCHES).max(1);
+    let size = records.len().div_ceil(STRETCHES).max(STRETCH);
     let success = |records: &[RecordResult], of: fn(&RecordResult) -> Option<&Both>| {
         let scores = records.iter().filter(|r| r.error.is_none()).filter_map(of);
         let values: Vec<f64> = scores.filter_map(|both| both.compat.get("edit").copied()).collect();

@@ -11,7 +11,7 @@ pub(super) const COLOURS: usize = 8;
 
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 340.0;
-const LEFT: f64 = 56.0;
+const LEFT: f64 = 60.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
 const FONT: f64 = 13.0;
@@ -23,22 +23,26 @@ pub(super) struct Axis {
     label: String,
     low: f64,
     high: f64,
+    /// What values cannot leave, and ticks do not.
+    bounds: [f64; 2],
     log: bool,
 }
 
 impl Axis {
     /// For values within bounds, with a little space around them.
-    pub(super) fn linear(label: &str, values: impl Iterator<Item = f64>, [least, most]: [f64; 2]) -> Self {
+    pub(super) fn linear(label: &str, values: impl Iterator<Item = f64>, bounds: [f64; 2]) -> Self {
         let (low, high) = ends(values);
         // Values that are all the same should not fill the plot with their last digits.
-        let pad = (0.08 * (high - low)).max(0.02 * (most - least).min(100.0));
-        Self { label: label.into(), low: (low - pad).max(least), high: (high + pad).min(most), log: false }
+        let pad = (0.06 * (high - low)).max(0.02 * (bounds[1] - bounds[0]).min(100.0));
+        Self { label: label.into(), low: low - pad, high: high + pad, bounds, log: false }
     }
 
     /// For positive values over orders of magnitude.
     pub(super) fn log(label: &str, values: impl Iterator<Item = f64>) -> Self {
-        let (low, high) = ends(values);
-        Self { label: label.into(), low: low / 1.15, high: high * 1.15, log: true }
+        // The perplexity of a broken model knows no bounds; a plot should.
+        let (low, high) = ends(values.map(|v| v.clamp(1e-12, 1e12)));
+        let bounds = [f64::MIN_POSITIVE, f64::INFINITY];
+        Self { label: label.into(), low: low / 1.15, high: high * 1.15, bounds, log: true }
     }
 
     /// 0 at the lower end, 1 at the upper.
@@ -49,7 +53,7 @@ impl Axis {
     }
 
     fn ticks(&self) -> Vec<(f64, String)> {
-        let inside = |v: &f64| *v >= self.low && *v <= self.high;
+        let inside = |v: &f64| *v >= self.low.max(self.bounds[0]) && *v <= self.high.min(self.bounds[1]);
         if self.log {
             let wide = (self.high / self.low).log10() > 2.5;
             let steps: &[f64] = if wide { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -59,12 +63,13 @@ impl Axis {
             let all = powers.step_by(skip).flat_map(|p| steps.iter().map(move |s| s * 10f64.powi(p)));
             return all.filter(inside).map(|v| (v, number(v))).collect();
         }
-        let raw = (self.high - self.low).max(f64::MIN_POSITIVE) / 5.0;
+        let raw = (self.high - self.low).max(f64::MIN_POSITIVE) / 6.0;
         let power = 10f64.powf(raw.log10().floor());
         let step = power * [1.0, 2.0, 5.0, 10.0].into_iter().find(|s| s * power >= raw).unwrap_or(10.0);
         let digits = (-step.log10().floor()).max(0.0) as usize;
         let (from, to) = ((self.low / step).ceil() as i64, (self.high / step).floor() as i64);
-        (from..=to).map(|i| (i as f64 * step, fixed(i as f64 * step, digits))).collect()
+        let all = (from..=to).map(|i| i as f64 * step).filter(inside);
+        all.map(|v| (v, fixed(v, digits))).collect()
     }
 }
 
@@ -76,7 +81,9 @@ fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
 
 fn number(value: f64) -> String {
     match value {
-        v if v >= 1e5 => format!("{v:.0e}"),
+        v if v >= 1e9 => format!("{v:.0e}"),
+        v if v >= 1e6 => fixed(v / 1e6, 0) + "M",
+        v if v >= 1e4 => fixed(v / 1e3, 0) + "k",
         v if v >= 1.0 => fixed(v, 0),
         v => format!("{v}"),
     }
@@ -151,7 +158,7 @@ impl Plot {
         self.put(format_args!(r#"<polygon class="band c{colour}" points="{path}"/>"#));
     }
 
-    /// A line; `kind` is a class: `line`, `dashed`, or `edge` for a thin grey one.
+    /// A line; `kind` is a class: `line`, or `edge` for a thin grey one.
     pub(super) fn line(&mut self, kind: &str, colour: usize, points: &[(f64, f64)]) {
         let path = self.path(points.iter().copied());
         self.put(format_args!(r#"<polyline class="{kind} c{colour}" points="{path}"/>"#));
@@ -251,7 +258,7 @@ impl Plot {
         let centre = (TOP + bottom) / 2.0;
         let _ = writeln!(
             svg,
-            r#"<text class="axis" transform="translate(14 {centre}) rotate(-90)" text-anchor="middle">{}</text>"#,
+            r#"<text class="axis" transform="translate(12 {centre}) rotate(-90)" text-anchor="middle">{}</text>"#,
             html(&self.y.label)
         );
         svg.push_str(&self.body);
@@ -278,7 +285,7 @@ impl Plot {
                     let covered = |areas: &[Area]| areas.iter().map(|a| overlap(&area, a)).sum::<f64>();
                     let cost = 20.0 * covered(&taken)
                         + 10.0 * covered(&self.points)
-                        + covered(&self.whiskers)
+                        + 0.1 * covered(&self.whiskers)
                         + distance;
                     if best.is_none_or(|(least, _)| cost < least) {
                         best = Some((cost, area));
@@ -288,7 +295,7 @@ impl Plot {
             let area = best.map_or([x, y, x + w, y + h], |(_, area)| area);
             // From afar, a thin line says which point is meant.
             let near = (x.clamp(area[0], area[2]), y.clamp(area[1], area[3]));
-            if (near.0 - x).hypot(near.1 - y) > 12.0 {
+            if (near.0 - x).hypot(near.1 - y) > 9.5 {
                 let (nx, ny) = near;
                 self.put(format_args!(
                     r#"<line class="leader" x1="{x:.1}" y1="{y:.1}" x2="{nx:.1}" y2="{ny:.1}"/>"#
@@ -374,4 +381,99 @@ pub(super) fn bars(what: &str, bars: &[Bar]) -> String {
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERCENT: [f64; 2] = [0.0, 100.0];
+
+    fn axis(label: &str, low: f64, high: f64) -> Axis {
+        Axis::linear(label, [low, high].into_iter(), PERCENT)
+    }
+
+    #[test]
+    fn a_plot_as_text() {
+        let mut plot =
+            Plot::of_lines(axis("x <y>", 0.0, 50.0), axis("y", 40.0, 100.0), ["a & b"].into_iter());
+        plot.band(1, &[(0.0, 40.0, 60.0), (50.0, 80.0, 100.0)]);
+        plot.line("line", 1, &[(0.0, 50.0), (50.0, 90.0)]);
+        plot.point(2, Shape::Square, (25.0, 70.0), [Some([20.0, 30.0]), None], "<q>");
+        plot.end(1, (50.0, 90.0), "a & b");
+        assert_eq!(plot.finish("what \"is\" drawn"), include_str!("svg/plot.svg"));
+    }
+
+    #[test]
+    fn bars_as_text() {
+        let bar = |colour, name: &str, value: f64| Bar {
+            colour,
+            name: name.into(),
+            value,
+            shown: format!("{value} s"),
+        };
+        assert_eq!(bars("cost", &[bar(0, "one", 4.0), bar(1, "<two>", 1.0)]), include_str!("svg/bars.svg"));
+    }
+
+    #[test]
+    fn ticks_are_round_and_within_bounds() {
+        let texts = |axis: &Axis| axis.ticks().into_iter().map(|t| t.1).collect::<Vec<_>>();
+        assert_eq!(texts(&axis("", 0.0, 100.0)), ["0", "20", "40", "60", "80", "100"]);
+        assert_eq!(texts(&axis("", 97.2, 100.0)), ["96", "98", "100"]);
+        assert_eq!(
+            texts(&Axis::linear("", [0.001, 0.004].into_iter(), [0.0, 0.01])),
+            ["0.001", "0.002", "0.003", "0.004"]
+        );
+        assert_eq!(texts(&Axis::log("", [24.0, 190_000.0].into_iter())), ["100", "1000", "10k", "100k"]);
+        assert_eq!(texts(&Axis::log("", [24.0, 60.0].into_iter())), ["50"]);
+        // Nothing to see is drawn all the same.
+        assert!(!texts(&Axis::linear("", [f64::NAN].into_iter(), PERCENT)).is_empty());
+    }
+
+    fn texts(svg: &str) -> Vec<Area> {
+        let number = |line: &str, name: &str| {
+            let rest = line.split_once(&format!(" {name}=\"")).map_or("", |(_, rest)| rest);
+            rest.split('"').next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(f64::NAN)
+        };
+        let lines = svg.lines().filter(|l| l.starts_with("<text class=\"name\""));
+        lines
+            .map(|line| {
+                let text =
+                    line.split_once('>').and_then(|(_, rest)| rest.split_once('<')).map_or("", |(t, _)| t);
+                let (x, y) = (number(line, "x"), number(line, "y"));
+                [x, y - FONT + 2.5, x + width(text), y + 2.5]
+            })
+            .collect()
+    }
+
+    fn assert_apart(all: &[Area]) {
+        for (i, a) in all.iter().enumerate() {
+            assert!(a[0] >= 0.0 && a[1] >= 0.0 && a[2] <= WIDTH && a[3] <= HEIGHT, "{a:?} sticks out");
+            for b in &all[..i] {
+                assert!(overlap(a, b) < 1.0, "{a:?} covers {b:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_crowded_points_do_not_cover_one_another() {
+        let mut plot = Plot::of_points(axis("x", 0.0, 100.0), axis("y", 0.0, 100.0));
+        let points: Vec<(f64, f64)> =
+            (0..12).map(|i| (30.0 + f64::from(i * i % 23), 90.0 + f64::from(i % 5) * 2.0)).collect();
+        points.iter().for_each(|p| plot.point(0, Shape::Circle, *p, [None, None], ""));
+        points.iter().for_each(|p| plot.label(*p, "some method"));
+        let found = texts(&plot.finish(""));
+        assert_eq!(found.len(), 12);
+        assert_apart(&found);
+    }
+
+    #[test]
+    fn names_of_lines_that_end_together_stand_under_one_another() {
+        let mut plot = Plot::of_lines(axis("x", 0.0, 1.0), axis("y", 0.0, 100.0), ["method"].into_iter());
+        (0..8).for_each(|i| plot.end(i, (1.0, 0.1 * i as f64), "method"));
+        (0..8).for_each(|i| plot.end(i, (1.0, 100.0), "method"));
+        let found = texts(&plot.finish(""));
+        assert_eq!(found.len(), 16);
+        assert_apart(&found);
+    }
 }

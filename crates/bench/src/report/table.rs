@@ -3,33 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::metric::{self, MAIN};
+use super::protocol::Protocol;
 use super::published::{KNOWEDIT, PublishedSet};
-use super::summary::{Protocols, Statistic, Statistics, Summary, mode_in_words};
-
-/// How a number was measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Protocol {
-    Compat,
-    Strict,
-}
-
-impl Protocol {
-    pub(super) const ALL: [Self; 2] = [Self::Compat, Self::Strict];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Compat => "compat",
-            Self::Strict => "strict",
-        }
-    }
-
-    pub(super) fn of(self, scores: &Protocols) -> &Statistics {
-        match self {
-            Self::Compat => &scores.compat,
-            Self::Strict => &scores.strict,
-        }
-    }
-}
+use super::summary::{Protocols, Statistic, Summary, edits_in_words};
 
 /// A score under a protocol.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,15 +43,12 @@ pub(super) struct Row<'a> {
 impl Row<'_> {
     /// What was done, in words, behind the method's name.
     pub(super) fn edits(&self) -> String {
-        let mode = mode_in_words(self.cell.mode);
         let when = match self.kind {
             Kind::Immediate => ", right after each",
             Kind::After if !self.cell.immediate.is_empty() => ", at the end",
             Kind::After | Kind::Unedited => "",
         };
-        let variant =
-            if self.cell.variant.is_empty() { String::new() } else { format!(" ({})", self.cell.variant) };
-        format!("{mode}{when}{variant}")
+        edits_in_words(self.cell) + when
     }
 
     /// Of how many records the row is.
@@ -153,14 +126,18 @@ pub(super) fn main<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
     groups.iter().map(|g| block(g, columns.clone(), g.published)).collect()
 }
 
-/// Portability and locality by kind, and what else is a part of a score.
+/// Portability and locality by kind.
 pub(super) fn kinds<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
-    blocks(groups, |name| name.contains('/'))
+    blocks(groups, is_kind)
+}
+
+fn is_kind(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(score, _)| ["portability", "locality"].contains(&score))
 }
 
 /// Scores that KnowEdit's table does not have, such as CounterFact's.
 pub(super) fn others<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
-    blocks(groups, |name| !name.contains('/') && !MAIN.contains(&name))
+    blocks(groups, |name| !is_kind(name) && !MAIN.contains(&name))
 }
 
 fn blocks<'a>(groups: &[Group<'a>], wanted: fn(&str) -> bool) -> Vec<Block<'a>> {
@@ -173,7 +150,7 @@ const ORDER: [&str; 5] = ["score", "efficacy", "generalization", "specificity", 
 
 fn columns(cells: &[&Summary], wanted: impl Fn(&str) -> bool) -> Vec<Column> {
     let place = |name: &str| {
-        let head = name.split('/').next().unwrap_or(name);
+        let head = metric::parent(name).unwrap_or(name);
         let among = |names: &[&str]| names.iter().position(|n| *n == head).unwrap_or(names.len());
         (among(&MAIN), among(&ORDER))
     };
@@ -241,7 +218,7 @@ fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
     for (i, Column { protocol, name }) in columns.iter().enumerate() {
         let value = |row: &Row<'_>| {
             let statistic = protocol.of(&row.cell.after).get(name).filter(|_| row.kind == Kind::After)?;
-            Some(if metric::higher_is_better(name) { statistic.mean } else { -statistic.mean })
+            Some(if metric::higher_is_better(name)? { statistic.mean } else { -statistic.mean })
         };
         let competing: Vec<(usize, f64)> =
             rows.iter().enumerate().filter_map(|(r, row)| Some((r, value(row)?))).collect();

@@ -107,7 +107,7 @@
     }
   };
 
-  const shown = (value) => value === undefined ? "–" : String(Math.round(value * 1000) / 1000);
+  const shown = (value) => value === undefined ? "–" : value.toFixed(3);
 
   const scoreTable = (r) => {
     const columns = [];
@@ -205,7 +205,7 @@
         groups.set(cell.data, group);
         $("cell").append(group);
       }
-      const option = make("option", "", cell.label);
+      const option = make("option", "", cell.label + " on " + cell.data);
       option.value = String(i);
       groups.get(cell.data).append(option);
     });
