@@ -79,3 +79,15 @@ impl Error {
         }
     }
 }
+
+/// Checks the number that a setting of this name holds: finite, and 0 or more where it may be `zero`.
+///
+/// # Errors
+/// Where it is not.
+pub(crate) fn check_number(name: &str, value: f64, zero: bool, hint: &str) -> Result<()> {
+    if value.is_finite() && (value > 0.0 || (zero && value == 0.0)) {
+        return Ok(());
+    }
+    let expected = if zero { "0 or more" } else { "more than 0" };
+    Err(Error::input_hint(format!("`{name}` is {value}, expected {expected}"), hint))
+}
