@@ -97,6 +97,7 @@ pub fn sweep(
         if defaults.get("prefixes").is_some() { json!({ "prefixes": PREFIXES[0] }) } else { json!({}) };
     merge(&mut settings, start);
     let mut best: Option<Trial> = None;
+    let mut why = None;
     let mut tried = HashSet::new();
     for axis in axes {
         for change in axis {
@@ -118,6 +119,7 @@ pub fn sweep(
                 text: &[],
             };
             let outcome = run.run(&quiet)?;
+            why = why.or_else(|| outcome.records.iter().find_map(|r| r.error.clone()));
             let trial = Trial {
                 score: score(&outcome.mean, outcome.failed, facts.len()),
                 scores: outcome.mean,
@@ -140,7 +142,11 @@ pub fn sweep(
     cx.progress.end();
     let best = best.ok_or_else(|| Error::input("nothing was tried"))?;
     if best.failed == facts.len() {
-        return Err(Error::Numerical { what: format!("no trial edit of `{}` could be made", method.id) });
+        let why = why.unwrap_or_default();
+        return Err(Error::input_hint(
+            format!("no trial edit of `{}` could be made: {why}", method.id),
+            "give facts that can be edited by `--facts FILE`, or other settings by `--set`",
+        ));
     }
     Ok(Found { settings, best, trials })
 }
