@@ -290,7 +290,7 @@ fn methods_and_settings_are_checked_by_name_and_kind() {
         ("moments=no", ["`moments`", "expected `true` or `false`"]),
         ("search.kl=much", ["`search.kl`", "its default is 0.0625"]),
         ("layer=9", ["layer 9", "hint: layers are 0 to 4"]),
-        ("ridge=-1", ["the ridge is -1", "expected 0 or more"]),
+        ("ridge=-1", ["`ridge` is -1", "expected 0 or more"]),
     ] {
         lily(&sandbox, &["--set", set]).fails_with(&parts);
     }
