@@ -77,7 +77,14 @@ impl Rows {
             target: self.target.clone(),
         });
         let essence = Located { ids: essence[..=lookup].to_vec(), lookup };
-        Ok(Request { prompts: prompts.collect(), bare: 1, essence, start: vec![], moved: false })
+        Ok(Request {
+            prompts: prompts.collect(),
+            bare: 1,
+            essence,
+            start: vec![],
+            moved: false,
+            thinned: false,
+        })
     }
 }
 

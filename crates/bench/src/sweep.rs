@@ -101,6 +101,7 @@ pub fn sweep(
         if defaults.get("prefixes").is_some() { json!({ "prefixes": PREFIXES[0] }) } else { json!({}) };
     merge(&mut settings, start);
     let mut best: Option<Trial> = None;
+    let mut why = None;
     let mut tried = HashSet::new();
     for axis in axes {
         for change in axis {
@@ -117,6 +118,7 @@ pub fn sweep(
             let made = run.records.iter().filter(|record| record.error.is_none());
             let scores = means(made.clone().map(|record| &record.after.compat));
             let failed = facts.len() - made.count();
+            why = why.or_else(|| run.records.iter().find_map(|record| record.error.clone()));
             let trial = Trial {
                 score: score(&scores, failed, facts.len()),
                 scores,
@@ -139,7 +141,11 @@ pub fn sweep(
     cx.progress.end();
     let best = best.ok_or_else(|| Error::input("nothing was tried"))?;
     if best.failed == facts.len() {
-        return Err(Error::Numerical { what: format!("no trial edit of `{}` could be made", method.id) });
+        let why = why.unwrap_or_default();
+        return Err(Error::input_hint(
+            format!("no trial edit of `{}` could be made: {why}", method.id),
+            "give facts that can be edited by `--facts FILE`, or other settings by `--set`",
+        ));
     }
     Ok(Found { settings, best, trials })
 }

@@ -49,7 +49,8 @@ pub enum Error {
 }
 
 /// What helps where a disk is full.
-const FULL: &str = "free some space, or choose another place; what was finished is kept, and nothing is half written";
+const FULL: &str =
+    "free some space, or choose another place; what was finished is kept, and nothing is half written";
 
 /// Whether a file could not be written for want of space.
 pub(crate) fn is_full(error: &std::io::Error) -> bool {
@@ -88,4 +89,16 @@ impl Error {
             Self::Interrupted => None,
         }
     }
+}
+
+/// Checks the number that a setting of this name holds: finite, and 0 or more where it may be `zero`.
+///
+/// # Errors
+/// Where it is not.
+pub(crate) fn check_number(name: &str, value: f64, zero: bool, hint: &str) -> Result<()> {
+    if value.is_finite() && (value > 0.0 || (zero && value == 0.0)) {
+        return Ok(());
+    }
+    let expected = if zero { "0 or more" } else { "more than 0" };
+    Err(Error::input_hint(format!("`{name}` is {value}, expected {expected}"), hint))
 }

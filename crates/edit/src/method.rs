@@ -215,7 +215,11 @@ impl Entry {
         }
         contradiction(job.facts)?;
         self.check_settings(settings)?;
-        (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)
+        let patch = (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)?;
+        if let Some(added) = patch.jitter() {
+            cx.progress.note(&added);
+        }
+        Ok(patch)
     }
 
     /// Checks that all settings exist in this method.
@@ -244,22 +248,26 @@ impl Entry {
     }
 }
 
-/// Refuses two facts that want different answers to one prompt: no edit can make both true.
+/// Refuses two facts that want different answers to one prompt, blanks aside: no edit can make both
+/// true.
 fn contradiction(facts: &[Fact]) -> Result<()> {
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut seen = std::collections::HashMap::with_capacity(facts.len());
     for (i, fact) in facts.iter().enumerate() {
-        let target = fact.target.trim();
-        let (first, wanted) = *seen.entry(fact.prompt.trim()).or_insert((i, target));
-        if wanted != target {
-            return Err(Error::input_hint(
-                format!(
-                    "facts {} and {} contradict each other: `{}` is to be answered `{wanted}` and `{target}`",
-                    first + 1,
-                    i + 1,
-                    fact.prompt.trim()
-                ),
-                "keep one of them",
-            ));
+        let (prompt, target) = (words(&fact.prompt), words(&fact.target));
+        match seen.get(&prompt) {
+            None => drop(seen.insert(prompt, (i, target))),
+            Some((_, wanted)) if *wanted == target => (),
+            Some((first, wanted)) => {
+                return Err(Error::input_hint(
+                    format!(
+                        "facts {} and {} contradict each other: `{prompt}` is to be answered `{wanted}` and `{target}`",
+                        first + 1,
+                        i + 1,
+                    ),
+                    "keep one of them",
+                ));
+            }
         }
     }
     Ok(())

@@ -178,7 +178,8 @@ impl Patch {
         })
     }
 
-    /// Adds a change of a weight and notes how far it moves it.
+    /// Adds a change of a weight to what the patch changes of it already, in the form that takes
+    /// least room, and notes how far that moves it.
     ///
     /// # Errors
     /// Where the weight does not exist, has another shape, or the change is not finite.
@@ -191,11 +192,31 @@ impl Patch {
                 delta.shape()
             )));
         }
+        if let Some(at) = self.weights.iter().position(|(weight, _)| *weight == id) {
+            let whole = self.weights[at].1.plus(&change);
+            whole.delta()?;
+            self.norms[at].delta = whole.norm();
+            self.weights[at].1 = whole;
+            return Ok(());
+        }
         let base = model.weight(id.role, id.layer)?;
         let base = base.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let change = change.smaller();
         self.norms.push(Norms { weight: id, delta: change.norm(), base });
         self.weights.push((id, change));
         Ok(())
+    }
+
+    /// What had to be added to linear systems so that they could be solved, in words.
+    pub(crate) fn jitter(&self) -> Option<String> {
+        let all = self.solve.iter().map(|s| s.jitter).filter(|j| *j > 0.0);
+        let (count, most) = all.fold((0, 0.0), |(n, most): (usize, f64), j| (n + 1, most.max(j)));
+        (count > 0).then(|| {
+            format!(
+                "{count} of {} systems were singular: up to {most:.0e} of the mean of the diagonal was added to it",
+                self.solve.len()
+            )
+        })
     }
 
     /// Checks that the patch belongs to this base.
@@ -249,6 +270,10 @@ impl Patch {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let document = serde_json::to_string(self)
             .map_err(|e| Error::input(format!("the patch cannot be written: {e}")))?;
+        // JSON has no word for a number that is not finite: `null` is written, and not read again.
+        serde_json::from_str::<Self>(&document).map_err(|e| Error::Numerical {
+            what: format!("the patch cannot be written: it holds a number that is not finite ({e})"),
+        })?;
         let mut tensors: Vec<(String, Vec<usize>, &[u8])> = vec![];
         for (i, (id, change)) in self.weights.iter().enumerate() {
             let name = |part: &str| format!("{i}.{}.{}.{part}", id.layer, role_name(*id));

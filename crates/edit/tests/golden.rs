@@ -221,6 +221,7 @@ fn check_memit(model: &Model, name: &str) {
         beside: &[],
         beside_weight: 0.0,
         post: &Post::default(),
+        own: &[],
         requests: requests.iter().collect(),
         targets: vec![golden.get("memit.z").iter().map(|x| f64::from(*x)).collect()],
     };

@@ -272,11 +272,7 @@ fn bad_batches_and_settings_are_named() {
     }
     fails("ft-l", &facts(), json!({"end-of-text": true}), "`end-of-text` cannot be learnt");
     fails("alphaedit", &facts(), json!({"null-space": "1e-30 absolute"}), "dimension 0");
-    fails("alphaedit", &facts(), json!({"null-space": 1.0}), "retained energy is 1");
-    fails("alphaedit", &facts(), json!({"lambda": 0.0}), "weight of what is held");
-    fails("memit", &facts(), json!({"lambda": -1.0}), "weight of what is held");
     fails("memit", &facts(), json!({"lambda": "much"}), "much");
-    fails("memit", &facts(), json!({"search": {"anchor": 1e-6}}), "no value could be written");
 }
 
 #[test]
@@ -300,9 +296,9 @@ fn hard_batches_are_edited_without_a_number_going_astray() {
 }
 
 #[test]
-fn post_steps_are_taken_by_every_method_that_writes_layers() {
+fn post_steps_are_taken_by_every_method_that_searches_for_values() {
     let model = model(2);
-    for method in METHODS.iter().filter(|m| writes_layers(m)) {
+    for method in METHODS.iter().filter(|m| m.defaults().get("search").is_some()) {
         let with = |post: Value| {
             let mut all = quick(method);
             all["post"] = post;
@@ -315,10 +311,10 @@ fn post_steps_are_taken_by_every_method_that_writes_layers() {
             let kept = delta.iter().filter(|x| **x != 0.0).count() as f64 / delta.len() as f64;
             assert!((kept - 0.4).abs() < 0.01, "{}: {kept}", method.id);
         }
-        // Small changes lie below the weight's largest singular value: nothing is drawn down.
+        // No change becomes larger.
         let (plain, pruned) = (with(json!({})), with(json!({"prune": 1.2})));
         for ((_, a), (_, b)) in plain.weights.iter().zip(&pruned.weights) {
-            assert!((a.norm() - b.norm()).abs() <= 1e-3 * a.norm() || b.norm() < a.norm(), "{}", method.id);
+            assert!(b.norm() <= (1.0 + 1e-3) * a.norm(), "{}: {} of {}", method.id, b.norm(), a.norm());
         }
     }
 }

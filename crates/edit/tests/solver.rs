@@ -6,10 +6,13 @@ use std::path::Path;
 
 use mutandis_edit::patch::WeightChange;
 use mutandis_edit::primitives::moments::{self, MomentSpec, Moments};
+use mutandis_edit::primitives::post::Post;
+use mutandis_edit::primitives::request::{Request, Token};
 use mutandis_edit::primitives::solver::{Form, Hold, System};
+use mutandis_edit::primitives::spread::{Layer, Order, Share, write};
 use mutandis_edit::primitives::subspace::{self, Cut};
 use mutandis_edit::{Context, Fact, Job, Patch, find};
-use mutandis_engine::{Model, Options, Overlay};
+use mutandis_engine::{Model, Options, Overlay, Pass, Read, Sequence, Site, SiteKind};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
@@ -154,6 +157,33 @@ fn a_ridge_holds_alike_in_every_form() {
 }
 
 #[test]
+fn forms_agree_for_every_number_of_keys() {
+    for (seed, [n, m]) in [[1, 0], [1, 40], [F, 0], [F + 1, F], [60, 3], [3, F - 1]].into_iter().enumerate() {
+        let mut draw = Draw::new(300 + seed as u64);
+        let moments = moments_of(&draw.rows(200));
+        let (mut keys, mut past) = (draw.rows(n), draw.rows(m));
+        // A fact that comes twice, and one that was edited before.
+        let first = keys[..F].to_vec();
+        keys.extend(&first);
+        past.extend(&first);
+        let factor = moments::factor(&moments, 0.1).unwrap();
+        let space = subspace::whole(&moments).unwrap().below(Cut::Energy(0.5)).unwrap();
+        let held = Hold::Moments { weight: 20.0, moments: &moments, factor: &factor };
+        let within = Hold::Within { space: &space, moments: 0.3, ridge: 0.2 };
+        for (hold, narrow) in
+            [(held, Form::Woodbury), (Hold::Ridge(0.3), Form::PushThrough), (within, Form::PushThrough)]
+        {
+            let system = System { f: F, keys: &keys, past: &past, past_weight: 0.7, hold, slack: 1.0 };
+            let [narrow, wide] = [narrow, Form::Dense].map(|form| system.solve_as(form).unwrap());
+            let error = far(&narrow.right, &wide.right);
+            assert!(error < EQUAL, "{n} keys, {m} earlier, {}: {error:e}", narrow.info.form);
+            assert_eq!((narrow.info.jitter, wide.info.jitter), (0.0, 0.0));
+            assert!(narrow.info.condition >= 1.0 && wide.info.condition >= 1.0);
+        }
+    }
+}
+
+#[test]
 fn a_null_space_is_solved_as_it_is_published() {
     for seed in 0..20 {
         let mut draw = Draw::new(200 + seed);
@@ -229,6 +259,13 @@ fn eigenvectors_and_cuts_are_what_they_say() {
         let held: f64 = total - space.values().iter().sum::<f64>();
         let next = held - whole.values().get(space.dimension()).copied().unwrap_or(0.0);
         assert!(held >= share * total && (next < share * total || space.dimension() == F));
+        // Both forms of its end cut the same space.
+        let end = space.end();
+        assert!((end.relative - held / total).abs() < 1e-12);
+        if space.dimension() < F {
+            let again = whole.below(Cut::Absolute(end.absolute)).unwrap();
+            assert_eq!(again.dimension(), space.dimension());
+        }
     }
     let limit = whole.values()[3] * 1.000001;
     assert_eq!(whole.below(Cut::Absolute(limit)).unwrap().dimension(), 4);
@@ -264,7 +301,17 @@ fn what_cannot_be_solved_is_an_error_or_a_reported_jitter() {
     assert!(System { hold: Hold::Ridge(0.0), ..good }.solve().is_err());
     assert!(System { hold: Hold::Ridge(f64::INFINITY), ..good }.solve().is_err());
     assert!(good.solve_as(Form::PushThrough).is_err());
-    assert!(System { keys: &[0.0; F], slack: 0.0, ..good }.solve().is_err());
+    for slack in [0.0, 1.0] {
+        let error = System { keys: &[&key[..], &[0.0; F]].concat(), slack, ..good }.solve().unwrap_err();
+        assert!(error.to_string().contains("key 2 of 2 is zero"), "{error}");
+    }
+    // A key without any part in the subspace: nothing is changed, and nothing is left over.
+    let space = subspace::whole(&moments).unwrap().below(Cut::Energy(0.9)).unwrap();
+    let mut outside = [0.0; F];
+    outside[0] = 1e-200;
+    let hold = Hold::Within { space: &space, moments: 0.0, ridge: 1.0 };
+    let nothing = System { keys: &outside, hold, ..good }.solve().unwrap();
+    assert_eq!(nothing.info.residual, 0.0);
 }
 
 /// Facts on a small real model, two of one subject.
@@ -292,6 +339,50 @@ fn patch_of(method: &str, settings: Value, prior: &[Patch]) -> (Patch, Vec<Momen
     let spec = MomentSpec { tokens: Some(600), seed: 3, ..MomentSpec::default() };
     let moments = moments::moments(&model, &[1, 2], &spec, &cx).unwrap();
     (patch, moments)
+}
+
+#[test]
+fn a_layer_takes_over_its_share_of_what_is_missing() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/stories260K.gguf");
+    let model = Model::load(&path, Options::default()).unwrap();
+    let facts = facts();
+    let requests: Vec<Request> = facts
+        .iter()
+        .map(|fact| Request::new(&model, fact, &["{}".to_owned()], Token::Subject).unwrap())
+        .collect();
+    let (d, mut draw) = (model.architecture().width, Draw::new(5));
+    let targets: Vec<Vec<f64>> = facts.iter().map(|_| (0..d).map(|_| draw.normal()).collect()).collect();
+    let job = Job { model: &model, stack: &[], prior: &[], facts: &facts, seed: 0 };
+    let solve = |layer: &Layer<'_>| layer.system(Hold::Ridge(0.5), 1.0).solve();
+    let written = |share: Share| {
+        let order = Order {
+            layers: &[1, 2, 3],
+            site: SiteKind::Residual,
+            share,
+            past: 0.0,
+            beside: &[],
+            beside_weight: 0.0,
+            post: &Post::default(),
+            own: &[],
+            requests: requests.iter().collect(),
+            targets: targets.clone(),
+        };
+        write(&job, &order, &solve, &Context::default()).unwrap().remove(0)
+    };
+    // What the last layer's output lacks at the facts' tokens, all of it and the two shares.
+    for (share, part) in [(Share::Even, 1.0 / 3.0), (Share::Root, 3f64.sqrt().recip())] {
+        let WeightChange::LowRank { left, .. } = written(share).change else { panic!("not low-rank") };
+        for (j, (request, target)) in requests.iter().zip(&targets).enumerate() {
+            let at = &request.prompts[0].at;
+            let read = Read { site: Site::new(3, SiteKind::Residual), rows: Some(vec![at.lookup]) };
+            let sequences = vec![Sequence { tokens: &at.ids, ..Default::default() }];
+            let pass = Pass { sequences, reads: vec![read], ..Default::default() };
+            let now = model.forward(pass).unwrap().reads.remove(0);
+            let lacks: Vec<f64> = target.iter().zip(&now).map(|(z, h)| part * (z - f64::from(*h))).collect();
+            let found: Vec<f64> = (0..d).map(|o| f64::from(left[o * facts.len() + j])).collect();
+            assert!(far(&found, &lacks) < KEPT, "{share:?}: {:e}", far(&found, &lacks));
+        }
+    }
 }
 
 /// X of a layer as the patch has it, `[n, f]`, with the layer's keys.

@@ -84,7 +84,10 @@ fn every_mode_is_scored_in_both_protocols() {
             for score in ["edit", "rephrase", "portability", "portability/Reasoning", "locality", "fluency"] {
                 let found = &cell["after"][protocol][score];
                 let most = if score == "fluency" { 20.0 } else { 1.0 };
-                assert!((0.0..=most).contains(&found["mean"].as_f64().unwrap()), "{protocol} {score}: {found}");
+                assert!(
+                    (0.0..=most).contains(&found["mean"].as_f64().unwrap()),
+                    "{protocol} {score}: {found}"
+                );
                 assert_eq!(found["count"], 3, "{protocol} {score}");
             }
         }
@@ -96,7 +99,8 @@ fn every_mode_is_scored_in_both_protocols() {
     }
     // Only one protocol, and no texts.
     let more = ["--method", "r-rome", "--set", "layer=2", "--limit", "2", "--json", "--protocol", "strict"];
-    let report = sandbox.run(&run(&model, &[&more[..], &["--no-fluency", "--out", "strict"]].concat())).ok().json();
+    let report =
+        sandbox.run(&run(&model, &[&more[..], &["--no-fluency", "--out", "strict"]].concat())).ok().json();
     let after = &report["cells"][0]["after"];
     assert_eq!(after["compat"], json!({}));
     assert_eq!((after["strict"]["fluency"].is_null(), after["strict"]["edit"].is_null()), (true, false));
@@ -116,7 +120,8 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_never_was() {
     let sandbox = people();
     let model = stories();
     std::fs::write(sandbox.path("plan.toml"), PLAN).unwrap();
-    let to = |out: &'static str| ["bench", "run", "plan.toml", "--model", &model, "--out", out].map(str::to_owned);
+    let to =
+        |out: &'static str| ["bench", "run", "plan.toml", "--model", &model, "--out", out].map(str::to_owned);
     let started = Instant::now();
     let whole = to("whole");
     sandbox.run(&whole.each_ref().map(String::as_str)).ok();

@@ -104,7 +104,10 @@ fn an_edit_is_one_document_and_one_file_that_answers_with_the_target() {
     assert_eq!(shown.json()["facts"][0]["target"], "cat");
     assert_eq!(shown.json()["weights"][0]["layer"], 2);
     assert_eq!(shown.json()["config"]["search"]["decay"], 0.001);
-    assert!(sandbox.run(&["patch", "show", PATCH]).ok().stdout.contains("Lily had a → cat"));
+    let text = sandbox.run(&["patch", "show", PATCH]).ok().stdout;
+    for part in ["Lily had a → cat", "searched 1 in ", "target at ", "condition ", "residual "] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
     let verified = sandbox.run(&["patch", "verify", PATCH, "--model", &stories(), "--json"]).ok();
     assert_eq!(verified.json()["valid"], true);
 }
@@ -120,6 +123,8 @@ fn text_is_for_people_and_a_patch_is_a_file_like_any_other() {
     }
     assert!(text.contains(&format!("--model {}", stories())), "{text}");
     assert!(!text.contains("-0.0"), "{text}");
+    let missed = lily(&sandbox, &["--set", "search.steps=1", "--out", "missed.patch"]).ok();
+    assert!(missed.stderr.contains("1 of 1 facts are not answered as asked"), "{}", missed.stderr);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -285,7 +290,7 @@ fn methods_and_settings_are_checked_by_name_and_kind() {
         ("moments=no", ["`moments`", "expected `true` or `false`"]),
         ("search.kl=much", ["`search.kl`", "its default is 0.0625"]),
         ("layer=9", ["layer 9", "hint: layers are 0 to 4"]),
-        ("ridge=-1", ["the ridge is -1", "expected 0 or more"]),
+        ("ridge=-1", ["`ridge` is -1", "expected 0 or more"]),
     ] {
         lily(&sandbox, &["--set", set]).fails_with(&parts);
     }
@@ -440,6 +445,19 @@ fn a_sweep_writes_a_recipe_that_edits_use() {
         std::fs::write(sandbox.path("bad.toml"), text).unwrap();
         with("bad.toml").fails_with(&[what, "\nhint: "]);
     }
+    // What cannot be kept, or would try nothing, is refused before anything is tried.
+    sandbox.run(&[&sweep[..], &["--limit", "0"]].concat()).fails_with(&["`--limit` is 0", "hint: "]);
+    sandbox
+        .run(&[&sweep[..], &["--out", "gone/recipe.toml"]].concat())
+        .fails_with(&["the folder `gone` does not exist", "hint: "]);
+    let strange = json!({"prompt": "Once upon a time", "subject": "Bob", "target_new": "there"}).to_string();
+    std::fs::write(sandbox.path("strange.jsonl"), strange).unwrap();
+    let trials = ["locate", "sweep", "--model", &model, "--facts", "strange.jsonl", "--method", "rome"];
+    sandbox.run(&trials).fails_with(&[
+        "no trial edit of `rome` could be made",
+        "the subject `Bob` is not in the prompt",
+        "hint: ",
+    ]);
     // This model knows no capitals.
     sandbox.run(&["locate", "sweep", "--model", &model]).fails_with(&["knows none of the facts", "--facts"]);
     sandbox

@@ -60,6 +60,8 @@ impl Method for AlphaEdit {
     type Config = Config;
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+        config.lambda.check("lambda", false)?;
+        config.null_space.check("null-space")?;
         let mut patch = job.patch::<Self>(config)?;
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
             let moments = statistics.moments(layer.index)?;
@@ -68,7 +70,13 @@ impl Method for AlphaEdit {
             let hold = Hold::Within { space: &space, moments: 0.0, ridge: lambda.absolute };
             let mut solution = layer.system(hold, 1.0).solve()?;
             solution.info.null_space = Some(space.dimension());
-            Ok(layer.report(solution, [("lambda", lambda)]))
+            if space.dimension() == layer.f {
+                cx.progress.note(&format!(
+                    "the null space of layer {} is all of it: nothing keeps the change off ordinary text",
+                    layer.index
+                ));
+            }
+            Ok(layer.report(solution, [("lambda", lambda), ("null-space", space.end())]))
         };
         spread::edit(&config.spread, &Plan::default(), &solve, job, cx, &mut patch)?;
         Ok(patch)

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Result, check_number};
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
 use crate::primitives::spread::{self, Layer, Plan, Settings};
@@ -54,6 +54,8 @@ impl Method for Emmet {
     type Config = Config;
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+        config.scale.check("scale", false)?;
+        check_number("slack", config.slack, true, "0.1 is published; 0 maps every key exactly")?;
         let mut patch = job.patch::<Self>(config)?;
         let slack = if job.facts.len() > 1 || config.slack_alone { config.slack } else { 0.0 };
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {

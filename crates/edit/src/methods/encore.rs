@@ -56,6 +56,8 @@ impl Method for Encore {
     type Config = Config;
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+        config.lambda.check("lambda", false)?;
+        config.norm.check("norm", true)?;
         let mut patch = job.patch::<Self>(config)?;
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
             let moments = statistics.moments(layer.index)?;

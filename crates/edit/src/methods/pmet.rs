@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Result, check_number};
 use crate::method::{Family, Job, Method};
 use crate::patch::Patch;
 use crate::primitives::least_squares;
@@ -57,6 +57,8 @@ impl Method for Pmet {
     type Config = Config;
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+        check_number("eased", f64::from(config.eased), true, "0.1 is published")?;
+        check_number("stop-kl", f64::from(config.stop_kl), true, "0.01 is published")?;
         let mut patch = job.patch::<Self>(config)?;
         let sites = &[SiteKind::AttentionOut, SiteKind::MlpOut];
         let plan = Plan {

@@ -105,7 +105,7 @@ impl WeightChange {
     }
 
     /// Whole, where its factors take more room than that.
-    pub fn smaller(self) -> Self {
+    pub(super) fn smaller(self) -> Self {
         let [out, inn] = self.shape();
         match &self {
             Self::LowRank { rank, .. } if rank * (out + inn) >= out * inn => {

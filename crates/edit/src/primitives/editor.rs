@@ -117,7 +117,7 @@ pub fn edit(settings: &Settings, job: &Job<'_>, cx: &Context<'_>, patch: &mut Pa
     cx.progress.end();
     for (id, change) in ids.into_iter().zip(changes) {
         if let Some(change) = change {
-            patch.push(model, id, change.smaller())?;
+            patch.push(model, id, change)?;
         }
     }
     Ok(())

@@ -41,6 +41,7 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
+    settings.lambda.check("lambda", false)?;
     let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
         let lambda = settings.lambda.of_moments(statistics.moments(layer.index)?);
         let solution = layer.solve_held(settings.spread.ridge, statistics, [lambda.absolute, 0.0], 1.0)?;

@@ -3,19 +3,20 @@
 //!
 //! A method says only which key and which output its constraint is about.
 
-use mutandis_engine::{Model, Overlay, Role, Site, SiteKind, WeightId};
+use mutandis_engine::{Model, Role, Site, SiteKind, WeightId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::beside;
 use super::moments::{self, MomentSpec};
+use super::post::Post;
 use super::rank_one::{RankOne, mean_row, rank_one, unit};
 use super::request::{Framing, Request};
 use super::solver::{Hold, Solution, System};
 use super::statistics::Statistics;
-use super::value_search::{Found, Goal, Search, values};
+use super::value_search::{Found, Goal, Search, accepted, values};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Result, check_number};
 use crate::fact::Fact;
 use crate::method::{Job, on_top};
 use crate::patch::{Patch, SolveInfo, WeightChange};
@@ -39,6 +40,11 @@ pub struct Settings {
     pub moment_tokens: Option<usize>,
     /// Added to the moments' diagonal, relative to its mean.
     pub ridge: f64,
+    /// Steps taken on the change that a round makes.
+    ///
+    /// DIFFERENCE: published code takes them on the change of each fact; facts of one run are one
+    /// change here.
+    pub post: Post,
     /// How often the facts are gone through: in a second round those that do not hold (by the
     /// search's margin) once all are written. Fewer where nothing is left to do.
     pub rounds: usize,
@@ -53,6 +59,7 @@ impl Default for Settings {
             moments: true,
             moment_tokens: None,
             ridge: moments::RIDGE,
+            post: Post::default(),
             rounds: 1,
         }
     }
@@ -78,6 +85,8 @@ pub fn edit(
 ) -> Result<()> {
     settings.search.check(settings.rounds)?;
     settings.framing.check()?;
+    settings.post.check()?;
+    check_number("ridge", settings.ridge, true, "1 is the default")?;
     let model = job.model;
     let a = model.architecture();
     let layer = settings.layer.unwrap_or(a.layers / 6);
@@ -90,29 +99,28 @@ pub fn edit(
     let id = WeightId { layer, role: Role::MlpOut };
     let sites = [Site::new(layer, SiteKind::MlpOut)];
     let goal = Goal::new(&sites, &settings.search);
-    let mut written = Columns { f: a.mlp_width, d: a.width, all: vec![] };
     for round in 0..settings.rounds {
-        let before = written.overlay(id)?;
+        let before = patch.overlay(model)?;
         let now = Job { stack: &on_top(job.stack, &before), ..*job };
-        let all = values(&now, &settings.framing, &goal, &requests, cx)?;
-        if round > 0 && all.iter().all(Found::is_nothing) {
+        let mut all = values(&now, &settings.framing, &goal, &requests, cx)?;
+        if round == 0 {
+            patch.search = all.iter().map(Found::info).collect();
+        } else if all.iter().all(Found::is_nothing) {
             break;
+        } else {
+            all = all.into_iter().zip(&mut requests).map(|(f, request)| f.in_later_round(request)).collect();
         }
-        let searched = written.all.len();
-        for ((mut found, held), request) in all.into_iter().zip(&held).zip(&mut requests) {
-            if round == 0 {
-                patch.search.push(found.info());
-            } else {
-                found = found.in_later_round(request);
-                if found.is_nothing() {
-                    continue;
-                }
+        let mut written = Columns { f: a.mlp_width, d: a.width, all: vec![] };
+        for i in accepted(&all, &settings.search, cx)? {
+            let (found, held) = (&all[i], &held[i]);
+            if round > 0 && found.is_nothing() {
+                continue;
             }
             // The search has not seen what this round wrote before.
-            let shift = |key: &[f32]| written.output(searched, key);
+            let shift = |key: &[f32]| written.output(key);
             let mean_key = mean_row(&found.keys, a.mlp_width);
             let initial = plus(&found.initial, &shift(&found.keys[..a.mlp_width]));
-            let (key, output) = constraint(&found, &mean_key, &mean_row(&found.outputs, a.width));
+            let (key, output) = constraint(found, &mean_key, &mean_row(&found.outputs, a.width));
             // A later round adds to what the first made of the constraint's key.
             let output = if round == 0 { plus(&output, &shift(&key)) } else { initial.clone() };
             let (u, solve) = direction(settings, &mean_key, held, statistics.as_ref(), layer)?;
@@ -121,11 +129,12 @@ pub fn edit(
             written.all.push(rank_one(&u, &key, &residual)?);
             patch.solve.push(solve);
         }
+        if let Some(change) = written.change() {
+            let change = settings.post.apply(model, job.prior, &patch.weights, id, change)?;
+            patch.push(model, id, change)?;
+        }
     }
-    match written.change() {
-        Some(change) => patch.push(model, id, change),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// `[d]` in f64, plus what was written since.
@@ -141,10 +150,10 @@ struct Columns {
 }
 
 impl Columns {
-    /// What the changes from one on add to the output of a key, `[d]`.
-    fn output(&self, from: usize, key: &[f32]) -> Vec<f64> {
+    /// What the changes add to the output of a key, `[d]`.
+    fn output(&self, key: &[f32]) -> Vec<f64> {
         let mut sum = vec![0.0; self.d];
-        for change in &self.all[from..] {
+        for change in &self.all {
             let along: f64 = key.iter().zip(&change.right).map(|(k, u)| f64::from(*k) * f64::from(*u)).sum();
             sum.iter_mut().zip(&change.left).for_each(|(s, l)| *s += along * f64::from(*l));
         }
@@ -159,15 +168,6 @@ impl Columns {
         };
         let (left, right) = (columns(self.d, |c| &c.left), columns(self.f, |c| &c.right));
         (rank > 0).then_some(WeightChange::LowRank { rank, left, right })
-    }
-
-    /// All as an overlay.
-    fn overlay(&self, id: WeightId) -> Result<Overlay> {
-        let mut overlay = Overlay::default();
-        if let Some(change) = self.change() {
-            overlay.push(id, change.delta()?);
-        }
-        Ok(overlay)
     }
 }
 

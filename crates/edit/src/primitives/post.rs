@@ -43,7 +43,8 @@ impl Post {
         Ok(())
     }
 
-    /// Takes the steps on a change of one weight. `prior` are the edits in force, oldest first.
+    /// Takes the steps on a change of one weight. `prior` are the edits in force, oldest first, and
+    /// `own` is what this edit has changed before.
     ///
     /// # Errors
     /// Where the weight does not exist or has no singular values.
@@ -51,6 +52,7 @@ impl Post {
         &self,
         model: &Model,
         prior: &[Patch],
+        own: &[(WeightId, WeightChange)],
         id: WeightId,
         change: WeightChange,
     ) -> Result<WeightChange> {
@@ -60,7 +62,7 @@ impl Post {
         let [out, inn] = model.linear_shape(id.role, id.layer)?;
         let base = model.weight(id.role, id.layer)?;
         let mut before = vec![0.0f32; out * inn];
-        let of_weight = prior.iter().flat_map(|p| &p.weights).filter(|(weight, _)| *weight == id);
+        let of_weight = prior.iter().flat_map(|p| &p.weights).chain(own).filter(|(weight, _)| *weight == id);
         of_weight.for_each(|(_, change)| change.add_to(&mut before));
         let mut delta = vec![0.0f32; out * inn];
         change.add_to(&mut delta);
@@ -94,6 +96,9 @@ pub fn keep_largest(delta: &mut [f32], weight: &[f32], share: f64) {
 
 /// PRUNE: singular values σ of `delta` above `limit` become `log_b σ − log_b limit + limit`.
 ///
+/// DIFFERENCE: where that is more than σ, as just above a limit below 1/ln b (5.5 for the published
+/// base, which weights of small models do not reach), σ stays.
+///
 /// # Errors
 /// Where the decomposition does not converge.
 pub fn draw_down(delta: &[f32], inn: usize, limit: f64, base: f64) -> Result<Vec<f32>> {
@@ -101,7 +106,7 @@ pub fn draw_down(delta: &[f32], inn: usize, limit: f64, base: f64) -> Result<Vec
     let out = delta.len() / inn;
     let mut drawn = delta.to_vec();
     for (i, &value) in values.iter().enumerate().take_while(|(_, v)| **v > limit) {
-        let less = value - ((value.ln() - limit.ln()) / base.ln() + limit);
+        let less = (value - ((value.ln() - limit.ln()) / base.ln() + limit)).max(0.0);
         for row in 0..out {
             for column in 0..inn {
                 drawn[row * inn + column] -= (less * u[(row, i)] * v[(column, i)]) as f32;
@@ -164,5 +169,7 @@ mod tests {
         for (x, wanted) in drawn.iter().zip([4.0 * c, -4.0 * s, 0.5 * s, 0.5 * c]) {
             assert!((x - wanted).abs() < 1e-6, "{drawn:?}");
         }
+        // log₁.₂ 2.5 − log₁.₂ 2 + 2 = 3.2: no value grows.
+        assert_eq!(draw_down(&[2.5, 0.0, 0.0, 0.5], 2, 2.0, 1.2).unwrap(), [2.5, 0.0, 0.0, 0.5]);
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::contexts;
 use super::lookup::{self, Text};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_number};
 use crate::fact::Fact;
 use crate::method::Job;
 
@@ -48,13 +48,8 @@ impl Framing {
     /// # Errors
     /// Where the weight is negative or not finite.
     pub fn check(&self) -> Result<()> {
-        if self.beside >= 0.0 && self.beside.is_finite() {
-            return Ok(());
-        }
-        Err(Error::input_hint(
-            format!("`beside` is {}, expected 0 or more", self.beside),
-            "0 holds nothing, 1 weighs another statement as much as the fact itself",
-        ))
+        let hint = "0 holds nothing, 1 weighs another statement as much as the fact itself";
+        check_number("beside", self.beside, true, hint)
     }
 
     /// The facts as tokens, in contexts that the model writes.
@@ -71,6 +66,7 @@ impl Framing {
                 requests.len()
             ));
         }
+        note_thinned(&requests, cx);
         Ok(requests)
     }
 
@@ -125,10 +121,16 @@ pub struct Request {
     pub start: Vec<f32>,
     /// Whether it is written behind its token, which is a sink.
     pub moved: bool,
+    /// Whether its prefixed prompts were left out, as they would not fit in memory.
+    pub thinned: bool,
 }
 
 /// Longest target that is searched for, in tokens.
 const TARGET_LIMIT: usize = 512;
+
+/// Most rows of a step of a search: enough to keep the processor busy, few enough for logits and
+/// activations to fit in memory (SmolLM2-135M: 0.7 MB a row).
+pub(super) const ROWS: usize = 1536;
 
 impl Request {
     /// Tokenises a fact. A template is text with one `{}`, where the prompt goes.
@@ -157,7 +159,7 @@ impl Request {
             let (prompt_at, essence_at) = (prompt_at?, essence_at?);
             let moved = prompt_at != prompt.character;
             let [prompt, essence] = [prompt.at(prompt_at), essence.at(essence_at)];
-            Ok(Self { moved, ..Self::of(model, fact, templates, &prompt, &essence)? })
+            Self { moved, ..Self::of(model, fact, templates, &prompt, &essence)? }.thin(&fact.prompt)
         };
         Ok(facts.iter().zip(texts).map(at).collect())
     }
@@ -183,7 +185,7 @@ impl Request {
         let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0) + target.len();
         fits(model, &prompt.text, longest)?;
         let prompts = prompts.into_iter().map(|at| Prompt { at, target: target.clone() }).collect();
-        Ok(Self { prompts, bare: 1, essence, start: vec![], moved: false })
+        Ok(Self { prompts, bare: 1, essence, start: vec![], moved: false, thinned: false })
     }
 
     /// Lets another fact share this one's value (MEMIT-Merge, arXiv 2502.07322).
@@ -194,6 +196,47 @@ impl Request {
         self.bare += other.bare;
         prefixed.extend_from_slice(more);
         self.prompts.append(&mut prefixed);
+        self.thinned |= other.thinned;
+    }
+
+    /// Rows that a step of its search runs: all tokens from the lookup tokens on.
+    pub(super) fn rows(&self) -> usize {
+        self.prompts.iter().map(|p| p.at.ids.len() - p.at.lookup + p.target.len()).sum()
+    }
+
+    /// Leaves out the prefixed prompts where a step over all would not fit in memory. `about` names
+    /// the facts in errors.
+    ///
+    /// # Errors
+    /// Where not even the bare prompts fit.
+    pub(super) fn thin(mut self, about: &str) -> Result<Self> {
+        if self.rows() > ROWS && self.prompts.len() > self.bare {
+            self.prompts.truncate(self.bare);
+            self.thinned = true;
+        }
+        if self.rows() > 2 * ROWS {
+            let what = format!(
+                "the search for `{about}` runs over {} tokens at once, expected at most {}",
+                self.rows(),
+                2 * ROWS
+            );
+            return Err(Error::input_hint(
+                what,
+                "shorten the target, or, of many facts about one subject, edit some first and the others on top",
+            ));
+        }
+        Ok(self)
+    }
+}
+
+/// Tells of requests that are searched without their prefixed prompts.
+pub(super) fn note_thinned(requests: &[Request], cx: &Context<'_>) {
+    let thinned = requests.iter().filter(|r| r.thinned).count();
+    if thinned > 0 {
+        cx.progress.note(&format!(
+            "{thinned} of {} values are searched without prefixes: with them the prompts do not fit in memory",
+            requests.len()
+        ));
     }
 }
 

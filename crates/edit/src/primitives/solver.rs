@@ -269,6 +269,11 @@ impl System<'_> {
         if let Some(x) = self.keys.iter().chain(self.past).find(|x| !x.is_finite()) {
             return Err(Error::Numerical { what: format!("a key holds {x}") });
         }
+        if let Some(i) = self.keys.chunks_exact(self.f).position(|k| k.iter().all(|x| *x == 0.0)) {
+            let what =
+                format!("key {} of {} is zero: no change can reach it", i + 1, self.keys.len() / self.f);
+            return Err(Error::Numerical { what });
+        }
         let positive = |x: f64| x > 0.0 && x.is_finite();
         let held = match self.hold {
             Hold::Ridge(c) => positive(c),
@@ -323,6 +328,8 @@ impl std::fmt::Debug for Weights<'_> {
 fn info(cholesky: &Cholesky, a: MatRef<'_, f64>, x: MatRef<'_, f64>, b: MatRef<'_, f64>) -> SolveInfo {
     let mut rest = b.to_owned();
     add_product(rest.as_mut(), a, x, -1.0);
-    let residual = rest.norm_l2() / b.norm_l2();
+    // Of nothing to be solved for nothing is left: a key may lie outside the subspace.
+    let size = b.norm_l2();
+    let residual = if size > 0.0 { rest.norm_l2() / size } else { 0.0 };
     SolveInfo { jitter: cholesky.jitter, residual, condition: cholesky.condition(), ..SolveInfo::default() }
 }

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use mutandis_engine::{Model, Overlay, Role, Site, SiteKind, WeightId};
+use mutandis_engine::{Model, Role, Site, SiteKind, WeightId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,13 +17,13 @@ use super::beside;
 use super::moments::{self, MomentSpec};
 use super::post::Post;
 use super::rank_one::mean_row;
-use super::request::{Framing, Request};
+use super::request::{Framing, Request, note_thinned};
 use super::solver::{Hold, Solution, System};
 use super::statistics::Statistics;
 use super::strength::Resolved;
-use super::value_search::{Ease, Found, Goal, Search, values};
+use super::value_search::{Ease, Found, Goal, Search, accepted, values};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_number};
 use crate::method::{Job, on_top};
 use crate::patch::{Patch, SolveInfo, WeightChange};
 
@@ -172,12 +172,10 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    settings.search.check(settings.rounds)?;
-    settings.framing.check()?;
-    settings.post.check()?;
+    settings.check()?;
     let model = job.model;
     let layers = settings.layers(model)?;
-    let (mut requests, owners) = share(settings.framing.requests(job, cx)?, job, plan.merge);
+    let (mut requests, owners) = share(settings.framing.requests(job, cx)?, job, plan.merge, cx)?;
     let Framing { token, beside: beside_weight, .. } = settings.framing;
     let beside =
         if beside_weight > 0.0 { beside::statements(model, job.facts, token, &requests)? } else { vec![] };
@@ -189,8 +187,8 @@ pub fn edit(
     let sites: Vec<Site> = kinds.iter().map(|&kind| Site::new(last, kind)).collect();
     let goal = Goal { ease: plan.ease, ..Goal::new(&sites, &settings.search) };
     let d = model.architecture().width;
-    let mut written = Overlay::default();
     for round in 0..settings.rounds {
+        let written = patch.overlay(model)?;
         let job = Job { stack: &on_top(job.stack, &written), ..*job };
         let mut found = values(&job, &settings.framing, &goal, &requests, cx)?;
         if round == 0 {
@@ -206,7 +204,7 @@ pub fn edit(
                 continue;
             }
         }
-        let kept = accepted(&found, cx)?;
+        let kept = accepted(&found, &settings.search, cx)?;
         let order = Order {
             layers: &layers,
             site: kinds.last().copied().unwrap_or(SiteKind::Residual),
@@ -215,37 +213,19 @@ pub fn edit(
             beside: &beside,
             beside_weight,
             post: &settings.post,
+            own: &patch.weights,
             requests: kept.iter().map(|&i| &requests[i]).collect(),
             targets: kept.iter().map(|&i| target(&found[i], d)).collect(),
         };
         let solve = |layer: &Layer<'_>| solve(layer, &statistics);
         for change in write(&job, &order, &solve, cx)? {
             let id = WeightId { layer: change.layer, role: Role::MlpOut };
-            written.push(id, change.change.delta()?);
             patch.push(model, id, change.change)?;
             patch.solve.push(change.info);
             patch.keys.insert(change.layer, change.keys.iter().map(|x| *x as f32).collect());
         }
     }
     Ok(())
-}
-
-/// Which values are written: those that the anchor does not refuse.
-fn accepted(found: &[Found], cx: &Context<'_>) -> Result<Vec<usize>> {
-    let kept: Vec<usize> = (0..found.len()).filter(|&i| !found[i].refused).collect();
-    if kept.is_empty() {
-        return Err(Error::Numerical {
-            what: "no value could be written: all exceed twice the anchor".into(),
-        });
-    }
-    if kept.len() < found.len() {
-        cx.progress.note(&format!(
-            "{} of {} values are more than twice the anchor's norm and are not written",
-            found.len() - kept.len(),
-            found.len()
-        ));
-    }
-    Ok(kept)
 }
 
 /// Values to be written.
@@ -264,6 +244,8 @@ pub struct Order<'a> {
     pub beside_weight: f64,
     /// Steps taken on each change.
     pub post: &'a Post,
+    /// What this edit has changed before.
+    pub own: &'a [(WeightId, WeightChange)],
     /// The facts.
     pub requests: Vec<&'a Request>,
     /// The value of each fact, `[d]`.
@@ -322,7 +304,7 @@ pub fn write(
         let right = solution.right_factor(f);
         let id = WeightId { layer, role: Role::MlpOut };
         let change = WeightChange::LowRank { rank: n, left, right };
-        let change = order.post.apply(job.model, job.prior, id, change)?;
+        let change = order.post.apply(job.model, job.prior, order.own, id, change)?;
         sweep.ascent.written.push(id, change.delta()?);
         out.push(Written { layer, change, keys, info: solution.info });
         if let Some(&next) = order.layers.get(i + 1) {
@@ -335,6 +317,20 @@ pub fn write(
 }
 
 impl Settings {
+    /// Checks all that does not depend on the model.
+    fn check(&self) -> Result<()> {
+        self.search.check(self.rounds)?;
+        self.framing.check()?;
+        self.post.check()?;
+        check_number("ridge", self.ridge, true, "1 is the default")?;
+        check_number(
+            "past",
+            self.past,
+            true,
+            "0 lets go of earlier edits, 1 holds them like this one's facts",
+        )
+    }
+
     /// The layers to be written.
     ///
     /// # Errors
@@ -363,19 +359,30 @@ impl Settings {
 }
 
 /// Requests, those of one subject as one where they are to be merged; and which each fact is in.
-fn share(each: Vec<Request>, job: &Job<'_>, merge: bool) -> (Vec<Request>, Vec<usize>) {
-    let (mut requests, mut owners): (Vec<Request>, Vec<usize>) = (vec![], vec![]);
+fn share(
+    each: Vec<Request>,
+    job: &Job<'_>,
+    merge: bool,
+    cx: &Context<'_>,
+) -> Result<(Vec<Request>, Vec<usize>)> {
+    if !merge {
+        let owners = (0..each.len()).collect();
+        return Ok((each, owners));
+    }
+    let (mut merged, mut owners): (Vec<(Request, &str)>, Vec<usize>) = (vec![], vec![]);
     let mut subjects = std::collections::HashMap::new();
     for (fact, request) in job.facts.iter().zip(each) {
-        let next = requests.len();
-        let owner = if merge { *subjects.entry(fact.subject.to_lowercase()).or_insert(next) } else { next };
-        match requests.get_mut(owner) {
-            Some(first) => first.merge(request),
-            None => requests.push(request),
+        let owner = *subjects.entry(fact.subject.to_lowercase()).or_insert(merged.len());
+        match merged.get_mut(owner) {
+            Some((first, _)) => first.merge(request),
+            None => merged.push((request, &fact.subject)),
         }
         owners.push(owner);
     }
-    (requests, owners)
+    let requests: Vec<Request> =
+        merged.into_iter().map(|(request, subject)| request.thin(subject)).collect::<Result<_>>()?;
+    note_thinned(&requests, cx);
+    Ok((requests, owners))
 }
 
 /// The value that a fact's lookup token should have at the site that is written.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::moments::Moments;
 use super::subspace::Cut;
+use crate::error;
 
 /// The weight of a term: a number is relative, `"15000 absolute"` is as published.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,6 +32,16 @@ pub struct Resolved {
 }
 
 impl Strength {
+    /// Checks the setting of this name; 0 is a strength only where the system does without its
+    /// term.
+    ///
+    /// # Errors
+    /// Where it is not finite, negative, or 0 and must not be.
+    pub fn check(self, name: &str, zero: bool) -> error::Result<()> {
+        let hint = "0.01 is relative to the model's own keys, \"15000 absolute\" as formulas have it";
+        error::check_number(name, self.number(), zero, hint)
+    }
+
     /// As λ of `λ·C`.
     pub fn of_moments(self, moments: &Moments) -> Resolved {
         self.resolve(moments.f as f64)

@@ -9,15 +9,18 @@ use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_
 use faer::{Mat, MatRef, Par};
 
 use super::moments::{Moments, symmetric};
-use crate::error::{Error, Result};
+use super::strength::Resolved;
+use crate::error::{Error, Result, check_number};
 
 /// The span of some eigenvectors of C.
 #[derive(Debug, Clone)]
 pub struct Subspace {
     /// All eigenvectors of C, one after another, `[f, f]`; spaces cut of one share them.
     basis: Arc<[f64]>,
-    /// Eigenvalues of this space, ascending: of so many eigenvectors, from the first on.
+    /// All eigenvalues of C, ascending.
     values: Arc<[f64]>,
+    /// How many of both, from the first on, this space has.
+    dimension: usize,
     f: usize,
 }
 
@@ -28,6 +31,23 @@ pub enum Cut {
     Absolute(f64),
     /// The leading eigenvectors that hold this share of tr(C) are left out.
     Energy(f64),
+}
+
+impl Cut {
+    /// Checks the setting of this name.
+    ///
+    /// # Errors
+    /// Where nothing can lie on one side of it.
+    pub fn check(self, name: &str) -> Result<()> {
+        match self {
+            Self::Absolute(limit) => check_number(name, limit, false, "\"0.02 absolute\" is published"),
+            Self::Energy(share) if (0.0..1.0).contains(&share) => Ok(()),
+            Self::Energy(share) => Err(Error::input_hint(
+                format!("`{name}` is {share}, expected 0 to below 1, or an absolute cut"),
+                "0.98 keeps 98 % of the keys' energy out of reach",
+            )),
+        }
+    }
 }
 
 /// All eigenvectors of C, ascending by eigenvalue: the space of which null spaces are cut.
@@ -49,7 +69,7 @@ pub fn whole(moments: &Moments) -> Result<Subspace> {
     let basis = order.iter().flat_map(|&j| vectors.col_as_slice(j).to_vec()).collect();
     // Of a sum of squares; below zero by rounding alone.
     let values = order.iter().map(|&j| column[j].max(0.0)).collect();
-    Ok(Subspace { basis, values, f })
+    Ok(Subspace { basis, values, dimension: f, f })
 }
 
 /// Eigenvalues of a symmetric matrix and its eigenvectors, as columns; only the lower half is read.
@@ -77,6 +97,7 @@ impl Subspace {
     pub(crate) fn from_parts(f: usize, basis: Vec<f64>, values: Vec<f64>) -> Option<Self> {
         (f > 0 && basis.len() == f * values.len()).then(|| Self {
             basis: basis.into(),
+            dimension: values.len(),
             values: values.into(),
             f,
         })
@@ -87,12 +108,11 @@ impl Subspace {
     /// # Errors
     /// Where the cut is out of range, or nothing lies below it.
     pub fn below(&self, cut: Cut) -> Result<Self> {
+        cut.check("null-space")?;
         let total: f64 = self.values.iter().sum();
-        let count = match cut {
-            Cut::Absolute(limit) if limit > 0.0 && limit.is_finite() => {
-                self.values.partition_point(|v| *v < limit)
-            }
-            Cut::Energy(share) if (0.0..1.0).contains(&share) => {
+        let dimension = match cut {
+            Cut::Absolute(limit) => self.values.partition_point(|v| *v < limit),
+            Cut::Energy(share) => {
                 let mut below = 0.0;
                 // From the smallest on, as long as what is left over holds the share.
                 let rest = |below: f64| total - below >= share * total;
@@ -104,42 +124,47 @@ impl Subspace {
                     })
                     .count()
             }
-            Cut::Absolute(x) => {
-                return Err(Error::input(format!("the null space's cut is {x}, expected more than 0")));
-            }
-            Cut::Energy(x) => {
-                let what = format!("the null space's retained energy is {x}, expected 0 to below 1");
-                return Err(Error::input_hint(what, "0.98 keeps 98 % of the keys' energy out of reach"));
-            }
         };
-        if count == 0 {
+        if dimension == 0 {
             let low = self.values.first().copied().unwrap_or_default();
             return Err(Error::input_hint(
-                format!("the null space has dimension 0: the smallest eigenvalue of C is {low:e} ({cut:?})"),
-                "retain less energy, or raise the absolute cut",
+                format!(
+                    "the null space has dimension 0: the smallest eigenvalue of C is {low:.2e}, {:.1e} of its trace",
+                    low / total
+                ),
+                "retain less energy, or raise the absolute cut, with `null-space`",
             ));
         }
-        Ok(Self { basis: Arc::clone(&self.basis), values: self.values[..count].into(), f: self.f })
+        Ok(Self { dimension, ..self.clone() })
+    }
+
+    /// Where this space ends, in both forms: the share of tr(C) that is left out, and the smallest
+    /// eigenvalue left out (the largest there is, where none is).
+    pub fn end(&self) -> Resolved {
+        let total: f64 = self.values.iter().sum();
+        let out = &self.values[self.dimension..];
+        let absolute = out.first().or(self.values.last()).copied().unwrap_or_default();
+        Resolved { relative: out.iter().sum::<f64>() / total, absolute }
     }
 
     /// `U [f, dimension]`, orthonormal columns.
     pub fn basis(&self) -> MatRef<'_, f64> {
-        MatRef::from_column_major_slice(self.vectors(), self.f, self.values.len())
+        MatRef::from_column_major_slice(self.vectors(), self.f, self.dimension)
     }
 
     /// One eigenvector after another, `[dimension, f]`.
     pub fn vectors(&self) -> &[f64] {
-        &self.basis[..self.values.len() * self.f]
+        &self.basis[..self.dimension * self.f]
     }
 
     /// Eigenvalues of C, ascending.
     pub fn values(&self) -> &[f64] {
-        &self.values
+        &self.values[..self.dimension]
     }
 
     /// Number of eigenvectors.
     pub fn dimension(&self) -> usize {
-        self.values.len()
+        self.dimension
     }
 
     /// Width of a key.

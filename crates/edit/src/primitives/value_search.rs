@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::adam::Adam;
-use super::request::Request;
+use super::request::{ROWS, Request};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::patch::SearchInfo;
@@ -111,8 +111,8 @@ impl Search {
                 "set `search.settle` to 1 or more",
             ));
         }
-        if self.stop_below.is_nan() {
-            return bad("stop-below", self.stop_below, "a number");
+        if !self.stop_below.is_finite() {
+            return bad("stop-below", self.stop_below, "a finite number");
         }
         Ok(())
     }
@@ -194,13 +194,15 @@ impl Found {
     }
 
     /// What a later round writes: nothing where δ does not make the fact true, as pushing on would
-    /// only do harm. The next search for it goes on from there.
+    /// only do harm. The next search for it goes on from there, unless that is too far already.
     pub(crate) fn in_later_round(mut self, request: &mut Request) -> Self {
-        if self.holds {
-            request.start.clear();
-        } else {
+        request.start.clear();
+        if self.refused || !self.holds {
             let nothing = vec![0.0; self.delta.len()];
-            request.start = std::mem::replace(&mut self.delta, nothing);
+            let far = std::mem::replace(&mut self.delta, nothing);
+            if !std::mem::take(&mut self.refused) {
+                request.start = far;
+            }
         }
         self
     }
@@ -218,9 +220,33 @@ impl Found {
     }
 }
 
-/// Most facts, and most rows of a step, in one batch: enough to keep the processor busy, few
-/// enough for the logits to fit in memory.
-const BATCH: (usize, usize) = (64, 1536);
+/// Which values are written: those that the anchor does not refuse.
+///
+/// # Errors
+/// Where it refuses all.
+pub(super) fn accepted(found: &[Found], search: &Search, cx: &Context<'_>) -> Result<Vec<usize>> {
+    let kept: Vec<usize> = (0..found.len()).filter(|&i| !found[i].refused).collect();
+    if kept.is_empty() {
+        return Err(Error::input_hint(
+            format!(
+                "no value could be written: all have more than twice the norm of `search.anchor`, {}",
+                search.anchor
+            ),
+            "raise it towards the norms that MLPs give out in this model, or leave it out",
+        ));
+    }
+    if kept.len() < found.len() {
+        cx.progress.note(&format!(
+            "{} of {} values are more than twice the anchor's norm and are not written",
+            found.len() - kept.len(),
+            found.len()
+        ));
+    }
+    Ok(kept)
+}
+
+/// Most facts, and most rows of a step, in one batch.
+const BATCH: (usize, usize) = (64, ROWS);
 
 /// Searches the values of many facts, each with its own δ, Adam state and stop.
 ///
@@ -251,8 +277,7 @@ fn batches(requests: &[Request]) -> Vec<std::ops::Range<usize>> {
     let mut ranges: Vec<std::ops::Range<usize>> = vec![];
     let mut rows = 0;
     for (i, request) in requests.iter().enumerate() {
-        let suffix = |p: &super::request::Prompt| p.at.ids.len() - p.at.lookup + p.target.len();
-        let more: usize = request.prompts.iter().map(suffix).sum();
+        let more = request.rows();
         match ranges.last_mut() {
             Some(r) if r.len() < BATCH.0 && rows + more <= BATCH.1 => r.end = i + 1,
             _ => {

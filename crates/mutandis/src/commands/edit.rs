@@ -163,6 +163,10 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     patched.push(patch, &model)?;
     let is = questions.ask(&model, &patched, &facts, session.interrupt)?;
     evaluate += started.elapsed().as_secs_f64();
+    let missed = facts.iter().zip(&is.facts).filter(|(fact, now)| now.answer != fact.target).count();
+    if missed > 0 {
+        session.progress.note(&format!("{missed} of {} facts are not answered as asked", facts.len()));
+    }
     let report = Report {
         patch: out.display().to_string(),
         method: args.method.clone(),
@@ -219,8 +223,8 @@ fn facts(args: &Args) -> anyhow::Result<Vec<Fact>> {
 
 /// Refuses facts that the model answers as asked already.
 fn unanswered(facts: &[Fact], answers: &[Answer]) -> anyhow::Result<()> {
-    let same: Vec<_> = facts.iter().zip(answers).filter(|(fact, now)| now.answer == fact.target).collect();
-    let Some((fact, now)) = same.first() else { return Ok(()) };
+    let same: Vec<usize> = (0..facts.len()).filter(|&i| answers[i].answer == facts[i].target).collect();
+    let Some((fact, now)) = same.first().map(|&i| (&facts[i], &answers[i])) else { return Ok(()) };
     let mut what = format!(
         "the model already answers `{}` to `{}` (probability {:.2})",
         fact.target, fact.prompt, now.probability
@@ -228,7 +232,10 @@ fn unanswered(facts: &[Fact], answers: &[Answer]) -> anyhow::Result<()> {
     let hint = if facts.len() == 1 {
         "nothing is to be changed; give another target"
     } else {
-        what.push_str(&format!("; so it does for {} of {} facts", same.len(), facts.len()));
+        let named: Vec<String> = same.iter().take(SHOWN).map(|i| (i + 1).to_string()).collect();
+        let more = if same.len() > SHOWN { ", …" } else { "" };
+        let (count, all, named) = (same.len(), facts.len(), named.join(", "));
+        what.push_str(&format!("; so it does for {count} of {all} facts: {named}{more}"));
         "take them out of the file, or give them other targets"
     };
     Err(Error::input_hint(what, hint).into())
@@ -254,8 +261,8 @@ fn default_name(facts: &[Fact]) -> PathBuf {
     (1..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(1))
 }
 
-/// Finds out before the work, not after it, that the patch cannot be written there.
-fn writable(path: &Path, force: bool) -> anyhow::Result<()> {
+/// Finds out before the work, not after it, that a file cannot be written there.
+pub(super) fn writable(path: &Path, force: bool) -> anyhow::Result<()> {
     let shown = path.display();
     if path.is_dir() || path.file_name().is_none() {
         let hint = "give a file name, as in `--out rome.patch.safetensors`";

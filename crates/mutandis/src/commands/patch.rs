@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use mutandis_edit::Patch;
-use mutandis_edit::patch::{SolveInfo, WeightChange};
+use mutandis_edit::patch::{SearchInfo, SolveInfo, WeightChange};
 use mutandis_edit::primitives::strength::Resolved;
 use serde_json::json;
 
@@ -92,6 +92,7 @@ fn show(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCod
                 100.0 * n.delta / n.base
             ));
         }
+        lines.extend(searched(&patch.search).map(|search| format!("searched {search}")));
         lines.extend(patch.solve.iter().take(20).map(|s| format!("solved   {}", solved(s))));
         if let Some(prefix) = &patch.prefix {
             lines.push(format!("prompt   {prefix:?}"));
@@ -99,6 +100,24 @@ fn show(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCod
         lines.join("\n")
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The searches for the facts' values in words; none where there was none.
+fn searched(searches: &[SearchInfo]) -> Option<String> {
+    let steps = searches.iter().map(|s| s.steps).max()?;
+    let mean = searches.iter().map(|s| s.probability).sum::<f32>() / searches.len() as f32;
+    let least = searches.iter().map(|s| s.probability).fold(1.0, f32::min);
+    let refused = searches.iter().filter(|s| s.refused).count();
+    let mut text = format!(
+        "{} in {steps} steps at most: target at {:.1} % in the mean, {:.1} % at least",
+        searches.len(),
+        100.0 * mean,
+        100.0 * least
+    );
+    if refused > 0 {
+        text.push_str(&format!("; {refused} too large and not written"));
+    }
+    Some(text)
 }
 
 /// One linear system in words; a strength is relative, and in brackets as papers have it.
@@ -110,6 +129,9 @@ fn solved(solve: &SolveInfo) -> String {
     };
     parts.extend(solve.strengths.iter().map(strength));
     parts.extend(solve.null_space.map(|n| format!("null space of dimension {n}")));
+    if solve.condition > 0.0 {
+        parts.push(format!("condition {:.1e}", solve.condition));
+    }
     parts.push(format!("residual {:.1e}", solve.residual));
     if solve.jitter > 0.0 {
         parts.push(format!("jitter {:.1e}", solve.jitter));

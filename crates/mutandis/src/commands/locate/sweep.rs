@@ -11,6 +11,7 @@ use mutandis_edit::{Entry, Error, Fact, find};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::commands::edit::writable;
 use crate::commands::methods::settings;
 use crate::session::Session;
 use crate::stages::Stages;
@@ -70,6 +71,17 @@ pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
             Ok((entry, settings(entry, &args.settings)?))
         })
         .collect::<anyhow::Result<_>>()?;
+    if args.limit == 0 {
+        return Err(Error::input_hint(
+            "`--limit` is 0, expected 1 or more",
+            "a dozen trial edits tell settings apart",
+        )
+        .into());
+    }
+    if let Some(out) = &args.out {
+        // What is there is read and added to.
+        writable(out, true)?;
+    }
     let given = args.facts.as_deref().map(Fact::read).transpose()?;
     let model = session.load()?.model;
     let started = Instant::now();
