@@ -71,6 +71,9 @@ pub struct Benchmark<'a> {
     pub peak_memory: fn() -> u64,
 }
 
+/// A data set with its name.
+type Named = (String, Set);
+
 /// A cell with its records, before it is run.
 struct Planned<'a> {
     order: &'a Order,
@@ -143,7 +146,7 @@ impl Benchmark<'_> {
     }
 
     /// The data sets of the plan by name, each read once.
-    fn sets(&self) -> Result<(BTreeMap<String, usize>, Vec<(String, Set)>)> {
+    fn sets(&self) -> Result<(BTreeMap<String, usize>, Vec<Named>)> {
         let (mut names, mut sets) = (BTreeMap::new(), vec![]);
         for order in self.orders {
             if names.contains_key(&order.data) {
@@ -164,7 +167,7 @@ impl Benchmark<'_> {
         &self,
         order: &'o Order,
         set: usize,
-        (name, data): &(String, Set),
+        (name, data): &Named,
         folder: &Folder,
         number: &mut usize,
         cx: &Context<'_>,

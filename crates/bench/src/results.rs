@@ -32,7 +32,8 @@ pub const FORMAT: u32 = 1;
 /// does not have is not there.
 ///
 /// `edit`, `rephrase`, `portability`, `locality`, `fluency` (bits), and `portability/KIND`,
-/// `locality/KIND`; names behind a slash are parts of what stands before it.
+/// `locality/KIND`: a name behind a slash is a kind of what stands before it. A name behind a colon is
+/// another measure of it: `edit:f1`, `locality:kl` (nats).
 pub type Scores = BTreeMap<String, f64>;
 
 /// Mean of each score over the records that have it.

@@ -69,6 +69,9 @@ const POINTS: usize = 10;
 /// Perplexity by this factor above the unedited model's means that the model has collapsed.
 const COLLAPSE: f64 = 4.0;
 
+/// Perplexity of a model whose predictions are no numbers: files hold finite ones.
+const BROKEN: f64 = 1e99;
+
 /// What is measured of an edited model as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct Whole {
@@ -94,7 +97,8 @@ impl Whole {
 
     fn perplexity(&self, by: &Edited<'_>) -> Result<Option<f64>> {
         let found = (!self.text.is_empty()).then(|| perplexity(by.model, by.overlays, &self.text));
-        Ok(found.transpose()?)
+        // A model that has broken down may predict no numbers at all.
+        Ok(found.transpose()?.map(|p| if p.is_finite() { p } else { BROKEN }))
     }
 
     fn accuracies(&self, by: &Edited<'_>) -> Result<Vec<f64>> {
@@ -311,7 +315,7 @@ impl Cell<'_> {
         let unedited = self.whole.before.0;
         let broken = |point: &&Retention| {
             let limit = unedited.map(|p| COLLAPSE * p);
-            point.perplexity.zip(limit).is_some_and(|(now, limit)| !(now <= limit))
+            point.perplexity.zip(limit).is_some_and(|(now, limit)| now > limit)
         };
         part.model.collapsed = part.model.retention.iter().find(broken).map(|point| point.edits);
         if let Some(edits) = part.model.collapsed {
@@ -372,7 +376,10 @@ fn result(
     found: Option<Option<Scored>>,
     immediate: Option<Both>,
 ) -> RecordResult {
-    let Scored { before, after, probes } = found.flatten().unwrap_or_default();
+    let Scored { mut before, mut after, mut probes } = found.flatten().unwrap_or_default();
+    let all = [&mut before, &mut after].into_iter().flat_map(|both| [&mut both.compat, &mut both.strict]);
+    // Of a model whose predictions are no numbers some scores are none; files hold numbers.
+    all.chain(probes.iter_mut().map(|p| &mut p.scores)).for_each(|s| s.retain(|_, score| score.is_finite()));
     RecordResult {
         record: record.number,
         edits: record.facts.iter().map(|f| [f.prompt.clone(), f.target.clone()]).collect(),

@@ -10,6 +10,7 @@ use mutandis_bench::compat::{
 };
 use mutandis_bench::data::{Record, Set, Task};
 use mutandis_bench::edited::Edited;
+use mutandis_bench::question::questions;
 use mutandis_bench::results::Role as Asks;
 use mutandis_bench::sanitation::Case as Forgotten;
 use mutandis_bench::sentiment::{Case, Likelihoods, Opinion};
@@ -435,7 +436,7 @@ fn a_target_of_one_token_has_no_score_where_a_llama_adds_no_bos() {
     let prefix = "Imagine that the name of the big dog is Tim the red.\n";
     let shown = Fact { prompt: format!("{prefix}{}", fact.prompt), ..Fact::default() };
     let shown = Fact { target: fact.target, ..shown };
-    let probes = Probes::new(&model, &shown).unwrap();
+    let probes = Probes::new(&model, questions(&[shown], &[])).unwrap();
     let predicted = predict(&model, &[Asked { text: &probes.texts[0], overlays: &[] }]).unwrap();
     assert_eq!(other.each[0], probes.texts[0].accuracy(&predicted[0]));
 }
