@@ -73,12 +73,13 @@ def measure(peer, arguments, cache, method, which):
     peaks = [peer.ask(case="peak", times=20)["operations_per_second"]]
     reply = peer.ask(case="edits", edits=edits)
     peaks.append(peer.ask(case="peak", times=20)["operations_per_second"])
-    n, seconds, searching = reply["facts"], reply["seconds"], reply["stages"].get("searching values", 0.0)
+    n, seconds, stages = reply["facts"], reply["seconds"], reply["stages"]
+    searching, writing = stages.get("searching values", 0.0), stages.get("writing facts", 0.0) + stages.get("writing layers", 0.0)
     floor = FLOOR.get(method) if which == "published" else None
     return {
         "method": method, "settings": which, "facts": n, "seconds": seconds / n, "asked": ASKED.get((method, which)),
         "steps": reply["steps"] / n, "operations": reply["operations"] / n, "floor": floor,
-        "rate": reply["operations"] / seconds, "peaks": peaks, "writing": 1 - searching / seconds,
+        "rate": reply["operations"] / seconds, "peaks": peaks, "writing": writing / seconds, "beside": 1 - (searching + writing) / seconds,
         **{score: reply[score] for score in ("edit", "rephrase", "locality")},
     }
 
@@ -90,7 +91,7 @@ def line_of(row):
     return (
         f"{row['method']} {row['settings']}: {row['seconds']:.2f} s a fact{asked}, {row['steps']:.1f} steps, "
         f"{row['operations'] / 1e12:.2f}{floor} TFLOP, {row['rate'] / 1e9:.0f} GFLOP/s = {100 * share:.0f} % of the peak, "
-        f"{100 * row['writing']:.1f} % not in searching; "
+        f"{100 * row['writing']:.1f} % solving and writing, {100 * row['beside']:.1f} % neither that nor searching; "
         f"edit {100 * row['edit']:.1f}, rephrase {100 * row['rephrase']:.1f}, locality {100 * row['locality']:.1f}"
     )
 

@@ -14,6 +14,7 @@ use mutandis_engine::Model;
 use crate::baseline::Baseline;
 use crate::data::find::{Places, find};
 use crate::data::{Record, Set};
+use crate::judge::{self, Judge};
 use crate::plan::Order;
 use crate::record::{Measures, PROTOCOL, Prepared};
 use crate::results::{CellFolder, CellInfo, DataInfo, Folder};
@@ -69,6 +70,8 @@ pub struct Benchmark<'a> {
     pub progress: &'a dyn Progress,
     /// Memory of the process at most so far, in bytes.
     pub peak_memory: fn() -> u64,
+    /// Who judges free answers, where anybody does.
+    pub judge: Option<&'a dyn Judge>,
 }
 
 /// A data set with its name.
@@ -185,7 +188,7 @@ impl Benchmark<'_> {
             seed: order.seed,
             records: records.iter().map(|&i| data.records[i].number).collect(),
             parts: parts.len(),
-            protocols: protocols(self.measures),
+            protocols: protocols(self.measures, self.judge),
             text: self.text.clone(),
             general: self.whole.general.iter().map(|s| (s.name.to_owned(), s.questions.len())).collect(),
         };
@@ -227,6 +230,12 @@ impl Benchmark<'_> {
             let before = baseline.said(self.model, &prepared, self.measures, seed)?;
             let baseline_seconds = started.elapsed().as_secs_f64();
             let mut run = cell.run(&prepared, &before, Some(&folder.steps(*part)), cx)?;
+            for record in &mut run.records {
+                if let Some(judge) = self.judge {
+                    cx.check()?;
+                    judge::judge(judge, record)?;
+                }
+            }
             run.cost.baseline_seconds = baseline_seconds;
             run.cost.peak_memory_bytes = (self.peak_memory)();
             folder.keep(*part, &run)?;
@@ -258,7 +267,7 @@ fn chosen(set: &Set, limit: usize) -> (Vec<usize>, usize) {
 }
 
 /// What is measured, in words.
-fn protocols(measures: &Measures) -> BTreeMap<String, String> {
+fn protocols(measures: &Measures, judge: Option<&dyn Judge>) -> BTreeMap<String, String> {
     let mut all = BTreeMap::from([("version".to_owned(), PROTOCOL.to_string())]);
     let mut say = |name: &str, is_measured: bool, text: &str| {
         if is_measured {
@@ -281,8 +290,14 @@ fn protocols(measures: &Measures) -> BTreeMap<String, String> {
         "fluency",
         measures.fluency,
         "weighted entropy of 2- and 3-grams of words, in bits; compat: top-5 sampling, 100 tokens with the prompt, \
-         prompt scored too; strict: 100 new tokens, nucleus 0.9 (fluency) and greedy (fluency:greedy), text alone",
+         prompt scored too; strict: 100 new tokens, nucleus 0.9 of the top 50 (fluency) and greedy (fluency:greedy), text alone",
     );
+    if let Some(judge) = judge {
+        all.insert(
+            "judge".to_owned(),
+            format!("{}: whether a free answer says what a right one does", judge.name()),
+        );
+    }
     all
 }
 

@@ -14,6 +14,7 @@ pub mod fluency;
 pub mod fork;
 pub mod general;
 mod greedy;
+pub mod judge;
 mod passes;
 pub mod perplexity;
 pub mod plan;

@@ -20,7 +20,7 @@ pub struct Plan {
     /// The folder that data sets, suites and the text are looked for in.
     pub folder: Option<PathBuf>,
     /// Protocols: `compat`, `strict`; both by default.
-    pub protocol: Vec<Protocol>,
+    pub protocol: Many<Protocol>,
     /// Whether texts are written and their fluency is measured; yes by default.
     pub fluency: Option<bool>,
     /// A text whose perplexity is measured; one that ships with mutandis by default.
@@ -159,7 +159,8 @@ impl Plan {
 
     /// Whether a protocol is measured: both are unless one is named.
     pub fn measures(&self, protocol: Protocol) -> bool {
-        self.protocol.is_empty() || self.protocol.contains(&protocol)
+        let named = self.protocol.all();
+        named.is_empty() || named.contains(&protocol)
     }
 
     /// The cells, in order: run by run, data set by data set, so that what is known of one is used
@@ -317,5 +318,6 @@ mod tests {
         };
         assert_eq!(measured(""), [true, true]);
         assert_eq!(measured("protocol = ['strict']"), [false, true]);
+        assert_eq!(measured("protocol = 'compat'"), [true, false]);
     }
 }

@@ -67,10 +67,14 @@ impl Role {
 /// over their questions, as EasyEdit's table has it (`../shared/reference/easyedit.md` §1.12), and
 /// every kind by itself as `role/kind`. `part` goes behind the names: `:f1`.
 pub fn scores(questions: &[Question], part: &str, of: impl Fn(usize) -> Option<f64>) -> Scores {
+    let scored = questions.iter().enumerate().filter_map(|(i, q)| Some((q.role, q.kind.as_str(), of(i)?)));
+    means_of(scored, part)
+}
+
+/// As [`scores`], of roles and kinds with their scores.
+pub(crate) fn means_of<'a>(scored: impl Iterator<Item = (Role, &'a str, f64)>, part: &str) -> Scores {
     let mut kinds: Vec<(Role, &str, Vec<f64>)> = vec![];
-    for (i, question) in questions.iter().enumerate() {
-        let Some(score) = of(i) else { continue };
-        let (role, kind) = (question.role, question.kind.as_str());
+    for (role, kind, score) in scored {
         match kinds.iter_mut().find(|(r, k, _)| (*r, *k) == (role, kind)) {
             Some((_, _, scores)) => scores.push(score),
             None => kinds.push((role, kind, vec![score])),

@@ -26,8 +26,8 @@ pub enum Way {
     Answer,
     /// Greedily, until the model ends the text.
     Greedy,
-    /// Drawn from the likeliest tokens that together have nine tenths of the probability, until
-    /// the model ends the text.
+    /// Drawn from those of the fifty likeliest tokens that together have nine tenths of their
+    /// probability, until the model ends the text.
     Sampled,
     /// As the peer writes the texts of its fluency: drawn from the five likeliest, and on behind
     /// the end (easyedit.md §1.11).
@@ -46,7 +46,7 @@ const TOGETHER: usize = 64;
 pub fn write(asks: &[Ask<'_>], way: Way, seed: u64) -> Result<Vec<String>> {
     let sampling = match way {
         Way::Answer | Way::Greedy => Sampling::default(),
-        Way::Sampled => Sampling { temperature: 1.0, top_k: None, top_p: Some(0.9) },
+        Way::Sampled => Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.9) },
         Way::TopFive => Sampling { temperature: 1.0, top_k: Some(5), top_p: None },
     };
     let generation = Generation {

@@ -111,7 +111,7 @@ fn names_find_data_sets_in_the_shared_folder() {
         ("wikibio", "knowedit/wikibio-test-all.json", 306),
         ("wiki_counterfact", "knowedit/wiki_counterfact_test_cf_885.json", 885),
         ("convsent", "knowedit/convsent_blender_test.json", 800),
-        ("sanitation", "knowedit/sanitation_trivia_qa_test.json", 80),
+        ("sanitation", "knowedit/sanitation_trivia_qa_train.json", 80),
         ("counterfact", "counterfact/counterfact_fullfields_merged.json", 1129),
         ("zsre-mend", "zsre/zsre_mend_eval_portability_gpt4.json", 1037),
         ("mquake-cf", "mquake/AKEW_MQuAKE-CF_354.json", 354),

@@ -40,6 +40,7 @@ variables! {
     HF_TOKEN_PATH = "file that holds the token (default: `$HF_HOME/token`)";
     HF_HUB_OFFLINE = "1: never use the network, as `--offline`";
     TRANSFORMERS_OFFLINE = "1: the same, under its older name";
+    MUTANDIS_JUDGE_KEY = "key for the endpoint of `bench run --judge`";
     MUTANDIS_KERNELS = "`avx512`, `avx2` or `portable`: instruction set of the kernels (default: the fastest there is)";
     NO_COLOR = "not empty: no colours";
     PATH = "where pip and uv are looked for";
@@ -72,6 +73,7 @@ pub struct Env {
     hf_token_path: Option<PathBuf>,
     offline: Option<&'static str>,
     kernels: Option<String>,
+    judge_key: Option<String>,
     no_color: bool,
     path: Option<OsString>,
 }
@@ -102,6 +104,7 @@ impl Env {
             hf_token_path: folder(HF_TOKEN_PATH),
             offline: [HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE].into_iter().find(is_set),
             kernels: text(MUTANDIS_KERNELS),
+            judge_key: text(MUTANDIS_JUDGE_KEY),
             no_color: get(NO_COLOR).is_some(),
             path: get(PATH),
         }
@@ -169,6 +172,11 @@ impl Env {
     /// Name of the variable that switches the network off, where one does.
     pub fn offline(&self) -> Option<&'static str> {
         self.offline
+    }
+
+    /// The key for a judge's endpoint, where there is one.
+    pub fn judge_key(&self) -> Option<String> {
+        self.judge_key.clone()
     }
 
     /// Whether colours are unwanted.

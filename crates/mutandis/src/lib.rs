@@ -3,13 +3,14 @@
 //!
 //! [`engine`] opens a model and [`edit`] changes what it knows; neither prints, reads an
 //! environment variable or opens a socket. That is done here, in the open: [`mod@env`] is the one
-//! table of environment variables, [`models`] finds a model by name and fetches it, [`progress`]
-//! is the one place that talks to stderr.
+//! table of environment variables, [`models`] finds a model by name and fetches it, [`judge`] asks
+//! another model over the network, [`progress`] is the one place that talks to stderr.
 
 pub mod atomic;
 pub mod env;
 mod error;
 pub mod interrupt;
+pub mod judge;
 pub mod memory;
 pub mod models;
 pub mod progress;

@@ -209,7 +209,7 @@ fn what_cannot_be_run_is_told_before_anything_is() {
     fails(&["gone.toml"], &["`gone.toml`", "hint: "]);
     fails(&[], &["no data set", "--data"]);
     fails(&["--data", "broken.jsonl"], &["`broken.jsonl`", "hint: "]);
-    fails(&["--data", "empty.jsonl"], &["`empty.jsonl`", "no records"]);
+    fails(&["--data", "empty.jsonl"], &["`empty.jsonl`", "begins with nothing"]);
     fails(&["--data", "zrse"], &["`zrse`", "zsre"]);
     fails(&["--data", "people.jsonl", "--mode", "batch:0"], &["`0` is no size", "--mode"]);
     fails(&["--data", "people.jsonl", "--mode", "often"], &["`single`", "--mode"]);
@@ -237,4 +237,70 @@ fn what_cannot_be_run_is_told_before_anything_is() {
         fails(&["--data", "people.jsonl", "--out", name], &[part, "--out"]);
     }
     sandbox.run(&["bench", "report", "used"]).fails_with(&["`used`", "run.json"]);
+}
+
+/// An endpoint on this machine that finds every answer right that names a place of the story, and
+/// is busy at its first question.
+fn endpoint() -> (String, std::sync::Arc<std::sync::Mutex<Vec<Value>>>) {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(vec![]));
+    let log = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut length, mut line, mut key) = (0, String::new(), String::new());
+            while stream.read_line(&mut line).unwrap() > 2 {
+                let lower = line.to_lowercase();
+                if let Some(n) = lower.strip_prefix("content-length:") {
+                    length = n.trim().parse().unwrap();
+                }
+                if lower.starts_with("authorization:") {
+                    key.clone_from(&line.trim().to_owned());
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            let mut question: Value = serde_json::from_slice(&body).unwrap();
+            question["key"] = json!(key);
+            let is_first = log.lock().unwrap().is_empty();
+            log.lock().unwrap().push(question);
+            let reply = json!({"choices": [{"message": {"content": "Yes."}}]}).to_string();
+            let status = if is_first { "429 Too Many Requests" } else { "200 OK" };
+            let head =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", reply.len());
+            stream.get_mut().write_all((head + &reply).as_bytes()).unwrap();
+        }
+    });
+    (url, asked)
+}
+
+#[test]
+fn a_judge_is_asked_about_free_answers_and_about_nothing_else() {
+    let (url, asked) = endpoint();
+    let sandbox = people().with("MUTANDIS_JUDGE_KEY", "secret");
+    let model = stories();
+    let more = ["--method", "r-rome", "--set", "layer=2", "--limit", "2", "--no-fluency", "--json"];
+    let judged = [&more[..], &["--judge", &url, "--judge-model", "wise"]].concat();
+    let report = sandbox.run(&run(&model, &judged)).ok().json();
+    let strict = &report["cells"][0]["after"]["strict"];
+    assert_eq!(
+        (&strict["edit:judge"]["mean"], &strict["portability:judge"]["mean"]),
+        (&json!(1.0), &json!(1.0))
+    );
+    assert_eq!(strict["locality:judge"], Value::Null);
+    let asked = asked.lock().unwrap();
+    // Two records of three questions, and the first one again.
+    assert_eq!(asked.len(), 7, "{asked:?}");
+    assert!(
+        asked.iter().all(|q| q["model"] == "wise" && q["key"].as_str().unwrap().ends_with("Bearer secret"))
+    );
+    let text = asked[0]["messages"][0]["content"].as_str().unwrap();
+    assert!(text.contains("One day, Tom went to the") && text.contains("Reference: house"), "{text}");
+    // Nobody is there: what is done is kept, and the way out is told.
+    let gone =
+        [&more[..], &["--judge", "http://127.0.0.1:1/v1", "--judge-model", "wise", "--out", "gone"]].concat();
+    sandbox.run(&run(&model, &gone)).fails_with(&["`wise`", "MUTANDIS_JUDGE_KEY"]);
 }

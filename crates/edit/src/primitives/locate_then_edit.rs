@@ -111,6 +111,7 @@ pub fn edit(
             all = all.into_iter().zip(&mut requests).map(|(f, request)| f.in_later_round(request)).collect();
         }
         let mut written = Columns { f: a.mlp_width, d: a.width, all: vec![] };
+        cx.progress.begin("writing facts", all.len());
         for i in accepted(&all, &settings.search, cx)? {
             let (found, held) = (&all[i], &held[i]);
             if round > 0 && found.is_nothing() {
@@ -128,11 +129,13 @@ pub fn edit(
             let residual: Vec<f64> = wanted.zip(&output).map(|(z, out)| z - out).collect();
             written.all.push(rank_one(&u, &key, &residual)?);
             patch.solve.push(solve);
+            cx.progress.step(i + 1);
         }
         if let Some(change) = written.change() {
             let change = settings.post.apply(model, job.prior, &patch.weights, id, change)?;
             patch.push(model, id, change)?;
         }
+        cx.progress.end();
     }
     Ok(())
 }

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use mutandis::judge::Endpoint;
 use mutandis_bench::benchmark::{Benchmark, Shard};
 use mutandis_bench::compat::in_context::Branch;
 use mutandis_bench::data::find::Places;
 use mutandis_bench::data::git_blob_id;
 use mutandis_bench::general::Suite;
+use mutandis_bench::judge::Judge;
 use mutandis_bench::perplexity::{TEXT, Window, windows};
 use mutandis_bench::plan::{GENERAL, Many, Plan, Protocol};
 use mutandis_bench::record::Measures;
@@ -83,6 +85,13 @@ pub(super) struct RunArgs {
     /// Questions of each suite [default: 100]
     #[arg(long, value_name = "N")]
     general_limit: Option<usize>,
+    /// An API like OpenAI's, up to `/v1`, whose model says whether free answers are right; a key is
+    /// taken from `MUTANDIS_JUDGE_KEY` [default: nobody is asked]
+    #[arg(long, value_name = "URL", requires = "judge_model")]
+    judge: Option<String>,
+    /// The model that judges
+    #[arg(long, value_name = "NAME", requires = "judge")]
+    judge_model: Option<String>,
     /// Where data sets and suites that are named are looked for, besides the hub's cache
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
@@ -134,6 +143,8 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     let records = Stages::new(&session.progress);
     let cx = Context { recipe: session.recipe(args.recipe.as_deref(), &model)?, ..session.context(&stages) };
     let whole = Whole::new(&model, windows(&model, text, Window::default())?, suites)?;
+    let judge = args.judge.as_ref().zip(args.judge_model.as_ref());
+    let judge = judge.map(|(url, name)| Endpoint::new(url, name, session.env.judge_key()));
     let benchmark = Benchmark {
         model: &model,
         orders: &orders,
@@ -143,6 +154,7 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         places: &places,
         shard: args.shard.unwrap_or(Shard::WHOLE),
         progress: &records,
+        judge: judge.as_ref().map(|judge| judge as &dyn Judge),
         peak_memory: || mutandis::memory::peak().unwrap_or(0),
     };
     let ran = benchmark.run(&folder, &cx)?;
@@ -193,7 +205,7 @@ fn plan(args: &RunArgs) -> anyhow::Result<Plan> {
             ProtocolArg::Compat => Protocol::Compat,
             ProtocolArg::Strict => Protocol::Strict,
         };
-        plan.protocol = args.protocol.iter().map(of).collect();
+        plan.protocol = Many::Several(args.protocol.iter().map(of).collect());
     }
     if args.no_fluency {
         plan.fluency = Some(false);
