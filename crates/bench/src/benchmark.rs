@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Instant;
 
@@ -62,8 +63,8 @@ pub struct Benchmark<'a> {
     pub whole: &'a Whole,
     /// The text's git blob id.
     pub text: Option<String>,
-    /// Where data sets are.
-    pub places: &'a Places,
+    /// Their data sets.
+    pub sets: &'a Sets,
     /// Which part of the work.
     pub shard: Shard,
     /// Hears of records that are done.
@@ -76,6 +77,37 @@ pub struct Benchmark<'a> {
 
 /// A data set with its name.
 type Named = (String, Set);
+
+/// The data sets of a plan, each read once.
+#[derive(Debug, Clone, Default)]
+pub struct Sets {
+    /// Places in `all`, by what a plan calls them.
+    names: BTreeMap<String, usize>,
+    all: Vec<Named>,
+}
+
+impl Sets {
+    /// Reads all that the orders name, before any of it is used.
+    ///
+    /// # Errors
+    /// Where one is not found or cannot be used.
+    pub fn read(orders: &[Order], places: &Places) -> Result<Self> {
+        let mut sets = Self::default();
+        for Order { data, .. } in orders {
+            if sets.names.contains_key(data) {
+                continue;
+            }
+            let path = find(data, places)?;
+            let set = Set::read(&path)?;
+            // A path is of this machine; its file's name is the data set's.
+            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+            let is_file = Path::new(data).extension().is_some();
+            sets.names.insert(data.clone(), sets.all.len());
+            sets.all.push((if is_file { stem } else { data.clone() }, set));
+        }
+        Ok(sets)
+    }
+}
 
 /// A cell with its records, before it is run.
 struct Planned<'a> {
@@ -104,16 +136,15 @@ impl Benchmark<'_> {
     /// Runs what is not done yet.
     ///
     /// # Errors
-    /// Where a data set is not found or cannot be used, a result cannot be written, or the user
-    /// interrupts. What is done by then is kept.
+    /// Where no record of a data set can be edited, a result cannot be written, or the user interrupts.
+    /// What is done by then is kept.
     pub fn run(&self, folder: &Folder, cx: &Context<'_>) -> Result<Ran> {
-        // All files are read before any is used: what is missing is told at once.
-        let (names, sets) = self.sets()?;
+        let Sets { names, all: sets } = self.sets;
         let mut number = 0;
         let mut ran = Ran::default();
         let mut planned = vec![];
         for order in self.orders {
-            let set = names[&order.data];
+            let Some(&set) = names.get(&order.data) else { continue };
             let cell = self.planned(order, set, &sets[set], folder, &mut number, cx)?;
             let now: usize = cell.parts.iter().map(|(_, range)| range.len()).sum();
             ran.records += now;
@@ -146,24 +177,6 @@ impl Benchmark<'_> {
         }
         self.progress.end();
         Ok(ran)
-    }
-
-    /// The data sets of the plan by name, each read once.
-    fn sets(&self) -> Result<(BTreeMap<String, usize>, Vec<Named>)> {
-        let (mut names, mut sets) = (BTreeMap::new(), vec![]);
-        for order in self.orders {
-            if names.contains_key(&order.data) {
-                continue;
-            }
-            let path = find(&order.data, self.places)?;
-            let set = Set::read(&path)?;
-            // A path is of this machine; its file's name is the data set's.
-            let is_path = order.data.contains(['/', '\\']) || order.data.ends_with(".json");
-            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-            names.insert(order.data.clone(), sets.len());
-            sets.push((if is_path { stem } else { order.data.clone() }, set));
-        }
-        Ok((names, sets))
     }
 
     fn planned<'o>(

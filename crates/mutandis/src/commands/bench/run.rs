@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use mutandis::judge::Endpoint;
-use mutandis_bench::benchmark::{Benchmark, Shard};
+use mutandis_bench::benchmark::{Benchmark, Sets, Shard};
 use mutandis_bench::compat::in_context::Branch;
 use mutandis_bench::data::find::Places;
 use mutandis_bench::data::git_blob_id;
@@ -116,9 +116,7 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     // Everything that can be checked without the model is checked before it is loaded.
     let orders = plan.orders()?;
     let places = Places { folder: plan.folder.clone(), hub_cache: session.env.hub_cache().ok() };
-    for order in &orders {
-        mutandis_bench::data::find::find(&order.data, &places)?;
-    }
+    let sets = Sets::read(&orders, &places)?;
     let limit = plan.general_limit.unwrap_or(GENERAL);
     let suites =
         plan.general.iter().map(|name| suite(&plan, name, limit)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -151,7 +149,7 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         measures: &measures,
         whole: &whole,
         text: Some(git_blob_id(text.as_bytes())),
-        places: &places,
+        sets: &sets,
         shard: args.shard.unwrap_or(Shard::WHOLE),
         progress: &records,
         judge: judge.as_ref().map(|judge| judge as &dyn Judge),
