@@ -241,6 +241,7 @@ impl Benchmark<'_> {
             let prepared: Vec<Prepared<'_>> = records[range.clone()].iter().map(of).collect::<Result<_>>()?;
             let started = Instant::now();
             let before = baseline.said(self.model, &prepared, self.measures, seed)?;
+            cx.check()?;
             let baseline_seconds = started.elapsed().as_secs_f64();
             let mut run = cell.run(&prepared, &before, Some(&folder.steps(*part)), cx)?;
             for record in &mut run.records {
@@ -281,7 +282,10 @@ fn chosen(set: &Set, limit: usize) -> (Vec<usize>, usize) {
 
 /// What is measured, in words.
 fn protocols(measures: &Measures, judge: Option<&dyn Judge>) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::from([("version".to_owned(), PROTOCOL.to_string())]);
+    let mut all = BTreeMap::from([
+        ("version".to_owned(), PROTOCOL.to_string()),
+        ("prompts".to_owned(), "plain, as the data set writes them; no chat template".to_owned()),
+    ]);
     let mut say = |name: &str, is_measured: bool, text: &str| {
         if is_measured {
             all.insert(name.to_owned(), text.to_owned());

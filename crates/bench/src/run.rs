@@ -216,6 +216,7 @@ impl Cell<'_> {
                 Err(why) => Err(why),
             });
         }
+        cx.check()?;
         part.cost.edits = records.len();
         part.cost.edit_seconds = started.elapsed().as_secs_f64();
         let started = Instant::now();

@@ -304,3 +304,71 @@ fn a_judge_is_asked_about_free_answers_and_about_nothing_else() {
         [&more[..], &["--judge", "http://127.0.0.1:1/v1", "--judge-model", "wise", "--out", "gone"]].concat();
     sandbox.run(&run(&model, &gone)).fails_with(&["`wise`", "MUTANDIS_JUDGE_KEY"]);
 }
+
+#[test]
+fn every_form_of_record_is_edited_and_scored() {
+    let sandbox = Sandbox::new();
+    let model = stories();
+    let opinion =
+        |topic: &str| json!({"ent": topic, "pos": [" I like it. ", " It is fun."], "neg": [" It is bad. "]});
+    let question = |what: &str, answer: &str| {
+        json!({"question": format!("What does {what} like?"), "subject": what, "ground_truth": answer,
+            "target_new": "I don't know."})
+    };
+    let rewrite = |subject: &str, new: &str, old: &str| {
+        json!({"prompt": "One day, {} went to the", "subject": subject, "relation_id": "P1",
+            "target_new": {"str": new, "id": "Q1"}, "target_true": {"str": old, "id": "Q2"}})
+    };
+    let files = [
+        ("opinions.json", json!([opinion("Tom"), opinion("Lily"), opinion("Max")])),
+        (
+            "forget.json",
+            json!({"K_F": [question("Tom", "Cheese"), question("Lily", "Birds")],
+                "K_R": [question("Max", "Milk"), question("Ben", "Tea")]}),
+        ),
+        (
+            "counter.json",
+            json!([{"requested_rewrite": rewrite("Tom", "sea", "park"), "paraphrase_prompts": ["Then Tom ran to the"],
+                "neighborhood_prompts": ["One day, Ben went to the"], "attribute_prompts": ["Max went to the"],
+                "generation_prompts": ["Tom was", "Tom was", "Tom had"]}]),
+        ),
+        (
+            "hops.json",
+            json!([{"requested_rewrite": [rewrite("Tom", "sea", "park"), rewrite("Lily", "zoo", "park")],
+                "questions": ["Where did Tom and Lily go?"], "new_answer": "sea", "new_answer_alias": ["the sea"]}]),
+        ),
+    ];
+    let mut plan = "method = ['ice', 'ft-m']\nset = {}\ndata = [".to_owned();
+    for (name, content) in &files {
+        std::fs::write(sandbox.path(name), content.to_string()).unwrap();
+        plan += &format!("'{name}', ");
+    }
+    std::fs::write(sandbox.path("plan.toml"), plan + "]\n").unwrap();
+    let report = sandbox.run(&["bench", "run", "plan.toml", "--model", &model, "--json"]).ok().json();
+    let cells = report["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 8);
+    let has = |cell: &Value, protocol: &str, names: &[&str]| {
+        let scores = &cell["after"][protocol];
+        for name in names {
+            let count = scores[name]["count"].as_u64().unwrap_or(0);
+            assert_eq!(count, cell["records"].as_u64().unwrap(), "{protocol} {name}: {scores}");
+        }
+    };
+    for cell in cells {
+        assert_eq!(cell["failed"], 0, "{cell}");
+        has(cell, "strict", &["edit", "fluency"]);
+        let (compat, strict): (&[&str], &[&str]) = match cell["data"]["name"].as_str().unwrap() {
+            "opinions" => (&["edit", "locality:kl"], &["locality", "locality:kl"]),
+            "forget" => {
+                (&["edit", "locality", "fluency"], &["locality", "extraction-strength", "truth-ratio"])
+            }
+            "counter" => (
+                &["edit", "rephrase", "locality"],
+                &["efficacy", "generalization", "specificity", "score"][..3],
+            ),
+            _ => (&["edit", "portability/multi-hop"], &["portability", "edit:f1"]),
+        };
+        has(cell, "compat", compat);
+        has(cell, "strict", strict);
+    }
+}

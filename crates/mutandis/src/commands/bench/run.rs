@@ -18,7 +18,7 @@ use mutandis_bench::report::Report;
 use mutandis_bench::results::{self, FORMAT, Folder, ModelInfo, RunInfo};
 use mutandis_bench::run::{Mode, Whole};
 use mutandis_bench::strict::counterfact::References;
-use mutandis_edit::{Context, Error, find};
+use mutandis_edit::{Context, Error, Progress, find};
 use mutandis_engine::Model;
 
 use super::super::methods::settings;
@@ -140,7 +140,9 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     let stages = Stages::new(&session.progress);
     let records = Stages::new(&session.progress);
     let cx = Context { recipe: session.recipe(args.recipe.as_deref(), &model)?, ..session.context(&stages) };
+    stages.begin("measuring the unedited model", 0);
     let whole = Whole::new(&model, windows(&model, text, Window::default())?, suites)?;
+    stages.end();
     let judge = args.judge.as_ref().zip(args.judge_model.as_ref());
     let judge = judge.map(|(url, name)| Endpoint::new(url, name, session.env.judge_key()));
     let benchmark = Benchmark {
