@@ -73,9 +73,6 @@ pub struct Asked<'a> {
     pub overlays: &'a [&'a Overlay],
 }
 
-/// Rows, and rows with logits, of one pass: what it takes in memory.
-pub(crate) const PASS: (usize, usize) = (2048, 384);
-
 /// The likeliest token at each of the targets' positions, given the true tokens before it.
 ///
 /// # Errors

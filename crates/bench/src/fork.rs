@@ -6,8 +6,8 @@
 use mutandis_engine::kernels::loss;
 use mutandis_engine::{Cache, Error, LogitRows, Model, Overlay, Pass, Past, Result, Sequence};
 
-use crate::compat::PASS;
 use crate::edited::Edited;
+use crate::passes::fitting;
 
 /// A text and the ways in which it can go on, as token ids.
 #[derive(Debug, Clone)]
@@ -68,13 +68,8 @@ pub fn log_probabilities(model: &Model, forks: &[Fork<'_>]) -> Result<Vec<Vec<Ve
     let mut out = Vec::with_capacity(forks.len());
     let mut rest = forks;
     while !rest.is_empty() {
-        let (mut rows, mut logits) = (0, 0);
-        let fits = |fork: &&Fork<'_>| {
-            rows += fork.rows();
-            logits += fork.logits();
-            rows <= PASS.0 && logits <= PASS.1
-        };
-        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        let count = fitting(rest.iter().map(|fork| (fork.rows(), fork.logits())));
+        let (now, later) = rest.split_at(count);
         rest = later;
         out.extend(together(model, now)?);
     }

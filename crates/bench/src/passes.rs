@@ -7,7 +7,7 @@ use mutandis_engine::sampling::likeliest;
 use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
 use rayon::prelude::*;
 
-use crate::compat::{Asked, PASS};
+use crate::compat::Asked;
 
 /// A text whose logits are wanted at some places.
 #[derive(Debug, Clone)]
@@ -28,15 +28,25 @@ impl<'a> From<&Asked<'a>> for Text<'a> {
     }
 }
 
-/// How many of the first texts go into one pass; at least one.
-fn together(texts: &[Text<'_>]) -> usize {
+/// Rows, and rows with logits, of one pass: what it takes in memory.
+const PASS: (usize, usize) = (2048, 384);
+
+/// How many of the first of these go into one pass, each told by its rows and its rows with logits;
+/// at least one, where there is any.
+pub(crate) fn fitting(sizes: impl Iterator<Item = (usize, usize)>) -> usize {
     let (mut rows, mut wanted) = (0, 0);
-    let fits = |text: &&Text<'_>| {
-        rows += text.ids.len();
-        wanted += text.places.len();
+    let mut sizes = sizes.peekable();
+    let any = usize::from(sizes.peek().is_some());
+    let fits = |(own_rows, own_wanted): &(usize, usize)| {
+        rows += own_rows;
+        wanted += own_wanted;
         rows <= PASS.0 && wanted <= PASS.1
     };
-    texts.iter().take_while(fits).count().max(1).min(texts.len())
+    sizes.take_while(fits).count().max(any)
+}
+
+fn together(texts: &[Text<'_>]) -> usize {
+    fitting(texts.iter().map(|text| (text.ids.len(), text.places.len())))
 }
 
 /// The logits of one pass, `[places of all texts, v]`.
