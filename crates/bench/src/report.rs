@@ -74,9 +74,9 @@ impl<'a> Report<'a> {
         serde_json::to_string_pretty(self).map(|text| text + "\n")
     }
 
-    /// The KnowEdit table alone, as Markdown.
+    /// The KnowEdit table alone, without what others have published, as Markdown.
     pub fn table(&self) -> String {
-        markdown::main_table(self)
+        markdown::main_table(self, false)
     }
 
     /// All tables, as Markdown.

@@ -358,7 +358,10 @@ impl Cell<'_> {
         match self.method.edit(self.settings, &job, cx) {
             Ok(patch) => Ok(Ok(patch)),
             Err(Error::Interrupted) => Err(Error::Interrupted),
-            Err(error) => Ok(Err(error.to_string())),
+            Err(error) => Ok(Err(match error.hint() {
+                Some(hint) => format!("{error}; {hint}"),
+                None => error.to_string(),
+            })),
         }
     }
 

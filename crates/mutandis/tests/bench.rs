@@ -185,6 +185,20 @@ fn reports_are_written_and_end_as_they_began() {
 }
 
 #[test]
+fn edits_that_fail_are_told_with_the_way_out_and_counted() {
+    let sandbox = people();
+    let usual =
+        ["bench", "run", "--model", &stories(), "--data", "people.jsonl", "--limit", "2"].map(str::to_owned);
+    let usual: Vec<&str> = usual.iter().map(String::as_str).collect();
+    let ran = sandbox.run(&[&usual[..], &["--method", "mend", "--json"]].concat()).ok();
+    let cell = &ran.json()["cells"][0];
+    assert_eq!((&cell["failed"], &cell["scored"]), (&json!(2), &json!(0)));
+    for part in ["2 edits by mend on people failed", "`mutandis train mend --data FILE`"] {
+        assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
+    }
+}
+
+#[test]
 fn what_cannot_be_run_is_told_before_anything_is() {
     let sandbox = people();
     let model = stories();

@@ -11,10 +11,15 @@ use super::summary::Summary;
 use super::table::{self, Block, Kind, groups};
 use super::whole::{Measured, Whole, measured};
 
-/// The KnowEdit table.
-pub(super) fn main_table(report: &Report<'_>) -> String {
+/// The KnowEdit table; with what others have `published`, where that is wanted.
+pub(super) fn main_table(report: &Report<'_>, published: bool) -> String {
     let mut out = String::new();
-    table::main(&groups(&report.cells)).iter().for_each(|b| block(&mut out, report, b));
+    for mut own in table::main(&groups(&report.cells)) {
+        if !published {
+            own.references.clear();
+        }
+        block(&mut out, report, &own);
+    }
     out.push_str(INTERVALS);
     out
 }
@@ -40,7 +45,7 @@ pub(super) fn document(report: &Report<'_>) -> String {
     }
     let groups = groups(&report.cells);
     out.push_str("\n## The KnowEdit table\n\n");
-    out.push_str(&main_table(report));
+    out.push_str(&main_table(report, true));
     for (title, blocks) in
         [("Further scores", table::others(&groups)), ("By kind of probe", table::kinds(&groups))]
     {

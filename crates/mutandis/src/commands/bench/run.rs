@@ -15,7 +15,7 @@ use mutandis_bench::perplexity::{TEXT, Window, windows};
 use mutandis_bench::plan::{GENERAL, Many, Plan, Protocol};
 use mutandis_bench::record::Measures;
 use mutandis_bench::report::Report;
-use mutandis_bench::results::{self, FORMAT, Folder, ModelInfo, RunInfo};
+use mutandis_bench::results::{self, CellInfo, FORMAT, Folder, ModelInfo, RunInfo};
 use mutandis_bench::run::{Mode, Whole};
 use mutandis_bench::strict::counterfact::References;
 use mutandis_edit::{Context, Error, Progress, find};
@@ -160,6 +160,15 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     let ran = benchmark.run(&folder, &cx)?;
     let (run, mut cells) = results::read(&args.out)?;
     cells.retain(|cell| ran.cells.contains(&cell.id));
+    for cell in &cells {
+        let errors: Vec<&str> = cell.records.iter().filter_map(|record| record.error.as_deref()).collect();
+        if let Some(first) = errors.first() {
+            let CellInfo { method, data, .. } = &cell.info;
+            let count = errors.len();
+            let text = format!("{count} edits by {method} on {} failed, the first: {first}", data.name);
+            session.progress.note(&text);
+        }
+    }
     let report = Report::new(&run, &cells);
     session.output.print(&report, || report.table())?;
     Ok(ExitCode::SUCCESS)
