@@ -74,9 +74,9 @@ impl<'a> Report<'a> {
         serde_json::to_string_pretty(self).map(|text| text + "\n")
     }
 
-    /// The KnowEdit table alone, without what others have published, as Markdown.
-    pub fn table(&self) -> String {
-        markdown::main_table(self, false)
+    /// The KnowEdit table alone, as Markdown; with what others have `published`, where that is wanted.
+    pub fn table(&self, published: bool) -> String {
+        markdown::main_table(self, published)
     }
 
     /// All tables, as Markdown.

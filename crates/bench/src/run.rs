@@ -221,7 +221,7 @@ impl Cell<'_> {
         part.cost.edit_seconds = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let stacks: Vec<Vec<&Overlay>> =
-            made.iter().map(|m| m.iter().map(|m| &m.overlay).filter(|o| !o.is_empty()).collect()).collect();
+            made.iter().map(|m| m.iter().flat_map(|m| laid(&m.overlay)).collect()).collect();
         let by = |group: usize| {
             let made = made[group].as_ref().ok()?;
             Some(Edited { model: self.model, overlays: &stacks[group], prefix: &made.prefix })
@@ -255,26 +255,25 @@ impl Cell<'_> {
         let mut overlay = Overlay::default();
         let every = records.len().div_ceil(POINTS).max(1);
         for (i, record) in records.iter().enumerate() {
-            let (step, patch) = match steps.map(|s| s.read(i)).transpose()?.flatten() {
+            let kept = steps.map(|s| s.read(i)).transpose()?.flatten();
+            let is_new = kept.is_none();
+            let (mut step, patch) = match kept {
                 Some(kept) => kept,
                 None => {
                     let started = Instant::now();
-                    let overlays: Vec<&Overlay> = if overlay.is_empty() { vec![] } else { vec![&overlay] };
-                    let made = self.edit(&overlays, &prior, &record.facts, cx)?;
+                    let made = self.edit(&laid(&overlay), &prior, &record.facts, cx)?;
                     let edit_seconds = started.elapsed().as_secs_f64();
                     (Step { edit_seconds, error: made.as_ref().err().cloned(), ..Step::default() }, made.ok())
                 }
             };
-            let is_kept = step.is_scored;
-            let mut step = step;
             if let Some(patch) = &patch {
                 stack.push(self.model, patch)?;
                 prefix.push_str(patch.prefix.as_deref().unwrap_or_default());
                 overlay = stack.overlay()?;
             }
-            if !is_kept {
+            if is_new {
                 let started = Instant::now();
-                let overlays: Vec<&Overlay> = if overlay.is_empty() { vec![] } else { vec![&overlay] };
+                let overlays = laid(&overlay);
                 let by = Edited { model: self.model, overlays: &overlays, prefix: &prefix };
                 if patch.is_some() {
                     // Texts to be gone on with are written at the end alone.
@@ -288,7 +287,6 @@ impl Cell<'_> {
                 if (i + 1) % every == 0 || i + 1 == records.len() {
                     step.retention = self.retention(&records[..=i], &taken, &by)?;
                 }
-                step.is_scored = true;
                 step.score_seconds = started.elapsed().as_secs_f64();
                 if let Some(steps) = steps {
                     steps.write(i, &step, patch.as_ref())?;
@@ -299,7 +297,7 @@ impl Cell<'_> {
             cx.progress.step(i + 1);
         }
         let started = Instant::now();
-        let overlays: Vec<&Overlay> = if overlay.is_empty() { vec![] } else { vec![&overlay] };
+        let overlays = laid(&overlay);
         let by = Edited { model: self.model, overlays: &overlays, prefix: &prefix };
         let made = |(record, step): (_, &Step)| step.error.is_none().then_some((record, by));
         let asked: Vec<Option<Under<'_>>> = records.iter().zip(&taken).map(made).collect();
@@ -372,6 +370,11 @@ impl Cell<'_> {
         let mut found = score(&under, &made, self.measures, self.seed)?.into_iter();
         Ok(asked.iter().map(|asked| asked.and_then(|_| found.next())).collect())
     }
+}
+
+/// What is laid over a model: nothing where nothing is changed.
+fn laid(overlay: &Overlay) -> Vec<&Overlay> {
+    if overlay.is_empty() { vec![] } else { vec![overlay] }
 }
 
 fn result(

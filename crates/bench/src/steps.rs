@@ -21,8 +21,6 @@ pub struct Step {
     pub immediate: Option<Both>,
     /// How earlier edits hold.
     pub retention: Option<Retention>,
-    /// Whether this was looked at.
-    pub is_scored: bool,
     /// Seconds of editing.
     pub edit_seconds: f64,
     /// Seconds of looking at it.

@@ -424,7 +424,7 @@ fn the_best_of_a_column_is_marked() {
     }
     let (run, cells) = results.read();
     let report = Report::new(&run, &cells);
-    let table = report.table();
+    let table = report.table(true);
     assert!(table.contains("| rome | each alone | 1 of 1 | **100.0** |"), "{table}");
     assert!(table.contains("| memit | each alone | 1 of 1 | 90.0 |"), "{table}");
     assert_eq!(report.html().unwrap().matches("<mark>100.0</mark>").count(), 1);

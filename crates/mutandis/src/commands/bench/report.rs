@@ -44,6 +44,6 @@ pub(super) fn report(args: &ReportArgs, session: &Session<'_>) -> anyhow::Result
         atomic::write(path, |file| file.write_all(text.as_bytes()))?;
         session.progress.note(&format!("wrote {}", path.display()));
     }
-    session.output.print(&report, || report.table())?;
+    session.output.print(&report, || report.table(true))?;
     Ok(ExitCode::SUCCESS)
 }

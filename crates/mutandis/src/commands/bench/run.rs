@@ -170,7 +170,7 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         }
     }
     let report = Report::new(&run, &cells);
-    session.output.print(&report, || report.table())?;
+    session.output.print(&report, || report.table(false))?;
     Ok(ExitCode::SUCCESS)
 }
 
