@@ -39,6 +39,12 @@ pub fn promote(partial: &Path, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a file could not be written for want of space: on the disk, in a quota, or below a limit.
+pub fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// The folder that a file lies in; the current one where the path names none.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::atomic::is_full;
+
 /// What editing can fail with.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -51,12 +53,6 @@ pub enum Error {
 /// What helps where a disk is full.
 const FULL: &str =
     "free some space, or choose another place; what was finished is kept, and nothing is half written";
-
-/// Whether a file could not be written for want of space.
-pub(crate) fn is_full(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-}
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

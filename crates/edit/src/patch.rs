@@ -14,8 +14,8 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::atomic;
-use crate::error::{Error, Result, is_full};
+use crate::atomic::{self, is_full};
+use crate::error::{Error, Result};
 use crate::fact::Fact;
 use crate::method::Family;
 use crate::primitives::strength::Resolved;

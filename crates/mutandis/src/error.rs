@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use mutandis_edit::atomic::is_full;
+
 /// What finding, fetching and writing can fail with. Wording: lower case, no full stop; the thing
 /// in backticks; the cause is the `source`, never repeated in the message.
 #[derive(Debug, thiserror::Error)]
@@ -173,12 +175,10 @@ impl Error {
     /// disk from the rest.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| match source.kind() {
-            // A limit on the size of files (`ulimit -f`) reads to the user as a full disk.
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                Self::DiskFull { path, source }
-            }
-            _ => Self::Io { action, path, source },
+        // A limit on the size of files (`ulimit -f`) reads to the user as a full disk.
+        move |source| match is_full(&source) {
+            true => Self::DiskFull { path, source },
+            false => Self::Io { action, path, source },
         }
     }
 
