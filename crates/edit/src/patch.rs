@@ -5,16 +5,14 @@
 //! was made for and refuses every other.
 
 mod change;
+mod file;
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::BTreeMap;
 
 use mutandis_engine::{Model, Overlay, WeightId};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::atomic::{self, is_full};
 use crate::error::{Error, Result};
 use crate::fact::Fact;
 use crate::method::Family;
@@ -24,15 +22,6 @@ pub use change::{Stack, WeightChange};
 
 /// Version of the file format that is written.
 pub const FORMAT: u32 = 1;
-
-/// What the names of key tensors begin with; the layer follows.
-const KEYS: &str = "keys.";
-
-/// What the names of tensors of a method's state begin with; its own name follows.
-const STATE: &str = "state.";
-
-/// Longest header that is read, in bytes: a million facts fit.
-const HEADER_LIMIT: u64 = 1 << 30;
 
 /// A linear system: what it held, and what it cost in exactness.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -128,6 +117,10 @@ pub struct Patch {
     pub created: String,
     /// What made it.
     pub tool: String,
+    /// [`chain`] of the patches that it was computed on top of; `None` where it was computed on the
+    /// base alone. Whoever knows those patches' ids sets it: methods do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under: Option<String>,
     /// Changes of weights.
     #[serde(skip)]
     pub weights: Vec<(WeightId, WeightChange)>,
@@ -172,6 +165,7 @@ impl Patch {
             search: vec![],
             created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             tool: concat!("mutandis ", env!("CARGO_PKG_VERSION")).to_owned(),
+            under: None,
             weights: vec![],
             keys: BTreeMap::new(),
             state: BTreeMap::new(),
@@ -262,216 +256,14 @@ impl Patch {
         }
         Ok(overlay)
     }
-
-    /// Bytes of the file.
-    ///
-    /// # Errors
-    /// Where the document cannot be written as JSON (a number that is not finite).
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let document = serde_json::to_string(self)
-            .map_err(|e| Error::input(format!("the patch cannot be written: {e}")))?;
-        // JSON has no word for a number that is not finite: `null` is written, and not read again.
-        serde_json::from_str::<Self>(&document).map_err(|e| Error::Numerical {
-            what: format!("the patch cannot be written: it holds a number that is not finite ({e})"),
-        })?;
-        let mut tensors: Vec<(String, Vec<usize>, &[u8])> = vec![];
-        for (i, (id, change)) in self.weights.iter().enumerate() {
-            let name = |part: &str| format!("{i}.{}.{}.{part}", id.layer, role_name(*id));
-            match change {
-                WeightChange::LowRank { rank, left, right } => {
-                    tensors.push((name("left"), vec![left.len() / rank, *rank], bytemuck::cast_slice(left)));
-                    tensors.push((
-                        name("right"),
-                        vec![right.len() / rank, *rank],
-                        bytemuck::cast_slice(right),
-                    ));
-                }
-                WeightChange::Dense { out, inn, delta } => {
-                    tensors.push((name("delta"), vec![*out, *inn], bytemuck::cast_slice(delta)));
-                }
-            }
-        }
-        for (layer, keys) in &self.keys {
-            let count = self.facts.len().max(1);
-            let rows = if keys.len().is_multiple_of(count) { count } else { 1 };
-            tensors.push((
-                format!("{KEYS}{layer}"),
-                vec![rows, keys.len() / rows],
-                bytemuck::cast_slice(keys),
-            ));
-        }
-        for (name, values) in &self.state {
-            tensors.push((format!("{STATE}{name}"), vec![values.len()], bytemuck::cast_slice(values)));
-        }
-        tensors.sort();
-        let digest = digest(&document, tensors.iter().map(|(n, s, b)| (n.as_str(), s.as_slice(), *b)));
-        let views: Result<Vec<_>, _> =
-            tensors.iter().map(|(n, s, b)| Ok((n, TensorView::new(Dtype::F32, s.clone(), b)?))).collect();
-        let metadata = HashMap::from([("mutandis".to_owned(), document), ("digest".to_owned(), digest)]);
-        let bytes = views.and_then(|v: Vec<_>| safetensors::serialize(v, Some(metadata)));
-        let mut bytes = bytes.map_err(|e| Error::input(format!("the patch cannot be written: {e:?}")))?;
-        order_metadata(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// Writes the file, whole or not at all.
-    ///
-    /// # Errors
-    /// Where the folder is absent or cannot be written to, or the disk is full.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let bytes = self.to_bytes()?;
-        atomic::write(path, |file| file.write_all(&bytes)).map_err(|e| unwritable(path, &e))
-    }
-
-    /// Reads and verifies a file, whole.
-    ///
-    /// # Errors
-    /// Where it cannot be read, is damaged, was changed, or is of a newer format.
-    pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| {
-            Error::input_hint(
-                format!("cannot read the patch `{}`: {e}", path.display()),
-                "give a `.patch.safetensors` file that `mutandis edit` wrote",
-            )
-        })?;
-        Self::from_bytes(&bytes).map_err(|why| Error::Corrupt { path: path.to_owned(), what: "patch", why })
-    }
-
-    /// Reads and verifies the bytes of a file; the error says what is wrong.
-    ///
-    /// # Errors
-    /// Where they are damaged, were changed, or are of a newer format.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
-        let header_len = bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)).unwrap_or(u64::MAX);
-        if header_len > HEADER_LIMIT || header_len > bytes.len() as u64 {
-            return Err(format!("it has {} bytes, too few for its header", bytes.len()));
-        }
-        let broken = |e: safetensors::SafeTensorError| format!("its tensors cannot be read: {e:?}");
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(broken)?;
-        let metadata = metadata.metadata().clone().unwrap_or_default();
-        let field =
-            |name: &str| metadata.get(name).ok_or_else(|| format!("it has no `{name}` in its metadata"));
-        let document = field("mutandis")?;
-        let mut listed: Vec<(String, TensorView<'_>)> = tensors.tensors();
-        listed.sort_by(|a, b| a.0.cmp(&b.0));
-        let found = digest(document, listed.iter().map(|(n, t)| (n.as_str(), t.shape(), t.data())));
-        if *field("digest")? != found {
-            return Err("its contents do not match its digest: it was changed after it was made".into());
-        }
-        let version: Value = serde_json::from_str(document).map_err(|e| e.to_string())?;
-        match version.get("format").and_then(Value::as_u64) {
-            Some(v) if v == u64::from(FORMAT) => {}
-            Some(v) => return Err(format!("it has format {v}, this version reads format {FORMAT}")),
-            None => return Err("it names no format".into()),
-        }
-        let mut patch: Self = serde_json::from_str(document).map_err(|e| e.to_string())?;
-        let mut parts: std::collections::BTreeMap<(usize, String), HashMap<String, &TensorView<'_>>> =
-            Default::default();
-        for (name, tensor) in &listed {
-            if tensor.dtype() != Dtype::F32 {
-                return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()));
-            }
-            if let Some(layer) = name.strip_prefix(KEYS) {
-                let layer = layer.parse().map_err(|_| format!("tensor `{name}` has an odd name"))?;
-                patch.keys.insert(layer, floats(tensor.data()));
-                continue;
-            }
-            if let Some(name) = name.strip_prefix(STATE) {
-                patch.state.insert(name.to_owned(), floats(tensor.data()));
-                continue;
-            }
-            let (index, rest) =
-                name.split_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
-            let (weight, part) =
-                rest.rsplit_once('.').ok_or_else(|| format!("tensor `{name}` has an odd name"))?;
-            let index = index.parse().map_err(|_| format!("tensor `{name}` has an odd name"))?;
-            parts.entry((index, weight.to_owned())).or_default().insert(part.to_owned(), tensor);
-        }
-        for ((_, weight), parts) in parts {
-            let id = weight_id(&weight).ok_or_else(|| format!("`{weight}` is no weight"))?;
-            let change = match (parts.get("left"), parts.get("right"), parts.get("delta")) {
-                (Some(l), Some(r), None) => {
-                    let rank = match (l.shape(), r.shape()) {
-                        ([_, a], [_, b]) if a == b && *a > 0 => *a,
-                        (a, b) => {
-                            return Err(format!("the factors of `{weight}` have shapes {a:?} and {b:?}"));
-                        }
-                    };
-                    WeightChange::LowRank { rank, left: floats(l.data()), right: floats(r.data()) }
-                }
-                (None, None, Some(d)) => match d.shape() {
-                    [out, inn] => WeightChange::Dense { out: *out, inn: *inn, delta: floats(d.data()) },
-                    other => return Err(format!("the change of `{weight}` has shape {other:?}")),
-                },
-                _ => return Err(format!("the change of `{weight}` is not whole")),
-            };
-            patch.weights.push((id, change));
-        }
-        Ok(patch)
-    }
 }
 
-/// Why a patch cannot be written there, and what helps.
-fn unwritable(path: &Path, error: &std::io::Error) -> Error {
-    if is_full(error) {
-        return Error::input_hint(
-            format!("no space left to write `{}`: {error}", path.display()),
-            "free some space, or choose another place with `--out`; nothing was written",
-        );
-    }
-    Error::input_hint(
-        format!("cannot write `{}`: {error}", path.display()),
-        "choose a folder that exists and can be written to",
-    )
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
-
-fn role_name(id: WeightId) -> String {
-    serde_json::to_value(id.role).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-fn weight_id(text: &str) -> Option<WeightId> {
-    let (layer, role) = text.split_once('.')?;
-    Some(WeightId {
-        layer: layer.parse().ok()?,
-        role: serde_json::from_value(Value::String(role.to_owned())).ok()?,
-    })
-}
-
-/// Puts the metadata of a safetensors file in order of their names, so that a patch has the same
-/// bytes whenever it is written: the crate takes them from a hash map.
-fn order_metadata(bytes: &mut [u8]) -> Result<()> {
-    let wrong = || Error::input("the patch cannot be written: its header is not as expected");
-    let (length, rest) = bytes.split_first_chunk_mut::<8>().ok_or_else(wrong)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| wrong())?;
-    let header = rest.get_mut(..length).ok_or_else(wrong)?;
-    let mut value: Value = serde_json::from_slice(header).map_err(|_| wrong())?;
-    if let Some(metadata) = value.get_mut("__metadata__").and_then(Value::as_object_mut) {
-        metadata.sort_keys();
-    }
-    let ordered = serde_json::to_vec(&value).map_err(|_| wrong())?;
-    // The same names and values, so no longer than before; the format pads with spaces.
-    let (text, padding) = header.split_at_mut_checked(ordered.len()).ok_or_else(wrong)?;
-    text.copy_from_slice(&ordered);
-    padding.fill(b' ');
-    Ok(())
-}
-
-fn digest<'a>(document: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [u8])>) -> String {
+/// Name of a stack of patches by content: `under` is the name of what lies beneath (`None`: the
+/// base alone), `id` the one on top. Names of long stacks are made link by link.
+pub fn chain(under: Option<&str>, id: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    let mut part = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    part(document.as_bytes());
-    for (name, shape, data) in tensors {
-        part(name.as_bytes());
-        part(format!("{shape:?}").as_bytes());
-        part(data);
-    }
+    hasher.update(under.unwrap_or_default().as_bytes());
+    hasher.update(b"/");
+    hasher.update(id.as_bytes());
     hasher.finalize().to_hex().to_string()
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use mutandis_edit::patch::WeightChange;
+use mutandis_edit::patch::{WeightChange, chain};
 use mutandis_edit::primitives::editor::training::{Order, Record};
 use mutandis_edit::{Context, Entry, Fact, Job, METHODS, Patch, find};
 use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Sequence};
@@ -121,6 +121,31 @@ fn a_patch_survives_its_file() {
         assert!((0..8).all(|_| patch.to_bytes().unwrap() == bytes), "{}: bytes vary", method.id);
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left");
+}
+
+#[test]
+fn a_patch_is_named_by_its_content_and_not_by_when_it_was_made() {
+    let model = model(1);
+    for method in METHODS {
+        let patch = edit(method, &model, &facts());
+        let id = patch.id().unwrap();
+        let later = Patch { created: "2099-01-01T00:00:00Z".into(), tool: "another".into(), ..patch.clone() };
+        assert_eq!(later.id().unwrap(), id, "{}", method.id);
+        assert_eq!(Patch::from_bytes(&later.to_bytes().unwrap()).unwrap().id().unwrap(), id, "{}", method.id);
+        let above = Patch { under: Some(chain(None, &id)), ..patch.clone() };
+        assert_ne!(above.id().unwrap(), id, "{}", method.id);
+        if let Some((first, _)) = patch.weights.first() {
+            let mut other = patch.clone();
+            let shape = model.linear_shape(first.role, first.layer).unwrap();
+            let more =
+                WeightChange::LowRank { rank: 1, left: vec![1.0; shape[0]], right: vec![1.0; shape[1]] };
+            other.push(&model, *first, more).unwrap();
+            assert_ne!(other.id().unwrap(), id, "{}", method.id);
+        }
+    }
+    // Order matters, and where one name ends and the next begins.
+    assert_ne!(chain(Some("a"), "b"), chain(Some("b"), "a"));
+    assert_ne!(chain(Some("ab"), "c"), chain(Some("a"), "bc"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use mutandis::edit::Patch;
+use mutandis::edit::patch::chain;
 use mutandis::engine::{Model, Overlay};
 
 /// What patches amount to when a model answers.
@@ -34,6 +35,15 @@ impl Patched {
         }
         self.patches.push(patch);
         Ok(())
+    }
+
+    /// What an edit on top of these is computed under, as [`Patch::under`] has it.
+    pub(crate) fn chain(&self) -> anyhow::Result<Option<String>> {
+        let mut under: Option<String> = None;
+        for patch in &self.patches {
+            under = Some(chain(under.as_deref(), &patch.id()?));
+        }
+        Ok(under)
     }
 
     /// The weight changes, as passes take them.

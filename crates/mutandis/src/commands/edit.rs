@@ -11,7 +11,7 @@ use crate::patched::Patched;
 use crate::stages::Stages;
 use mutandis::engine::Model;
 use mutandis::interrupt::Interrupt;
-use mutandis_edit::{Context, Error, Fact, Job, find};
+use mutandis_edit::{Context, Error, Fact, Job, Patch, find};
 use serde::Serialize;
 
 use crate::session::Session;
@@ -153,7 +153,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let started = Instant::now();
     let stack = patched.overlays();
     let job = Job { model: &model, stack: &stack, prior: &patched.patches, facts: &facts, seed: args.seed };
-    let patch = entry.edit(&settings, &job, &cx)?;
+    let patch = Patch { under: patched.chain()?, ..entry.edit(&settings, &job, &cx)? };
     let total = started.elapsed().as_secs_f64();
     let moments = stages.seconds("moments");
     cx.check()?;
