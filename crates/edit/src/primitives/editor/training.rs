@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use mutandis_engine::backward::Pair;
 use mutandis_engine::kernels::loss;
-use mutandis_engine::{Model, Overlay, Wants, WeightId};
+use mutandis_engine::{Model, Overlay, Role, Wants, WeightId};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 use rayon::prelude::*;
@@ -106,7 +106,8 @@ pub(crate) fn train(model: &Model, plan: &Plan<'_>, order: &Order<'_>, cx: &Cont
     }
     let count = model.architecture().layers;
     let late: Vec<usize> = (count.saturating_sub(3)..count).collect();
-    let targets = weights(model, settings.layers.as_ref().unwrap_or(&late), &settings.modules)?;
+    let modules = settings.modules.clone().unwrap_or_else(|| mlp(model));
+    let targets = weights(model, settings.layers.as_ref().unwrap_or(&late), &modules)?;
     let (training, held_out) = order.records.split_at(order.records.len() - settings.validation);
     let about = About {
         method: plan.method.to_owned(),
@@ -140,6 +141,12 @@ pub(crate) fn train(model: &Model, plan: &Plan<'_>, order: &Order<'_>, cx: &Cont
     std::fs::rename(&run.best, order.out).map_err(Error::io("write", order.out))?;
     std::fs::remove_file(&run.partial).map_err(Error::io("remove", &run.partial))?;
     Ok(Outcome { steps: state.about.steps, before, reached: kept.reached.unwrap_or_default(), ended })
+}
+
+/// Matrices of a model's MLPs: not all families have a gate.
+fn mlp(model: &Model) -> Vec<Role> {
+    let all = [Role::MlpGate, Role::MlpUp, Role::MlpOut];
+    all.into_iter().filter(|role| model.linear_shape(*role, 0).is_ok()).collect()
 }
 
 impl Order<'_> {

@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 pub struct Settings {
     /// Layers, from 0; the last three where absent, as published.
     pub layers: Option<Vec<usize>>,
-    /// Weights of each layer.
-    #[schemars(with = "Vec<String>")]
-    pub modules: Vec<Role>,
+    /// Weights of each layer; all of its MLP where absent, as published.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub modules: Option<Vec<Role>>,
     /// Rank of the networks' blocks.
     pub rank: usize,
     /// Blocks of each network.
@@ -54,7 +54,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             layers: None,
-            modules: vec![Role::MlpOut],
+            modules: None,
             rank: 256,
             blocks: 2,
             step: 1e-5,
