@@ -27,7 +27,7 @@ use crate::architecture::{Architecture, Part, Role};
 use crate::error::{Error, Result};
 use declared::{Bias, Declared};
 pub use dtype::Dtype;
-pub use gguf::{Array, Gguf, GgufTensor, Value};
+pub use gguf::{Array, Gguf, GgufTensor, GgufWriter, Value};
 use matrix::Packing;
 pub use matrix::{Matrix, check_finite};
 pub use names::Container;
