@@ -1,5 +1,6 @@
 //! `mutandis patch`: patch files, one file a subcommand.
 
+mod export;
 mod show;
 mod verify;
 
@@ -10,12 +11,13 @@ use clap::Subcommand;
 
 use crate::session::Session;
 
-/// Show and verify patches
+/// Show, verify and export patches
 #[derive(Debug, clap::Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:
   mutandis patch show france-rome.patch.safetensors
-  mutandis patch verify france-rome.patch.safetensors --model gemma3")]
+  mutandis patch verify france-rome.patch.safetensors --model gemma3
+  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf")]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -39,11 +41,19 @@ enum Action {
         /// The patch file
         file: PathBuf,
     },
+    /// Write patches into a copy of the model, for other programs
+    #[command(after_help = "Examples:
+  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf
+  mutandis patch export a.patch.safetensors b.patch.safetensors --model ./my-model --to safetensors \\
+      --out edited
+  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf --dtype f16 --json")]
+    Export(export::Args),
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match args.action {
         Action::Show { file } => show::run(&file, session),
         Action::Verify { file } => verify::run(&file, session),
+        Action::Export(args) => export::run(&args, session),
     }
 }
