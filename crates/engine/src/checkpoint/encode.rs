@@ -282,6 +282,8 @@ mod tests {
     fn a_change_below_a_step_is_kept_for_known_inputs() {
         const OUT: usize = 8;
         const INN: usize = 512;
+        // One code's step times one input's number is the least that can be made up for.
+        const KEPT: f64 = 0.1;
         let inputs = weights(3 * INN, 5);
         let (left, right) = (weights(OUT, 6), &inputs[..INN]);
         let norm: f32 = right.iter().map(|x| x * x).sum();
@@ -290,23 +292,20 @@ mod tests {
             let base = decoded(dtype, &old);
             let change: Vec<f32> = (0..OUT * INN).map(|i| left[i / INN] * right[i % INN] / norm).collect();
             let wanted: Vec<f32> = base.iter().zip(&change).map(|(a, b)| a + b).collect();
-            // What the change does to the product with the first input, exactly and as stored.
-            let worst = |bytes: &[u8]| {
+            // What of the change's product with the first input is lost, over all rows.
+            let lost = |bytes: &[u8]| {
                 let stored = decoded(dtype, bytes);
-                (0..OUT)
-                    .map(|o| {
-                        let row = o * INN..(o + 1) * INN;
-                        let product: f32 = row.map(|i| (stored[i] - base[i]) * right[i % INN]).sum();
-                        ((product - left[o]) / left[o]).abs()
-                    })
-                    .fold(0.0f32, f32::max)
+                let products: Vec<f32> = (0..OUT)
+                    .map(|o| (0..INN).map(|i| (stored[o * INN + i] - base[o * INN + i]) * right[i]).sum())
+                    .collect();
+                (distance(&products, &left) / distance(&left, &[0.0; OUT])).sqrt()
             };
             let kept = dtype.encode_for(&wanted, INN, Some(&old), &Inputs::new(&inputs, INN));
-            assert!(worst(&kept) < 0.05, "{}: {}", dtype.name(), worst(&kept));
+            assert!(lost(&kept) < KEPT, "{}: {}", dtype.name(), lost(&kept));
             let anew = dtype.encode_for(&wanted, INN, None, &Inputs::new(&inputs, INN));
-            assert!(worst(&anew) < 0.05, "{}: {}", dtype.name(), worst(&anew));
-            if dtype.block_bytes() * 8 < 6 * dtype.block_len() {
-                let nearest = worst(&dtype.encode_over(&wanted, &old));
+            assert!(lost(&anew) < KEPT, "{}: {}", dtype.name(), lost(&anew));
+            if dtype.block_bytes() * 8 <= 5 * dtype.block_len() {
+                let nearest = lost(&dtype.encode_over(&wanted, &old));
                 assert!(nearest > 0.5, "{}: {nearest}", dtype.name());
             }
             assert_eq!(dtype.encode_for(&base, INN, Some(&old), &Inputs::new(&inputs, INN)), old);

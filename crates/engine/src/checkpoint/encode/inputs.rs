@@ -9,14 +9,15 @@
 //! their number squared.
 
 /// λ relative to the median squared length of an input: how much plain error counts beside that of
-/// products. Between 1e-4 and 1e-1 the products come out alike; below, single numbers are moved far.
-const PLAIN: f64 = 1e-2;
+/// products. It is small, as a few numbers that are a step off make up for a whole row.
+const PLAIN: f64 = 1e-4;
 
 /// Inputs of a linear map, made ready to round its rows by.
 #[derive(Debug)]
 pub struct Inputs {
     /// Number of inputs.
     count: usize,
+    lambda: f64,
     /// Numbers of a row, those that weigh least in the inputs first: the last ones have the most
     /// to make up for, and can.
     order: Vec<usize>,
@@ -61,19 +62,32 @@ impl Inputs {
             }
             gains[q * count..][..count].iter_mut().zip(&u).for_each(|(g, u)| *g = u / d);
         }
-        Self { count, order, columns, gains }
+        Self { count, lambda, order, columns, gains }
     }
 
     /// Rounds a row: `round(q, x)` gives the number that can stand at q and is nearest to x.
     pub(super) fn round(&self, row: &[f32], mut round: impl FnMut(usize, f32) -> f32) {
         let mut residual = vec![0.0; self.count];
+        let mut errors = vec![0.0; row.len()];
+        let mut set = |q: usize, error: f64| f64::from(round(q, row[q] + error as f32)) - f64::from(row[q]);
         for &q in &self.order {
-            let (column, gain) =
-                (&self.columns[q * self.count..][..self.count], &self.gains[q * self.count..][..self.count]);
-            let wanted = f64::from(row[q]) - dot(gain, &residual);
-            let error = f64::from(round(q, wanted as f32)) - f64::from(row[q]);
-            residual.iter_mut().zip(column).for_each(|(r, x)| *r += error * x);
+            let (x, gain) = (self.of(&self.columns, q), self.of(&self.gains, q));
+            errors[q] = set(q, -dot(gain, &residual));
+            residual.iter_mut().zip(x).for_each(|(r, x)| *r += errors[q] * x);
         }
+        // Once more, each number alone and the weightiest first: what the steps of those were too large
+        // for, the lighter ones can make up.
+        for &q in self.order.iter().rev() {
+            let x = self.of(&self.columns, q);
+            let was = errors[q];
+            let slope = dot(x, &residual) + self.lambda * was;
+            errors[q] = set(q, was - slope / (dot(x, x) + self.lambda));
+            residual.iter_mut().zip(x).for_each(|(r, x)| *r += (errors[q] - was) * x);
+        }
+    }
+
+    fn of<'a>(&self, values: &'a [f64], q: usize) -> &'a [f64] {
+        &values[q * self.count..][..self.count]
     }
 }
 
