@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use crate::error::Error;
+
 /// Writes `path` through a temporary file in the same folder, which must exist: `fill` writes the
 /// content, it is forced to the disk, then renamed. On any failure the temporary file is removed,
 /// and what was at `path` before is still there.
@@ -43,6 +45,20 @@ pub fn promote(partial: &Path, path: &Path) -> io::Result<()> {
 pub fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// Why something cannot be written there, and what helps.
+pub(crate) fn unwritable(path: &Path, error: &io::Error) -> Error {
+    if is_full(error) {
+        return Error::input_hint(
+            format!("no space left to write `{}`: {error}", path.display()),
+            "free some space, or choose another place with `--out`; nothing was written",
+        );
+    }
+    Error::input_hint(
+        format!("cannot write `{}`: {error}", path.display()),
+        "choose a folder that exists and can be written to",
+    )
 }
 
 /// The folder that a file lies in; the current one where the path names none.

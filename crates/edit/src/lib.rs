@@ -8,6 +8,7 @@ pub mod atomic;
 mod checked;
 mod context;
 mod error;
+pub mod export;
 pub mod fact;
 pub mod method;
 pub mod methods;
@@ -17,6 +18,7 @@ pub mod recipes;
 
 pub use context::{Context, Progress};
 pub use error::{Error, Result};
+pub use export::Export;
 pub use fact::{Change, Fact, Probe};
 pub use method::{Entry, Family, Job, Method, find};
 pub use methods::METHODS;

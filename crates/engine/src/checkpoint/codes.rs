@@ -43,7 +43,13 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 }
 
 /// One block; layouts as in ggml's `block_q…` structs.
-fn decode_block(dtype: Dtype, b: &[u8], codes: &mut [i8], scales: &mut [f32], offsets: &mut [f32]) {
+pub(super) fn decode_block(
+    dtype: Dtype,
+    b: &[u8],
+    codes: &mut [i8],
+    scales: &mut [f32],
+    offsets: &mut [f32],
+) {
     match dtype {
         Dtype::Q4_0 => {
             scales[0] = half_at(b, 0);
@@ -148,6 +154,74 @@ fn decode_block(dtype: Dtype, b: &[u8], codes: &mut [i8], scales: &mut [f32], of
     }
 }
 
+/// Writes the codes of a block, and leaves its scales: [`decode_block`] gives them back.
+pub(super) fn encode_codes(dtype: Dtype, codes: &[i8], b: &mut [u8]) {
+    // Every code is within its format's range, so that none spills into its neighbour.
+    let bits = |i: usize, above: i8| (codes[i] + above) as u8;
+    match dtype {
+        Dtype::Q4_0 => put_nibbles(codes, &mut b[2..18]),
+        Dtype::Q4_1 => put_nibbles(codes, &mut b[4..20]),
+        Dtype::Q5_0 => {
+            put_nibbles(codes, &mut b[6..22]);
+            put_fifth_bits(codes, &mut b[2..6]);
+        }
+        Dtype::Q5_1 => {
+            put_nibbles(codes, &mut b[8..24]);
+            put_fifth_bits(codes, &mut b[4..8]);
+        }
+        Dtype::Q8_0 => b[2..34].iter_mut().zip(codes).for_each(|(q, c)| *q = *c as u8),
+        Dtype::Q4_K | Dtype::Q5_K => {
+            let low = if dtype == Dtype::Q5_K { 48 } else { 16 };
+            for pair in 0..4 {
+                if dtype == Dtype::Q5_K && pair == 0 {
+                    b[16..48].fill(0);
+                }
+                for i in 0..32 {
+                    let (c, d) = (bits(pair * 64 + i, 0), bits(pair * 64 + 32 + i, 0));
+                    b[low + pair * 32 + i] = (c & 0xf) | ((d & 0xf) << 4);
+                    if dtype == Dtype::Q5_K {
+                        b[16 + i] |= ((c >> 4) << (2 * pair)) | ((d >> 4) << (2 * pair + 1));
+                    }
+                }
+            }
+        }
+        Dtype::Q2_K => {
+            b[16..80].fill(0);
+            for half in 0..2 {
+                for shift in 0..4 {
+                    for i in 0..32 {
+                        b[16 + half * 32 + i] |= bits(half * 128 + shift * 32 + i, 0) << (2 * shift);
+                    }
+                }
+            }
+        }
+        Dtype::Q3_K => {
+            b[..96].fill(0);
+            for half in 0..2 {
+                for shift in 0..4 {
+                    for i in 0..32 {
+                        let c = bits(half * 128 + shift * 32 + i, 4);
+                        b[32 + half * 32 + i] |= (c & 3) << (2 * shift);
+                        b[i] |= (c >> 2) << (half * 4 + shift);
+                    }
+                }
+            }
+        }
+        Dtype::Q6_K => {
+            for half in 0..2 {
+                for i in 0..32 {
+                    let c: [u8; 4] = std::array::from_fn(|n| bits(half * 128 + n * 32 + i, 32));
+                    b[half * 64 + i] = (c[0] & 0xf) | ((c[2] & 0xf) << 4);
+                    b[half * 64 + 32 + i] = (c[1] & 0xf) | ((c[3] & 0xf) << 4);
+                    b[128 + half * 32 + i] =
+                        (c[0] >> 4) | ((c[1] >> 4) << 2) | ((c[2] >> 4) << 4) | ((c[3] >> 4) << 6);
+                }
+            }
+        }
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => unreachable!("plain formats have no codes"),
+    }
+}
+
 /// Low halves are the first 16 codes, high halves the last 16.
 fn nibbles(packed: &[u8], codes: &mut [i8]) {
     for (i, q) in packed.iter().enumerate() {
@@ -161,6 +235,17 @@ fn fifth_bits(bits: &[u8], codes: &mut [i8]) {
     for (i, c) in codes.iter_mut().enumerate() {
         *c |= (((bits >> i) & 1) << 4) as i8;
     }
+}
+
+fn put_nibbles(codes: &[i8], packed: &mut [u8]) {
+    for (i, q) in packed.iter_mut().enumerate() {
+        *q = (codes[i] as u8 & 0xf) | ((codes[i + 16] as u8 & 0xf) << 4);
+    }
+}
+
+fn put_fifth_bits(codes: &[i8], bits: &mut [u8]) {
+    let all = codes.iter().enumerate().fold(0u32, |all, (i, c)| all | ((*c as u32 >> 4) & 1) << i);
+    bits.copy_from_slice(&all.to_le_bytes());
 }
 
 /// Scale and minimum of sub-block `g` from the twelve packed bytes of Q4_K and Q5_K.

@@ -3,6 +3,8 @@
 //! A file is not trusted: every count and length is checked against the bytes that are left
 //! before anything is allocated for it.
 
+mod write;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::dtype::Dtype;
 use crate::error::{Error, Result};
+pub use write::GgufWriter;
 
 /// A parsed GGUF header: everything but the tensors' bytes.
 #[derive(Debug, Clone)]
@@ -19,6 +22,8 @@ pub struct Gguf {
     alignment: usize,
     data_offset: usize,
     metadata: Vec<(String, Value)>,
+    /// Where the entries of the metadata lie in the file.
+    metadata_range: Range<usize>,
     keys: HashMap<String, usize>,
     tensors: Vec<GgufTensor>,
 }
@@ -78,6 +83,23 @@ pub enum Array {
 /// frame.
 const MAX_NESTING: usize = 8;
 const MAX_DIMENSIONS: u32 = 4;
+
+/// ggml's numbers of the formats that are read and written.
+const KINDS: [(u32, Dtype); 13] = [
+    (0, Dtype::F32),
+    (1, Dtype::F16),
+    (2, Dtype::Q4_0),
+    (3, Dtype::Q4_1),
+    (6, Dtype::Q5_0),
+    (7, Dtype::Q5_1),
+    (8, Dtype::Q8_0),
+    (10, Dtype::Q2_K),
+    (11, Dtype::Q3_K),
+    (12, Dtype::Q4_K),
+    (13, Dtype::Q5_K),
+    (14, Dtype::Q6_K),
+    (30, Dtype::Bf16),
+];
 const MAX_ALIGNMENT: u64 = 1 << 16;
 
 impl Gguf {
@@ -114,6 +136,7 @@ impl Gguf {
         let metadata_count = r.count("metadata entries", 13)?;
 
         let mut metadata = Vec::new();
+        let metadata_start = r.at;
         let mut keys = HashMap::new();
         for i in 0..metadata_count {
             let key = r.string(&format!("the key of metadata entry {i}"))?;
@@ -130,6 +153,7 @@ impl Gguf {
             alignment: 32,
             data_offset: 0,
             metadata,
+            metadata_range: metadata_start..r.at,
             keys,
             tensors: Vec::new(),
         };
@@ -549,29 +573,15 @@ impl<'a> Reader<'a> {
             (39, "MXFP4"),
             (40, "NVFP4"),
         ];
-        Ok(match kind {
-            0 => Dtype::F32,
-            1 => Dtype::F16,
-            2 => Dtype::Q4_0,
-            3 => Dtype::Q4_1,
-            6 => Dtype::Q5_0,
-            7 => Dtype::Q5_1,
-            8 => Dtype::Q8_0,
-            10 => Dtype::Q2_K,
-            11 => Dtype::Q3_K,
-            12 => Dtype::Q4_K,
-            13 => Dtype::Q5_K,
-            14 => Dtype::Q6_K,
-            30 => Dtype::Bf16,
-            _ => {
-                return Err(match OTHERS.iter().find(|(id, _)| *id == kind) {
-                    Some((_, format)) => Error::Unsupported {
-                        what: format!("tensor `{name}`: number format `{format}`"),
-                        known: Some(Dtype::ALL.map(Dtype::name).join(", ")),
-                    },
-                    None => self.corrupt(format!("tensor `{name}` has the unknown number format {kind}")),
-                });
-            }
+        if let Some((_, dtype)) = KINDS.iter().find(|(id, _)| *id == kind) {
+            return Ok(*dtype);
+        }
+        Err(match OTHERS.iter().find(|(id, _)| *id == kind) {
+            Some((_, format)) => Error::Unsupported {
+                what: format!("tensor `{name}`: number format `{format}`"),
+                known: Some(Dtype::ALL.map(Dtype::name).join(", ")),
+            },
+            None => self.corrupt(format!("tensor `{name}` has the unknown number format {kind}")),
         })
     }
 }

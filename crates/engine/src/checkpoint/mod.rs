@@ -1,4 +1,5 @@
-//! Reading checkpoints: GGUF and safetensors, memory-mapped and validated, in one canonical form.
+//! Checkpoints: GGUF and safetensors, memory-mapped and validated, in one canonical form; and copies
+//! of them with some tensors replaced (`encode`, `layout`, `rewrite`).
 //!
 //! Whatever the container and the family, a weight comes out as `[out, in]`, unfused, in Hugging
 //! Face's order of rows. Which tensor that takes, and how it is packed, is data (`names`), chosen by
@@ -10,11 +11,14 @@ mod config;
 mod config_keys;
 mod declared;
 mod dtype;
+mod encode;
 mod gguf;
 mod gguf_config;
+mod layout;
 mod matrix;
 mod names;
 mod open;
+mod rewrite;
 mod safetensors;
 mod store;
 
@@ -27,11 +31,14 @@ use crate::architecture::{Architecture, Part, Role};
 use crate::error::{Error, Result};
 use declared::{Bias, Declared};
 pub use dtype::Dtype;
-pub use gguf::{Array, Gguf, GgufTensor, Value};
+pub use encode::Inputs;
+pub use gguf::{Array, Gguf, GgufTensor, GgufWriter, Value};
+pub use layout::Layout;
 use matrix::Packing;
 pub use matrix::{Matrix, check_finite};
 pub use names::Container;
 use names::{Naming, Spec};
+pub use rewrite::{Replacement, Replacements, Rewritten};
 use store::Store;
 pub use store::TensorView;
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::dtype::Dtype;
+use super::rewrite::Replacements;
 use super::store::{Mapped, Slot, Store, Stored};
 use crate::error::{Error, Result};
 
@@ -149,6 +150,58 @@ pub(super) fn parse(bytes: &[u8], path: &Path, file: usize) -> Result<Vec<Slot>>
         return Err(corrupt(format!("the tensors end at byte {at}, the file at {}", bytes.len())));
     }
     Ok(slots)
+}
+
+/// The header, with its length before it, of a file with some tensors replaced: metadata and the
+/// order of entries stay, and every byte where no format changes. `slots` are the file's, in file
+/// order.
+///
+/// # Errors
+/// [`Error::Input`] where a replacement's bytes are not as many as it needs, or its format is none
+/// of safetensors.
+pub(super) fn rewritten_header(
+    bytes: &[u8],
+    path: &Path,
+    slots: &[&Slot],
+    replaced: &Replacements,
+) -> Result<Vec<u8>> {
+    let start = slots.first().map_or(bytes.len(), |s| s.range.start);
+    let (mut at, mut same) = (0, true);
+    let mut entries: Map<String, Value> =
+        serde_json::from_slice(&bytes[8..start]).map_err(|e| Error::Corrupt {
+            path: path.to_owned(),
+            format: FORMAT,
+            what: format!("the header is not valid JSON: {e}"),
+        })?;
+    for slot in slots {
+        let mut size = slot.range.len();
+        if let Some(new) = replaced.get(&slot.name) {
+            let elements = slot.shape.iter().product();
+            if new.dtype.block_len() > 1 || new.dtype.row_bytes(elements) != Some(new.bytes.len()) {
+                return Err(Error::input(format!(
+                    "tensor `{}` of shape {:?} cannot be {} bytes of {} in safetensors",
+                    slot.name,
+                    slot.shape,
+                    new.bytes.len(),
+                    new.dtype.name()
+                )));
+            }
+            size = new.bytes.len();
+            same &= slot.stored == Stored::Known(new.dtype);
+            entries[&slot.name]["dtype"] = new.dtype.name().into();
+        }
+        entries[&slot.name]["data_offsets"] = vec![at, at + size].into();
+        at += size;
+    }
+    if same {
+        return Ok(bytes[..start].to_vec());
+    }
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    // The tensors begin at a multiple of eight bytes.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut text);
+    Ok(header)
 }
 
 /// A header's entry, as the format defines it.

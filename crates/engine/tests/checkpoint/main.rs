@@ -4,6 +4,7 @@
 mod allocations;
 mod builder;
 mod families;
+mod layouts;
 mod malformed_gguf;
 mod malformed_safetensors;
 mod models;
