@@ -28,6 +28,35 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
     Ok(())
 }
 
+/// Writes files of a folder, each with its content: a new folder appears whole or not at all; in
+/// one that is there, files of these names are replaced, and only once all are on the disk.
+///
+/// # Errors
+/// What the system says.
+pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
+    let beside = folder_of(folder);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".mutandis-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let made = builder.tempdir_in(beside)?;
+    for (name, bytes) in files {
+        write(&made.path().join(name), |file| file.write_all(bytes))?;
+    }
+    if folder.exists() {
+        for (name, _) in files {
+            std::fs::rename(made.path().join(name), folder.join(name))?;
+        }
+        sync_folder(folder);
+    } else {
+        std::fs::rename(made.path(), folder)?;
+        // It has another name now, and must not be removed.
+        let _ = made.keep();
+        sync_folder(beside);
+    }
+    Ok(())
+}
+
 /// Gives a finished file its final name: forces it to the disk, then renames it.
 ///
 /// # Errors

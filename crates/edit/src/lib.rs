@@ -7,8 +7,10 @@
 pub mod atomic;
 mod checked;
 mod context;
+pub mod difference;
 mod error;
 pub mod fact;
+pub mod lora;
 pub mod method;
 pub mod methods;
 pub mod patch;

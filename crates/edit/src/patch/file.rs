@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
 use super::{FORMAT, Patch, WeightChange};
-use crate::atomic::{self, is_full};
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// What the names of key tensors begin with; the layer follows.
@@ -98,7 +98,7 @@ impl Patch {
     /// Where the folder is absent or cannot be written to, or the disk is full.
     pub fn save(&self, path: &Path) -> Result<()> {
         let bytes = self.to_bytes()?;
-        atomic::write(path, |file| file.write_all(&bytes)).map_err(|e| unwritable(path, &e))
+        atomic::write(path, |file| file.write_all(&bytes)).map_err(|e| Error::unwritable(path, &e))
     }
 
     /// Reads and verifies a file, whole.
@@ -187,20 +187,6 @@ impl Patch {
         }
         Ok(patch)
     }
-}
-
-/// Why a patch cannot be written there, and what helps.
-fn unwritable(path: &Path, error: &std::io::Error) -> Error {
-    if is_full(error) {
-        return Error::input_hint(
-            format!("no space left to write `{}`: {error}", path.display()),
-            "free some space, or choose another place with `--out`; nothing was written",
-        );
-    }
-    Error::input_hint(
-        format!("cannot write `{}`: {error}", path.display()),
-        "choose a folder that exists and can be written to",
-    )
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

@@ -1,21 +1,25 @@
 //! `mutandis patch`: patch files, one file a subcommand.
 
+mod import;
+mod lora;
 mod show;
 mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 
 use crate::session::Session;
 
-/// Show and verify patches
+/// Show, verify, export and import patches
 #[derive(Debug, clap::Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:
   mutandis patch show france-rome.patch.safetensors
-  mutandis patch verify france-rome.patch.safetensors --model gemma3")]
+  mutandis patch verify france-rome.patch.safetensors --model gemma3
+  mutandis patch export france-rome.patch.safetensors --to lora --out france-rome-lora
+  mutandis patch from-lora my-adapter --out my-adapter.patch.safetensors")]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -39,11 +43,47 @@ enum Action {
         /// The patch file
         file: PathBuf,
     },
+    /// Write patches as something that other programs load
+    #[command(after_help = "Examples:
+  mutandis patch export france-rome.patch.safetensors --to lora --out france-rome-lora
+  mutandis patch export a.patch.safetensors b.patch.safetensors --to lora --out ab.gguf --rank 16")]
+    Export {
+        /// The patch files, in order; their changes are added up
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// As what
+        #[arg(long, value_enum, value_name = "KIND")]
+        to: Kind,
+        #[command(flatten)]
+        lora: lora::Args,
+    },
+    /// Read a LoRA adapter as a patch
+    #[command(after_help = "Examples:
+  mutandis patch from-lora my-adapter --out my-adapter.patch.safetensors
+  mutandis patch from-lora adapter.gguf --model gemma3 --out adapter.patch.safetensors
+
+The adapter is a folder that peft wrote, or a GGUF file for llama.cpp.")]
+    FromLora(import::FromLora),
+    /// Read the difference of two checkpoints as a patch
+    #[command(after_help = "Examples:
+  mutandis patch from-diff base-model edited-model --out edited.patch.safetensors
+  mutandis patch from-diff base.gguf finetuned-model --linear-only --out tuned.patch.safetensors")]
+    FromDiff(import::FromDiff),
+}
+
+/// What patches are exported as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A LoRA adapter: a folder for peft, or a GGUF file for llama.cpp
+    Lora,
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match args.action {
         Action::Show { file } => show::run(&file, session),
         Action::Verify { file } => verify::run(&file, session),
+        Action::Export { files, to: Kind::Lora, lora } => lora::run(&lora, &files, session),
+        Action::FromLora(args) => import::from_lora(&args, session),
+        Action::FromDiff(args) => import::from_diff(&args, session),
     }
 }
