@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, utils
 
 LIMIT = 1e-3
 FACTS = [
@@ -63,8 +63,10 @@ def main():
     parser.add_argument("--methods", nargs="*", default=list(EDITS))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    tokenizer, folder = as_folder(args)
-    ids = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in PROMPTS]
+    utils.logging.disable_progress_bar()
+    folder = as_folder(args)
+    # Our tokens: transformers' reading of a GGUF's vocabulary splits words otherwise.
+    ids = [torch.tensor([run(args, "tokens", prompt)["ids"]]) for prompt in PROMPTS]
     plain = as_f32_gguf(args.model, args.work / "base-f32.gguf", {})
     worst = 0.0
     for method in args.methods:
@@ -152,8 +154,7 @@ def as_folder(args):
     if not (folder / "config.json").exists():
         model = AutoModelForCausalLM.from_pretrained(args.model.parent, gguf_file=args.model.name, dtype=torch.float32)
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(args.model.parent, gguf_file=args.model.name).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder), folder
+    return folder
 
 
 def load(folder):
@@ -198,7 +199,8 @@ def llama(path, ids, adapter=None):
     from llama_cpp import GGML_TYPE_F32, Llama
 
     lora = {"lora_path": str(adapter)} if adapter else {}
-    model = Llama(str(path), n_ctx=64, logits_all=True, verbose=False, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32, flash_attn=False, **lora)
+    settings = dict(n_ctx=64, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False)
+    model = Llama(str(path), type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32, flash_attn=False, **settings, **lora)
     found = []
     for i in ids:
         model.reset()
