@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use crate::error::Error;
-
 /// Writes `path` through a temporary file in the same folder, which must exist: `fill` writes the
 /// content, it is forced to the disk, then renamed. On any failure the temporary file is removed,
 /// and what was at `path` before is still there.
@@ -30,6 +28,35 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
     Ok(())
 }
 
+/// Writes files of a folder, each with its content: a new folder appears whole or not at all; in
+/// one that is there, files of these names are replaced, and only once all are on the disk.
+///
+/// # Errors
+/// What the system says.
+pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
+    let beside = folder_of(folder);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".mutandis-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let made = builder.tempdir_in(beside)?;
+    for (name, bytes) in files {
+        write(&made.path().join(name), |file| file.write_all(bytes))?;
+    }
+    if folder.exists() {
+        for (name, _) in files {
+            std::fs::rename(made.path().join(name), folder.join(name))?;
+        }
+        sync_folder(folder);
+    } else {
+        std::fs::rename(made.path(), folder)?;
+        // It has another name now, and must not be removed.
+        let _ = made.keep();
+        sync_folder(beside);
+    }
+    Ok(())
+}
+
 /// Gives a finished file its final name: forces it to the disk, then renames it.
 ///
 /// # Errors
@@ -45,20 +72,6 @@ pub fn promote(partial: &Path, path: &Path) -> io::Result<()> {
 pub fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-}
-
-/// Why something cannot be written there, and what helps.
-pub(crate) fn unwritable(path: &Path, error: &io::Error) -> Error {
-    if is_full(error) {
-        return Error::input_hint(
-            format!("no space left to write `{}`: {error}", path.display()),
-            "free some space, or choose another place with `--out`; nothing was written",
-        );
-    }
-    Error::input_hint(
-        format!("cannot write `{}`: {error}", path.display()),
-        "choose a folder that exists and can be written to",
-    )
 }
 
 /// The folder that a file lies in; the current one where the path names none.

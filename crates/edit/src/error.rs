@@ -1,6 +1,6 @@
 //! One error type for the crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::atomic::is_full;
 
@@ -72,6 +72,20 @@ impl Error {
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// Why a result cannot be written there, and what helps.
+    pub(crate) fn unwritable(path: &Path, error: &std::io::Error) -> Self {
+        if is_full(error) {
+            return Self::input_hint(
+                format!("no space left to write `{}`: {error}", path.display()),
+                "free some space, or choose another place with `--out`; nothing was written",
+            );
+        }
+        Self::input_hint(
+            format!("cannot write `{}`: {error}", path.display()),
+            "choose a folder that exists and can be written to",
+        )
     }
 
     /// What the user can do about it, where there is something.

@@ -14,7 +14,7 @@ use mutandis_engine::checkpoint::{Checkpoint, Container, Dtype, Layout, Replacem
 use mutandis_engine::{Delta, Model, Overlay, Role, WeightId};
 use serde::Serialize;
 
-use crate::atomic::{self, unwritable};
+use crate::atomic;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use inputs::Seen;
@@ -275,7 +275,7 @@ impl Stored {
         let Some(rewritten) = checkpoint.rewritten(file, &self.replaced)? else {
             return Err(Error::input(format!("`{}` holds none of the changed tensors", file.display())));
         };
-        atomic::write(path, |to| rewritten.write(to)).map_err(|e| unwritable(path, &e))?;
+        atomic::write(path, |to| rewritten.write(to)).map_err(|e| Error::unwritable(path, &e))?;
         self.verify(checkpoint, path)?;
         Ok(Written { bytes: file_length(path)?, left_out: vec![] })
     }

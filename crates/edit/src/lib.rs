@@ -7,9 +7,11 @@
 pub mod atomic;
 mod checked;
 mod context;
+pub mod difference;
 mod error;
 pub mod export;
 pub mod fact;
+pub mod lora;
 pub mod method;
 pub mod methods;
 pub mod patch;

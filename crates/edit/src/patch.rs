@@ -172,6 +172,15 @@ impl Patch {
         })
     }
 
+    /// A patch that was not computed here but read from something else, which `config` tells of: no
+    /// facts are known of it.
+    ///
+    /// # Errors
+    /// Where the base cannot be hashed.
+    pub fn imported(model: &Model, config: Value) -> Result<Self> {
+        Self::new(model, "import", Family::Mastery, config, &[], 0)
+    }
+
     /// Adds a change of a weight to what the patch changes of it already, in the form that takes
     /// least room, and notes how far that moves it.
     ///

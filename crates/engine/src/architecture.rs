@@ -225,6 +225,34 @@ pub enum Role {
     Head,
 }
 
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 17] = [
+        Self::Embedding,
+        Self::Positions,
+        Self::AttentionNorm,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::AttentionOut,
+        Self::QueryNorm,
+        Self::KeyNorm,
+        Self::AttentionPostNorm,
+        Self::MlpNorm,
+        Self::MlpGate,
+        Self::MlpUp,
+        Self::MlpOut,
+        Self::MlpPostNorm,
+        Self::FinalNorm,
+        Self::Head,
+    ];
+
+    /// Whether every layer has its own.
+    pub fn in_layer(self) -> bool {
+        !matches!(self, Self::Embedding | Self::Positions | Self::FinalNorm | Self::Head)
+    }
+}
+
 impl std::fmt::Display for Role {
     /// As it is written in files: `mlp-out`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

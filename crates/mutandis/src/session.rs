@@ -76,7 +76,12 @@ impl<'a> Session<'a> {
 
     /// Finds the model of `--model`, fetches it if need be, and loads it.
     pub(crate) fn load(&self) -> anyhow::Result<Loaded> {
-        let located = self.models().resolve(self.model.as_deref())?;
+        self.load_named(self.model.as_deref())
+    }
+
+    /// The same with a model of another name; the default one where there is none.
+    pub(crate) fn load_named(&self, name: Option<&str>) -> anyhow::Result<Loaded> {
+        let located = self.models().resolve(name)?;
         let storage = match self.weights {
             Weights::F32 => Storage::F32,
             Weights::Bf16 => Storage::Bf16,

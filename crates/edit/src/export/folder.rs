@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use mutandis_engine::checkpoint::{Checkpoint, Replacements};
 
 use super::Written;
-use crate::atomic::{self, folder_of, unwritable};
+use crate::atomic::{self, folder_of};
 use crate::error::{Error, Result};
 
 /// Endings of files that hold weights in forms that are not edited.
@@ -22,7 +22,7 @@ pub(super) fn write(
     verify: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<Written> {
     check(checkpoint, folder, force)?;
-    let failed = |e: std::io::Error| unwritable(folder, &e);
+    let failed = |e: std::io::Error| Error::unwritable(folder, &e);
     let parent = folder_of(folder);
     let copy = tempfile::Builder::new().prefix(".mutandis-").tempdir_in(parent).map_err(failed)?;
     let mut written = Written::default();

@@ -127,6 +127,14 @@ impl WeightChange {
         self
     }
 
+    /// Rank of its factors; `None` where it is dense.
+    pub fn rank(&self) -> Option<usize> {
+        match self {
+            Self::LowRank { rank, .. } => Some(*rank),
+            Self::Dense { .. } => None,
+        }
+    }
+
     /// `[out, in]` of `ΔW`.
     pub fn shape(&self) -> [usize; 2] {
         match self {

@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
 use super::{FORMAT, Patch, WeightChange};
-use crate::atomic::{self, unwritable};
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// What the names of key tensors begin with; the layer follows.
@@ -98,7 +98,7 @@ impl Patch {
     /// Where the folder is absent or cannot be written to, or the disk is full.
     pub fn save(&self, path: &Path) -> Result<()> {
         let bytes = self.to_bytes()?;
-        atomic::write(path, |file| file.write_all(&bytes)).map_err(|e| unwritable(path, &e))
+        atomic::write(path, |file| file.write_all(&bytes)).map_err(|e| Error::unwritable(path, &e))
     }
 
     /// Reads and verifies a file, whole.

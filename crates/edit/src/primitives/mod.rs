@@ -19,6 +19,7 @@ pub mod normaliser;
 pub mod post;
 pub mod rank_one;
 pub mod request;
+pub(crate) mod singular;
 pub mod solver;
 pub mod spread;
 pub mod statistics;

@@ -1,15 +1,13 @@
 //! What may be done to a change of weights once it is solved for (methods.md §2.2): steps that any
 //! method can take. They end the change's low rank.
 
-use faer::diag::Diag;
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
-use faer::{Mat, MatRef, Par};
+use faer::Mat;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use mutandis_engine::{Model, WeightId};
 
+use super::singular::{Singular, values};
 use crate::error::{Error, Result};
 use crate::patch::{Patch, WeightChange};
 
@@ -72,7 +70,7 @@ impl Post {
         }
         if self.prune > 0.0 {
             let sum: Vec<f32> = before.iter().zip(&delta).map(|(b, d)| b + d).collect();
-            let limit = singular(&base, inn, ComputeSvdVectors::No)?.1.first().copied().unwrap_or(0.0);
+            let limit = values(wide(&base, inn).as_ref())?.first().copied().unwrap_or(0.0);
             let drawn = draw_down(&sum, inn, limit, self.prune)?;
             delta = drawn.iter().zip(&before).map(|(d, b)| d - b).collect();
         }
@@ -102,7 +100,7 @@ pub fn keep_largest(delta: &mut [f32], weight: &[f32], share: f64) {
 /// # Errors
 /// Where the decomposition does not converge.
 pub fn draw_down(delta: &[f32], inn: usize, limit: f64, base: f64) -> Result<Vec<f32>> {
-    let (u, values, v) = singular(delta, inn, ComputeSvdVectors::Thin)?;
+    let Singular { u, values, v, .. } = Singular::of(wide(delta, inn).as_ref())?;
     let out = delta.len() / inn;
     let mut drawn = delta.to_vec();
     for (i, &value) in values.iter().enumerate().take_while(|(_, v)| **v > limit) {
@@ -116,32 +114,9 @@ pub fn draw_down(delta: &[f32], inn: usize, limit: f64, base: f64) -> Result<Vec
     Ok(drawn)
 }
 
-/// Singular values, descending, and vectors of a row-major matrix; sequential.
-fn singular(
-    matrix: &[f32],
-    inn: usize,
-    vectors: ComputeSvdVectors,
-) -> Result<(Mat<f64>, Vec<f64>, Mat<f64>)> {
-    let out = matrix.len() / inn;
-    let wide: Vec<f64> = matrix.iter().map(|x| f64::from(*x)).collect();
-    let a = MatRef::from_row_major_slice(&wide, out, inn);
-    let size = out.min(inn);
-    let with = !matches!(vectors, ComputeSvdVectors::No);
-    let (mut u, mut v) = (Mat::zeros(out, size), Mat::zeros(inn, size));
-    let mut values = Diag::<f64>::zeros(size);
-    let scratch = svd_scratch::<f64>(out, inn, vectors, vectors, Par::Seq, Default::default());
-    svd(
-        a,
-        values.as_mut(),
-        with.then_some(u.as_mut()),
-        with.then_some(v.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    )
-    .map_err(|_| Error::Numerical { what: "a change of weights has no singular values".into() })?;
-    let column = values.column_vector();
-    Ok((u, (0..size).map(|i| column[i]).collect(), v))
+/// A row-major matrix in f64.
+fn wide(matrix: &[f32], inn: usize) -> Mat<f64> {
+    Mat::from_fn(matrix.len() / inn, inn, |i, j| f64::from(matrix[i * inn + j]))
 }
 
 #[cfg(test)]

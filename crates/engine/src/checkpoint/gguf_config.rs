@@ -2,6 +2,7 @@
 
 use super::declared::{Bias, Biases, Declared, KNOWN_GGUF_ARCHITECTURES, check};
 use super::gguf::{Array, Gguf, Value};
+use super::names::GGUF_ARCHITECTURES;
 use crate::architecture::{
     Activation, Architecture, Family, Mlp, Norm, ResidualForm, Rotary, RotaryPairs, RotaryScaling,
 };
@@ -31,18 +32,9 @@ pub(super) fn declare(gguf: &Gguf, tensors: FromTensors) -> Result<Declared> {
     let name = gguf.str("general.architecture")?.ok_or_else(|| {
         gguf.corrupt("it has no `general.architecture`, so the architecture is unknown".into())
     })?;
-    let family = match name {
-        "llama" => Family::Llama,
-        "qwen2" => Family::Qwen2,
-        "qwen3" => Family::Qwen3,
-        "gemma3" => Family::Gemma3,
-        "gpt2" => Family::Gpt2,
-        "gptj" => Family::Gptj,
-        "gptneox" => Family::GptNeox,
-        other => {
-            return Err(unsupported(format!("the GGUF architecture `{other}`"), KNOWN_GGUF_ARCHITECTURES));
-        }
-    };
+    let known = GGUF_ARCHITECTURES.iter().find(|(known, _)| *known == name);
+    let &(_, family) = known
+        .ok_or_else(|| unsupported(format!("the GGUF architecture `{name}`"), KNOWN_GGUF_ARCHITECTURES))?;
     let keys = Keys { gguf, prefix: name };
     let declared = Declared { architecture: architecture(&keys, family, tensors)?, biases: biases(family) };
     check(&declared.architecture).map_err(|what| gguf.corrupt(what))?;

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::dtype::Dtype;
 use super::names::Rows;
+use crate::architecture::Architecture;
 use crate::error::{Error, Result};
 
 /// A weight matrix as the engine sees it: always `[out, in]`, row-major, in the checkpoint's own
@@ -88,6 +89,12 @@ pub(super) struct Packing {
 }
 
 impl Packing {
+    /// How a weight of `out` rows lies in a tensor.
+    pub(super) fn new(rows: Rows, out: usize, a: &Architecture) -> Self {
+        let rotary_width = a.rotary.as_ref().map_or(a.head_width, |r| r.width);
+        Self { rows, out, head_width: a.head_width, rotary_width }
+    }
+
     /// Rows of the stored tensor.
     pub(super) fn stored_rows(&self) -> usize {
         match self.rows {

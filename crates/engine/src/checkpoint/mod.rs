@@ -18,6 +18,7 @@ mod layout;
 mod matrix;
 mod names;
 mod open;
+mod place;
 mod rewrite;
 mod safetensors;
 mod store;
@@ -38,6 +39,7 @@ use matrix::Packing;
 pub use matrix::{Matrix, check_finite};
 pub use names::Container;
 use names::{Naming, Spec};
+pub use place::{Place, gguf_architecture};
 pub use rewrite::{Replacement, Replacements, Rewritten};
 use store::Store;
 pub use store::TensorView;
@@ -268,7 +270,7 @@ impl Checkpoint {
                 Some(inn) => vec![rows, inn],
                 None => vec![rows],
             };
-            let layers = if names::is_in_layer(spec.role) { a.layers } else { 1 };
+            let layers = if spec.role.in_layer() { a.layers } else { 1 };
             for layer in 0..layers {
                 let name = self.name(spec, Part::Weight, layer);
                 if spec.role != Role::Head || !a.tied {
@@ -364,25 +366,16 @@ impl Checkpoint {
             Part::Weight => "weight",
             Part::Bias => "bias",
         };
-        let (prefix, name) = (self.prefix, spec.name);
-        match spec.role {
-            Role::Head => format!("{}.{ending}", self.head),
-            role if names::is_in_layer(role) => {
-                format!("{prefix}{}{layer}.{name}.{ending}", self.naming.layer)
-            }
-            _ => format!("{prefix}{name}.{ending}"),
-        }
+        format!("{}.{ending}", self.naming.module(self.prefix, self.head, spec, layer))
     }
 
     fn packing(&self, spec: &Spec, out: usize) -> Packing {
-        let a = self.architecture();
-        let rotary_width = a.rotary.as_ref().map_or(a.head_width, |r| r.width);
-        Packing { rows: spec.rows, out, head_width: a.head_width, rotary_width }
+        Packing::new(spec.rows, out, self.architecture())
     }
 
     fn check_layer(&self, role: Role, layer: usize) -> Result<()> {
         let layers = self.architecture().layers;
-        if names::is_in_layer(role) && layer >= layers {
+        if role.in_layer() && layer >= layers {
             return Err(Error::input_hint(
                 format!("the model has no layer {layer}"),
                 format!("it has {layers} layers, 0 to {}", layers - 1),

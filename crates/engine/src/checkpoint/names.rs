@@ -53,6 +53,29 @@ pub enum Container {
     Safetensors,
 }
 
+/// What GGUF metadata calls the families.
+pub(super) const GGUF_ARCHITECTURES: [(&str, Family); 7] = [
+    ("llama", Family::Llama),
+    ("qwen2", Family::Qwen2),
+    ("qwen3", Family::Qwen3),
+    ("gemma3", Family::Gemma3),
+    ("gpt2", Family::Gpt2),
+    ("gptj", Family::Gptj),
+    ("gptneox", Family::GptNeox),
+];
+
+impl Naming {
+    /// The full name of the module that holds a role's weight: its tensors are this name with
+    /// `.weight` or `.bias` behind. `layer` is ignored for roles outside layers.
+    pub(super) fn module(&self, prefix: &str, head: &str, spec: &Spec, layer: usize) -> String {
+        match spec.role {
+            Role::Head => head.to_owned(),
+            role if role.in_layer() => format!("{prefix}{}{layer}.{}", self.layer, spec.name),
+            _ => format!("{prefix}{}", spec.name),
+        }
+    }
+}
+
 /// The convention of a family in a container.
 pub(super) fn naming(family: Family, container: Container) -> &'static Naming {
     match (container, family) {
@@ -87,11 +110,6 @@ pub(super) fn is_ignorable(name: &str) -> bool {
     const BEGINNINGS: [&str; 4] =
         ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
     ENDINGS.iter().any(|e| name.ends_with(e)) || BEGINNINGS.iter().any(|b| name.starts_with(b))
-}
-
-/// Whether a role has one weight per layer.
-pub(super) fn is_in_layer(role: Role) -> bool {
-    !matches!(role, Role::Embedding | Role::Positions | Role::FinalNorm | Role::Head)
 }
 
 /// The shape of a role's weight: rows, and columns where it is a matrix.

@@ -1,6 +1,8 @@
 //! `mutandis patch`: patch files, one file a subcommand.
 
 mod export;
+mod import;
+mod lora;
 mod show;
 mod verify;
 
@@ -11,13 +13,14 @@ use clap::Subcommand;
 
 use crate::session::Session;
 
-/// Show, verify and export patches
+/// Show, verify, export and import patches
 #[derive(Debug, clap::Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:
   mutandis patch show france-rome.patch.safetensors
   mutandis patch verify france-rome.patch.safetensors --model gemma3
-  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf")]
+  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf
+  mutandis patch from-lora my-adapter --out my-adapter.patch.safetensors")]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -41,13 +44,27 @@ enum Action {
         /// The patch file
         file: PathBuf,
     },
-    /// Write patches into a copy of the model, for other programs
+    /// Write patches as something that other programs load
     #[command(after_help = "Examples:
   mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf
   mutandis patch export a.patch.safetensors b.patch.safetensors --model ./my-model --to safetensors \\
       --out edited
-  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf --dtype f16 --json")]
+  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf --dtype f16 --json
+  mutandis patch export france-rome.patch.safetensors --to lora --out france-rome-lora
+  mutandis patch export a.patch.safetensors b.patch.safetensors --to lora --out ab.gguf --rank 16")]
     Export(export::Args),
+    /// Read a LoRA adapter as a patch
+    #[command(after_help = "Examples:
+  mutandis patch from-lora my-adapter --out my-adapter.patch.safetensors
+  mutandis patch from-lora adapter.gguf --model gemma3 --out adapter.patch.safetensors
+
+The adapter is a folder that peft wrote, or a GGUF file for llama.cpp.")]
+    FromLora(import::FromLora),
+    /// Read the difference of two checkpoints as a patch
+    #[command(after_help = "Examples:
+  mutandis patch from-diff base-model edited-model --out edited.patch.safetensors
+  mutandis patch from-diff base.gguf finetuned-model --linear-only --out tuned.patch.safetensors")]
+    FromDiff(import::FromDiff),
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
@@ -55,5 +72,7 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         Action::Show { file } => show::run(&file, session),
         Action::Verify { file } => verify::run(&file, session),
         Action::Export(args) => export::run(&args, session),
+        Action::FromLora(args) => import::from_lora(&args, session),
+        Action::FromDiff(args) => import::from_diff(&args, session),
     }
 }

@@ -10,6 +10,7 @@ use mutandis_edit::export::{Export, StoredTensor, Written, check_form};
 use mutandis_edit::{Error, Fact, Patch};
 use serde::Serialize;
 
+use super::lora;
 use crate::answers::{Question, answers};
 use crate::commands::edit::writable;
 use crate::patched::Patched;
@@ -21,16 +22,22 @@ pub(super) struct Args {
     /// The patch files, in order; their changes are added up
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What is written: a copy of the model, in its own form
+    /// What is written
     #[arg(long, value_enum)]
     to: Form,
-    /// Where it goes: a file for GGUF, a folder for safetensors
+    /// Where it goes: a file for GGUF (of a model or an adapter), else a folder
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// How changed tensors are stored: `own`, `f32`, `f16`, `bf16`, `q8_0`, `q4_k`… [default: as in
     /// the model, or else the narrowest of Q8_0, F16 and F32 with which the facts' answers stay]
     #[arg(long, value_parser = format)]
     dtype: Option<Format>,
+    /// Whose layout an adapter has [default: by the ending of `--out`]
+    #[arg(long, value_enum, value_name = "KIND")]
+    form: Option<lora::Form>,
+    /// Rank of every matrix of an adapter [default: the one that keeps the changes]
+    #[arg(long, value_name = "N")]
+    rank: Option<usize>,
     /// Overwrite what is there
     #[arg(long)]
     force: bool,
@@ -39,10 +46,12 @@ pub(super) struct Args {
 /// Forms that a patched model can be written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// One `.gguf` file
+    /// A copy of a model that is one `.gguf` file
     Gguf,
-    /// A folder as transformers reads it
+    /// A copy of a model's folder, as transformers reads it
     Safetensors,
+    /// A LoRA adapter: a folder for peft, or a GGUF file for llama.cpp
+    Lora,
 }
 
 /// A number format as asked for.
@@ -84,10 +93,33 @@ struct Tried {
 }
 
 pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+    let fits = |given: bool, option: &str, what: &str| match given {
+        true => {
+            let what = format!("`{option}` is an option of {what}");
+            Err(Error::input_hint(what, format!("leave out `{option}`, or choose another `--to`")))
+        }
+        false => Ok(()),
+    };
+    let container = match args.to {
+        Form::Lora => {
+            fits(args.dtype.is_some(), "--dtype", "copies of a model")?;
+            let (out, form, rank, force) = (&*args.out, args.form, args.rank, args.force);
+            return lora::run(&lora::Options { out, form, rank, force }, &args.files, session);
+        }
+        Form::Gguf => Container::Gguf,
+        Form::Safetensors => Container::Safetensors,
+    };
+    fits(args.form.is_some(), "--form", "adapters")?;
+    fits(args.rank.is_some(), "--rank", "adapters")?;
+    copy(args, container, session)
+}
+
+/// Writes a copy of the model.
+fn copy(args: &Args, container: Container, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let patches = args.files.iter().map(|path| Patch::load(path)).collect::<Result<Vec<_>, _>>()?;
-    check(args)?;
+    check(args, container)?;
     let model = session.load()?.model;
-    check_form(&model, args.to.container())?;
+    check_form(&model, container)?;
     let export = Export::new(&model, &patches)?;
     let facts: Vec<&Fact> = patches.iter().flat_map(|p| &p.facts).collect();
     let ask = |patched: &Patched| answered(session, &model, patched, &facts);
@@ -102,7 +134,7 @@ pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
             (Some(Format::Own), _) => ("own", export.store(None)?, true),
             (None, 0) => ("own", export.store(None)?, false),
             (None, n) => {
-                let rungs = args.to.rungs();
+                let rungs = rungs(container);
                 let rung = rungs[(n - 1).min(rungs.len() - 1)];
                 (rung.name(), export.store(Some(rung))?, n >= rungs.len())
             }
@@ -118,13 +150,13 @@ pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
         session.progress.note(&format!("stored as {dtype}, {kept} of {of} facts stay: trying wider"));
     };
     session.interrupt.check()?;
-    let written = match args.to {
-        Form::Gguf => stored.write_gguf(&model, &args.out)?,
-        Form::Safetensors => stored.write_safetensors(&model, &args.out, args.force)?,
+    let written = match container {
+        Container::Gguf => stored.write_gguf(&model, &args.out)?,
+        Container::Safetensors => stored.write_safetensors(&model, &args.out, args.force)?,
     };
     let report = Report {
         out: args.out.display().to_string(),
-        to: args.to.name(),
+        to: name(container),
         extra_bytes: stored.extra_bytes(),
         tensors: stored.tensors,
         facts: Facts { count: facts.len(), patched: count(&wanted), exported: count(&exported) },
@@ -143,8 +175,8 @@ pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
 }
 
 /// Finds out before the work what cannot be.
-fn check(args: &Args) -> anyhow::Result<()> {
-    if args.to == Form::Gguf {
+fn check(args: &Args, container: Container) -> anyhow::Result<()> {
+    if container == Container::Gguf {
         return writable(&args.out, args.force);
     }
     if let Some(Format::This(dtype)) = args.dtype
@@ -189,27 +221,18 @@ fn format(text: &str) -> Result<Format, String> {
     known.or(own).ok_or_else(|| format!("expected `own` or one of {}", names()))
 }
 
-impl Form {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Gguf => "gguf",
-            Self::Safetensors => "safetensors",
-        }
+fn name(container: Container) -> &'static str {
+    match container {
+        Container::Gguf => "gguf",
+        Container::Safetensors => "safetensors",
     }
+}
 
-    fn container(self) -> Container {
-        match self {
-            Self::Gguf => Container::Gguf,
-            Self::Safetensors => Container::Safetensors,
-        }
-    }
-
-    /// What is tried, from narrow to wide, where a tensor's own format loses a fact.
-    fn rungs(self) -> &'static [Dtype] {
-        match self {
-            Self::Gguf => &[Dtype::Q8_0, Dtype::F16, Dtype::F32],
-            Self::Safetensors => &[Dtype::F32],
-        }
+/// What is tried, from narrow to wide, where a tensor's own format loses a fact.
+fn rungs(container: Container) -> &'static [Dtype] {
+    match container {
+        Container::Gguf => &[Dtype::Q8_0, Dtype::F16, Dtype::F32],
+        Container::Safetensors => &[Dtype::F32],
     }
 }
 

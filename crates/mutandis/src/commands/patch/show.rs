@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use mutandis::engine::WeightId;
 use mutandis_edit::Patch;
 use mutandis_edit::patch::{SearchInfo, SolveInfo, WeightChange};
 use mutandis_edit::primitives::strength::Resolved;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::commands::methods::plain;
 use crate::session::Session;
@@ -14,20 +15,7 @@ use crate::session::Session;
 pub(super) fn run(file: &Path, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let patch = Patch::load(file)?;
     let mut document = plain(serde_json::to_value(&patch)?);
-    let changes: Vec<_> = patch
-        .weights
-        .iter()
-        .map(|(id, change)| match change {
-            WeightChange::LowRank { rank, left, right } => json!({
-                "layer": id.layer, "role": id.role, "form": "low-rank", "rank": rank,
-                "shape": [left.len() / rank, right.len() / rank],
-            }),
-            WeightChange::Dense { out, inn, .. } => {
-                json!({"layer": id.layer, "role": id.role, "form": "dense", "shape": [out, inn]})
-            }
-        })
-        .collect();
-    document["weights"] = json!(changes);
+    document["weights"] = json!(changes(&patch));
     document["bytes"] = json!(std::fs::metadata(file).map(|m| m.len()).unwrap_or(0));
     session.output.print(&document, || {
         let mut lines = vec![
@@ -61,6 +49,19 @@ pub(super) fn run(file: &Path, session: &Session<'_>) -> anyhow::Result<ExitCode
         lines.join("\n")
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a patch changes, weight by weight.
+pub(super) fn changes(patch: &Patch) -> Vec<Value> {
+    let change = |(id, change): &(WeightId, WeightChange)| match change {
+        WeightChange::LowRank { rank, .. } => json!({
+            "layer": id.layer, "role": id.role, "form": "low-rank", "rank": rank, "shape": change.shape(),
+        }),
+        WeightChange::Dense { .. } => {
+            json!({"layer": id.layer, "role": id.role, "form": "dense", "shape": change.shape()})
+        }
+    };
+    patch.weights.iter().map(change).collect()
 }
 
 /// The searches for the facts' values in words; none where there was none.
