@@ -35,7 +35,7 @@ pub struct Difference {
 ///
 /// A difference is low-rank where a low rank explains it up to the rounding of `edited`'s storage,
 /// and else kept whole. Where the two are stored in different number formats, a tensor that differs
-/// by no more than both roundings has not changed.
+/// by no more than both roundings, and not by a low rank, has not changed.
 ///
 /// # Errors
 /// Where the architectures differ, or nothing does; where a tensor differs that is no linear map,
@@ -158,14 +158,22 @@ fn changed(base: &Checkpoint, edited: &Checkpoint, id: WeightId) -> Result<Optio
     after.check_finite(&edited.tensor_name(id.role, Part::Weight, id.layer).unwrap_or_default())?;
     let (old, new) = (before.to_f32(), after.to_f32());
     let delta: Vec<f32> = new.iter().zip(&old).map(|(n, o)| n - o).collect();
-    let (size, steps) = (norm(&delta), rounding(after.dtype, &new));
+    let size = norm(&delta);
+    let found =
+        |most: f64| if most <= LEFT_OUT * size { low_rank(&delta, after.inn, most) } else { Ok(None) };
+    // Noise between two formats is of full rank: what is not has been edited, however little.
+    if let Some(change) = found(rounding(after.dtype, &new))? {
+        return Ok(Some((id, change)));
+    }
     let between = explained(before.dtype, &old, after.dtype, &new);
     if size <= between {
         return Ok(None);
     }
-    let most = steps.max(between);
-    let change = if most <= LEFT_OUT * size { low_rank(&delta, after.inn, most)? } else { None };
-    let change = change.unwrap_or(WeightChange::Dense { out: after.out, inn: after.inn, delta });
+    let change = found(between)?.unwrap_or(WeightChange::Dense {
+        out: after.out,
+        inn: after.inn,
+        delta: delta.clone(),
+    });
     Ok(Some((id, change)))
 }
 

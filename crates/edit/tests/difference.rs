@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use mutandis_edit::difference::{self, Difference};
 use mutandis_edit::patch::WeightChange;
 use mutandis_edit::{Context, Error};
+use mutandis_engine::architecture::Part;
 use mutandis_engine::checkpoint::{Checkpoint, Dtype};
 use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Role, Sequence};
 use rand_chacha::ChaCha8Rng;
@@ -176,6 +177,32 @@ fn other_number_formats_are_no_difference() {
     let merged = edited("llama", safetensors::Dtype::BF16, &[(DOWN, of_rank(2, 1))]);
     let found = between(&fixture("llama.gguf"), merged.path(), false).unwrap();
     assert_eq!(ranks(&found), [(1, Role::MlpOut, Some(2))]);
+}
+
+#[test]
+fn a_small_edit_of_a_quantised_base_is_found() {
+    // The base's own numbers in f32, with a change of one weight that is smaller than its steps.
+    let base = fixture("llama_q8_0.gguf");
+    let (from, names) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&fixture("llama")).unwrap());
+    let same: Vec<Edit<'_>> = Role::ALL
+        .into_iter()
+        .flat_map(|role| (0..if role.in_layer() { 3 } else { 1 }).map(move |layer| (role, layer)))
+        .filter(|(role, _)| *role != Role::Head)
+        .filter_map(|(role, layer)| {
+            let name = names.tensor_name(role, Part::Weight, layer)?;
+            let (new, old) = (from.matrix(role, layer).unwrap()?, names.matrix(role, layer).unwrap()?);
+            let mut delta: Vec<f32> = new.to_f32().iter().zip(old.to_f32()).map(|(n, o)| n - o).collect();
+            if name == DOWN {
+                let edit = of_rank(1, 1)(new.out, new.inn);
+                delta.iter_mut().zip(edit).for_each(|(d, x)| *d += 1e-3 * x);
+            }
+            Some((name.leak() as &str, Box::new(move |_: usize, _: usize| delta.clone()) as _))
+        })
+        .collect();
+    let merged = edited("llama", safetensors::Dtype::F32, &same);
+    let found = between(&base, merged.path(), false).unwrap();
+    assert!(ranks(&found).contains(&(1, Role::MlpOut, Some(1))), "{:?}", ranks(&found));
+    assert!(found.patch.weights.len() == 1, "{:?}", ranks(&found));
 }
 
 #[test]

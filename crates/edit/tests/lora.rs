@@ -44,8 +44,11 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Names, shapes and numbers of a file of f32.
-fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+/// Shapes and numbers by name.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// What a file of f32 holds.
+fn tensors(path: &Path) -> Tensors {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let read = |t: &TensorView<'_>| {
@@ -291,10 +294,7 @@ fn what_no_adapter_can_hold_is_refused() {
 }
 
 /// A copy of `llama`'s adapter with another config and other tensors.
-fn tampered(
-    config: &dyn Fn(&mut Value),
-    change: &dyn Fn(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>),
-) -> Result<Patch, Error> {
+fn tampered(config: &dyn Fn(&mut Value), change: &dyn Fn(&mut Tensors)) -> Result<Patch, Error> {
     let own = fixture("lora/llama");
     let folder = tempfile::tempdir().unwrap();
     let mut document: Value =
@@ -331,7 +331,7 @@ fn an_adapter_that_is_more_than_low_rank_is_refused_by_name() {
         &["`alpha_pattern`", "layers.[01].q_proj"],
     );
     for name in ["base_model.model.model.embed_tokens.lora_embedding_A", "base_model.model.lm_head.weight"] {
-        let add = |all: &mut BTreeMap<_, _>| drop(all.insert(name.to_owned(), (vec![2, 2], vec![0.5; 4])));
+        let add = |all: &mut Tensors| drop(all.insert(name.to_owned(), (vec![2, 2], vec![0.5; 4])));
         told(tampered(&|_| (), &add), &[name, "from-diff"]);
     }
 }
@@ -346,7 +346,7 @@ fn a_damaged_adapter_is_refused() {
         tampered(&|_| (), &|all| all.get_mut(&key("A")).unwrap().1[3] = f32::NAN),
         &["q_proj", "not finite"],
     );
-    let swap = |all: &mut BTreeMap<_, _>| {
+    let swap = |all: &mut Tensors| {
         let factors = all.remove(&key("A")).unwrap();
         all.insert(key("A").replace("q_proj", "r_proj"), factors);
         let factors = all.remove(&key("B")).unwrap();
@@ -354,7 +354,7 @@ fn a_damaged_adapter_is_refused() {
     };
     told(tampered(&|_| (), &swap), &["model.layers.0.self_attn.r_proj", "the nearest is"]);
     // A rank above the matrix's.
-    let wide = |all: &mut BTreeMap<String, (Vec<usize>, Vec<f32>)>| {
+    let wide = |all: &mut Tensors| {
         for (part, at) in [("A", 0), ("B", 1)] {
             let (shape, numbers) = all.get_mut(&key(part)).unwrap();
             shape[at] = 500;
