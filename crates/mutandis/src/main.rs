@@ -3,11 +3,13 @@
 mod answers;
 mod cli;
 mod commands;
+mod gated;
 mod neighbours;
 mod output;
 mod patched;
 mod report;
 mod session;
+mod shell;
 mod stages;
 
 use std::process::ExitCode;

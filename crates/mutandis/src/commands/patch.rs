@@ -1,5 +1,7 @@
 //! `mutandis patch`: look into patch files.
 
+mod verify;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,6 +11,7 @@ use mutandis_edit::patch::{SearchInfo, SolveInfo, WeightChange};
 use mutandis_edit::primitives::strength::Resolved;
 use serde_json::json;
 
+use self::verify::{VerifyArgs, verify};
 use super::methods::plain;
 use crate::session::Session;
 
@@ -17,7 +20,7 @@ use crate::session::Session;
 #[command(subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:
   mutandis patch show france-rome.patch.safetensors
-  mutandis patch verify france-rome.patch.safetensors --model gemma3")]
+  mutandis patch verify france-rome.patch.safetensors --gate default")]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -33,20 +36,14 @@ enum Action {
         /// The patch file
         file: PathBuf,
     },
-    /// Check that a patch is whole, unchanged, and belongs to the model
-    #[command(after_help = "Examples:
-  mutandis patch verify france-rome.patch.safetensors
-  mutandis patch verify france-rome.patch.safetensors --model gemma3")]
-    Verify {
-        /// The patch file
-        file: PathBuf,
-    },
+    /// Check that a patch is whole, unchanged, belongs to the model, and passes a gate
+    Verify(VerifyArgs),
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match args.action {
         Action::Show { file } => show(session, &file),
-        Action::Verify { file } => verify(session, &file),
+        Action::Verify(args) => verify(&args, session),
     }
 }
 
@@ -137,13 +134,4 @@ fn solved(solve: &SolveInfo) -> String {
         parts.push(format!("jitter {:.1e}", solve.jitter));
     }
     parts.join(", ")
-}
-
-fn verify(session: &Session<'_>, file: &std::path::Path) -> anyhow::Result<ExitCode> {
-    let patch = Patch::load(file)?;
-    let model = session.load()?.model;
-    patch.overlay(&model)?;
-    let document = json!({"patch": file, "valid": true, "base": patch.base.fingerprint});
-    session.output.print(&document, || format!("`{}` is whole and belongs to this model", file.display()))?;
-    Ok(ExitCode::SUCCESS)
 }
