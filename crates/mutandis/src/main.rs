@@ -1,6 +1,7 @@
 //! The command: reads the arguments and the environment, runs one subcommand, tells how it ended.
 
 mod answers;
+mod card;
 mod cli;
 mod commands;
 mod gated;

@@ -85,7 +85,7 @@ fn an_edit_that_passes_its_gate_is_written_with_the_verdict() {
     let refused = sandbox.run(&[&verify[..], &["--gate", "strict.toml"]].concat());
     says_no(&refused);
     assert!(refused.stdout.contains("gate: 1 of 1 checks failed"), "{refused:?}");
-    assert!(refused.stdout.contains("down of layer 2"), "{refused:?}");
+    assert!(refused.stdout.contains("mlp-out of layer 2"), "{refused:?}");
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn an_edit_that_fails_its_gate_is_not_written_and_says_why() {
         "! efficacy  0.000, at least 1 (1 fact)",
         "; wanted cat",
         "! norm",
-        "down of layer 2",
+        "mlp-out of layer 2",
         "no patch was written: the edit did not pass its gate",
     ] {
         assert!(ran.stdout.contains(part), "no {part:?} in {}", ran.stdout);
@@ -112,7 +112,7 @@ fn an_edit_that_fails_its_gate_is_not_written_and_says_why() {
     let report = ran.json();
     assert_eq!((&report["patch"], &report["gate"]["passed"]), (&Value::Null, &json!(false)));
     let norm = check(&report["gate"], "norm");
-    assert_eq!((&norm["passed"], &norm["worst"][0]["what"]), (&json!(false), &json!("down of layer 2")));
+    assert_eq!((&norm["passed"], &norm["worst"][0]["what"]), (&json!(false), &json!("mlp-out of layer 2")));
     assert!(patches(&sandbox, ".").is_empty());
     // What is there stays, by force or not.
     std::fs::write(sandbox.path(PATCH), "mine").unwrap();

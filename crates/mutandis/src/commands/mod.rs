@@ -12,6 +12,7 @@ mod locate;
 mod methods;
 mod model;
 mod patch;
+mod reproduce;
 mod stats;
 mod tokens;
 mod train;
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Train(train::Args),
     /// Show and verify patches
     Patch(patch::Args),
+    /// Make the edit of a card again, and compare
+    Reproduce(reproduce::Args),
     /// Get, show and list models
     Model(model::Args),
     /// Measure the moments of a model's keys, which edits of weights use
@@ -65,6 +68,7 @@ pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<Exi
         Command::Locate(args) => locate::run(args, session),
         Command::Train(args) => train::run(args, session),
         Command::Patch(args) => patch::run(args, session),
+        Command::Reproduce(args) => reproduce::run(&args, session),
         Command::Stats(args) => stats::run(args, session),
         Command::Model(args) => model::run(args, session),
         Command::Tokens(args) => tokens::run(args, session),

@@ -1,5 +1,6 @@
 //! `mutandis patch`: look into patch files.
 
+mod card;
 mod verify;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use mutandis_edit::patch::{SearchInfo, SolveInfo, WeightChange};
 use mutandis_edit::primitives::strength::Resolved;
 use serde_json::json;
 
+use self::card::{CardArgs, card};
 use self::verify::{VerifyArgs, verify};
 use super::methods::plain;
 use crate::session::Session;
@@ -38,12 +40,15 @@ enum Action {
     },
     /// Check that a patch is whole, unchanged, belongs to the model, and passes a gate
     Verify(VerifyArgs),
+    /// Write what a patch is, in Markdown, with what makes it again
+    Card(CardArgs),
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match args.action {
         Action::Show { file } => show(session, &file),
         Action::Verify(args) => verify(&args, session),
+        Action::Card(args) => card(&args, session),
     }
 }
 
