@@ -257,7 +257,7 @@ impl Watch<'_> {
                 Some("the model has collapsed: its answers are no numbers".to_owned())
             }
             Some(times) if times > alarm => Some(format!(
-                "the model has collapsed: perplexity is {times:.1} times the unedited model's, the alarm is at {alarm}"
+                "the model has collapsed: perplexity is {times:.2} times the unedited model's, the alarm is at {alarm}"
             )),
             _ if gate.as_ref().is_some_and(|verdict| !verdict.passed) => {
                 Some("it did not pass the gate".to_owned())
