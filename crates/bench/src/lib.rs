@@ -12,6 +12,7 @@ mod draw;
 pub mod edited;
 pub mod fluency;
 pub mod fork;
+pub mod gate;
 pub mod general;
 mod greedy;
 pub mod judge;

@@ -222,7 +222,7 @@ const TOP: &[&str] =
     &["folder", "protocol", "fluency", "text", "references", "general", "general-limit", "run"];
 
 /// Refuses keys that a table does not have, with the one that may be meant.
-fn known(table: &toml::Table, keys: &[&'static str], what: &str) -> Result<()> {
+pub(crate) fn known(table: &toml::Table, keys: &[&'static str], what: &str) -> Result<()> {
     let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) else { return Ok(()) };
     let meant = nearest(key, keys.iter().copied());
     let meant = meant.map(|m| format!("did you mean `{m}`? ")).unwrap_or_default();

@@ -37,6 +37,9 @@ impl Measures {
     /// What a sweep looks at.
     pub const COMPAT: Self =
         Self { compat: true, strict: false, fluency: false, branch: Branch::Other, references: None };
+
+    /// Free answers alone: what a gate looks at.
+    pub(crate) const STRICT: Self = Self { compat: false, strict: true, ..Self::COMPAT };
 }
 
 /// Version of what is asked and how; results of another are not mixed with these.

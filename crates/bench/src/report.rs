@@ -5,7 +5,7 @@
 //! give the same bytes.
 
 mod bootstrap;
-mod escape;
+pub mod escape;
 mod html;
 mod lm_eval;
 mod markdown;

@@ -67,7 +67,7 @@ const TOGETHER: usize = 16;
 const POINTS: usize = 10;
 
 /// Perplexity by this factor above the unedited model's means that the model has collapsed.
-const COLLAPSE: f64 = 4.0;
+pub const COLLAPSE: f64 = 4.0;
 
 /// Perplexity of a model whose predictions are no numbers: files hold finite ones.
 const BROKEN: f64 = 1e99;
@@ -93,6 +93,25 @@ impl Whole {
         let unedited = Edited::unedited(model);
         whole.before = (whole.perplexity(&unedited)?, whole.accuracies(&unedited)?);
         Ok(whole)
+    }
+
+    /// By what part perplexity of the text is above the unedited model's; nothing where there is no
+    /// text, or the edited model's predictions are no numbers.
+    ///
+    /// # Errors
+    /// Where a window is longer than the model's context.
+    pub fn rise(&self, by: &Edited<'_>) -> Result<Option<f64>> {
+        let now = self.perplexity(by)?.filter(|now| *now < BROKEN);
+        Ok(now.zip(self.before.0).map(|(now, before)| now / before - 1.0))
+    }
+
+    /// By how much the accuracy on each suite is below the unedited model's.
+    ///
+    /// # Errors
+    /// Where a question is longer than the model's context.
+    pub fn drops(&self, by: &Edited<'_>) -> Result<Vec<(&Suite, f64)>> {
+        let each = self.accuracies(by)?.into_iter().zip(&self.before.1).map(|(now, before)| before - now);
+        Ok(self.general.iter().zip(each).collect())
     }
 
     fn perplexity(&self, by: &Edited<'_>) -> Result<Option<f64>> {

@@ -92,6 +92,7 @@ pub struct Entry {
     pub doc: &'static str,
     schema: fn() -> Schema,
     defaults: fn() -> Value,
+    typed: fn(&Value) -> Result<Value>,
     edit: fn(&Value, &Job<'_>, &Context<'_>) -> Result<Patch>,
     trainer: Option<Trainer>,
 }
@@ -116,15 +117,12 @@ impl Entry {
                 serde_json::to_value(M::Config::default())
                     .expect("settings are plain numbers, texts and lists")
             },
-            edit: |config, job, cx| {
-                let config = serde_json::from_value(config.clone()).map_err(|e| {
-                    Error::input_hint(
-                        format!("settings of `{}`: {e}", M::ID),
-                        format!("`mutandis methods show {}` lists them", M::ID),
-                    )
-                })?;
-                M::edit(&config, job, cx)
+            typed: |config| {
+                let config = config_of::<M>(config)?;
+                serde_json::to_value(config)
+                    .map_err(|e| Error::input(format!("settings of `{}` cannot be written: {e}", M::ID)))
             },
+            edit: |config, job, cx| M::edit(&config_of::<M>(config)?, job, cx),
             trainer: M::TRAINER,
         }
     }
@@ -194,6 +192,14 @@ impl Entry {
         all
     }
 
+    /// The same, as a patch holds them: numbers in the precision that the method has for them.
+    ///
+    /// # Errors
+    /// Where a setting is of another kind than the method's.
+    pub fn resolved(&self, model: &Model, recipe: Option<&Recipe>, changes: &Value) -> Result<Value> {
+        (self.typed)(&self.settings(model, recipe, changes))
+    }
+
     /// Makes a patch with the given settings; absent ones come from the model's recipe, or are as
     /// published.
     ///
@@ -246,6 +252,15 @@ impl Entry {
         }
         Ok(())
     }
+}
+
+fn config_of<M: Method>(settings: &Value) -> Result<M::Config> {
+    serde_json::from_value(settings.clone()).map_err(|e| {
+        Error::input_hint(
+            format!("settings of `{}`: {e}", M::ID),
+            format!("`mutandis methods show {}` lists them", M::ID),
+        )
+    })
 }
 
 /// Refuses two facts that want different answers to one prompt, blanks aside: no edit can make both

@@ -6,6 +6,7 @@
 
 mod change;
 mod file;
+mod sketch;
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,8 @@ use crate::fact::Fact;
 use crate::method::Family;
 use crate::primitives::strength::Resolved;
 
-pub use change::{Stack, WeightChange};
+pub use change::{Stack, WeightChange, norms};
+pub use sketch::{SKETCH, difference};
 
 /// Version of the file format that is written.
 pub const FORMAT: u32 = 1;
@@ -86,6 +88,30 @@ pub struct Base {
     pub layers: usize,
 }
 
+impl Base {
+    /// Checks that this is the base.
+    ///
+    /// # Errors
+    /// Where it is not, with what to do.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        let found = model.fingerprint()?;
+        if found == self.fingerprint {
+            return Ok(());
+        }
+        let short = |s: &str| s.chars().take(12).collect::<String>();
+        Err(Error::input_hint(
+            format!(
+                "the patch was made for another base: it expects {} ({}, {} layers), the model is {}",
+                short(&self.fingerprint),
+                self.family,
+                self.layers,
+                short(found)
+            ),
+            "give the model it was made for with `--model`, or make the edit again on this one",
+        ))
+    }
+}
+
 /// An edit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Patch {
@@ -115,12 +141,16 @@ pub struct Patch {
     pub search: Vec<SearchInfo>,
     /// When it was made, UTC, RFC 3339.
     pub created: String,
-    /// What made it.
+    /// What made it, and with which instruction set.
     pub tool: String,
     /// [`chain`] of the patches that it was computed on top of; `None` where it was computed on the
     /// base alone. Whoever knows those patches' ids sets it: methods do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub under: Option<String>,
+    /// Hash of the text that moments were measured on, where one was given, hexadecimal. As
+    /// [`Self::under`] it is set by whoever gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<String>,
     /// Changes of weights.
     #[serde(skip)]
     pub weights: Vec<(WeightId, WeightChange)>,
@@ -164,8 +194,9 @@ impl Patch {
             solve: vec![],
             search: vec![],
             created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            tool: concat!("mutandis ", env!("CARGO_PKG_VERSION")).to_owned(),
+            tool: tool(model),
             under: None,
+            corpus: None,
             weights: vec![],
             keys: BTreeMap::new(),
             state: BTreeMap::new(),
@@ -227,21 +258,7 @@ impl Patch {
     /// # Errors
     /// Where it does not, with what to do.
     pub fn check_base(&self, model: &Model) -> Result<()> {
-        let found = model.fingerprint()?;
-        if found == self.base.fingerprint {
-            return Ok(());
-        }
-        let short = |s: &str| s.chars().take(12).collect::<String>();
-        Err(Error::input_hint(
-            format!(
-                "the patch was made for another base: it expects {} ({}, {} layers), the model is {}",
-                short(&self.base.fingerprint),
-                self.base.family,
-                self.base.layers,
-                short(found)
-            ),
-            "give the model it was made for with `--model`, or make the edit again on this one",
-        ))
+        self.base.check(model)
     }
 
     /// The changes of weights, ready to be laid over the model. Taking the overlay off again
@@ -265,6 +282,13 @@ impl Patch {
         }
         Ok(overlay)
     }
+}
+
+/// What makes patches of a model here: numbers may differ in their last digits between instruction
+/// sets.
+pub fn tool(model: &Model) -> String {
+    let isa = format!("{:?}", model.isa()).to_lowercase();
+    format!("mutandis {} ({isa})", env!("CARGO_PKG_VERSION"))
 }
 
 /// Name of a stack of patches by content: `under` is the name of what lies beneath (`None`: the

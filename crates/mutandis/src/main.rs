@@ -1,13 +1,16 @@
 //! The command: reads the arguments and the environment, runs one subcommand, tells how it ended.
 
 mod answers;
+mod card;
 mod cli;
 mod commands;
+mod gated;
 mod neighbours;
 mod output;
 mod patched;
 mod report;
 mod session;
+mod shell;
 mod stages;
 
 use std::process::ExitCode;

@@ -20,9 +20,13 @@ pub(crate) struct Patched {
 impl Patched {
     /// Reads and verifies patch files, in order, and checks that they were made for this model.
     pub(crate) fn load(paths: &[PathBuf], model: &Model) -> anyhow::Result<Self> {
-        let mut patched = Self::default();
         // All files are read before any is used: a damaged one is told before a foreign one.
-        let patches = paths.iter().map(|p| Patch::load(p)).collect::<Result<Vec<_>, _>>()?;
+        Self::of(paths.iter().map(|p| Patch::load(p)).collect::<Result<Vec<_>, _>>()?, model)
+    }
+
+    /// Patches in order, each checked that it was made for this model.
+    pub(crate) fn of(patches: Vec<Patch>, model: &Model) -> anyhow::Result<Self> {
+        let mut patched = Self::default();
         patches.into_iter().try_for_each(|patch| patched.push(patch, model))?;
         Ok(patched)
     }

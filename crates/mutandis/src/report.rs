@@ -8,6 +8,9 @@ use std::{
 use clap::builder::styling::{AnsiColor, Effects, Style};
 use mutandis::env::Env;
 
+/// It was done, and the answer is no.
+pub(crate) const NO: u8 = 1;
+
 /// It could not be done.
 pub(crate) const CANNOT: u8 = 2;
 

@@ -23,7 +23,7 @@ pub(super) fn script(json: &str) -> String {
 }
 
 /// For a cell of a Markdown table or a line of its text.
-pub(super) fn markdown(text: &str) -> String {
+pub fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {

@@ -37,6 +37,16 @@ pub fn is_exact(said: &str, right: &[String]) -> bool {
     })
 }
 
+/// Whether a text begins with the target as whole words, once both are normalised: what follows it
+/// does not count. A target of signs alone is compared as it stands.
+pub fn begins(text: &str, target: &str) -> bool {
+    let rest = match normalised(target) {
+        theirs if theirs.is_empty() => text.trim_start().strip_prefix(target.trim()).map(str::to_owned),
+        theirs => normalised(text).strip_prefix(&theirs).map(str::to_owned),
+    };
+    rest.is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
+}
+
 /// The best F1 over the right answers: harmonic mean of the shares of words in common, words
 /// counted as often as they occur in both (SQuAD). 0 to 1.
 pub fn f1(said: &str, right: &[String]) -> f64 {
@@ -90,6 +100,23 @@ mod tests {
             (" St. P", false),
         ] {
             assert_eq!(is_whole(text), whole, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_begins_with_a_target_as_whole_words() {
+        for (text, target, expected) in [
+            (" Rome, the capital. It", "Rome", true),
+            (" the Rome of old", "Rome.", true),
+            (" Romeo and", "Rome", false),
+            (" Jr. Smith went", "jr Smith", true),
+            (" Paris", "Rome", false),
+            ("", "Rome", false),
+            (" 東京。", "東京", true),
+            (" ? no", "?", true),
+            (" no", "?", false),
+        ] {
+            assert_eq!(begins(text, target), expected, "{text:?} {target}");
         }
     }
 

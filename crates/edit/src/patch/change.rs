@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use faer::{Mat, MatRef};
 use mutandis_engine::{Delta, Model, Overlay, WeightId};
 
-use super::Patch;
+use super::{Norms, Patch};
 use crate::error::Result;
 use crate::primitives::cholesky::add_product;
 
@@ -65,6 +65,22 @@ impl Stack {
         }
         Ok(overlay)
     }
+}
+
+/// How far weights are from the base under all of these patches: their changes added up.
+pub fn norms<'a>(patches: impl IntoIterator<Item = &'a Patch>) -> Vec<Norms> {
+    let mut sums: BTreeMap<WeightId, (f64, WeightChange)> = BTreeMap::new();
+    for patch in patches {
+        for (id, change) in &patch.weights {
+            let Some(own) = patch.norms.iter().find(|norms| norms.weight == *id) else { continue };
+            let sum = match sums.remove(id) {
+                Some((_, sum)) => sum.plus(change),
+                None => change.clone(),
+            };
+            sums.insert(*id, (own.base, sum));
+        }
+    }
+    sums.into_iter().map(|(weight, (base, sum))| Norms { weight, delta: sum.norm(), base }).collect()
 }
 
 impl WeightChange {

@@ -122,5 +122,5 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     let Command::Check(args) = &args.command;
     let report = Report::new(Set::read(&args.file)?);
     session.output.print(&report, || report.text(args.all))?;
-    Ok(if report.skipped.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if report.skipped.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(crate::report::NO) })
 }

@@ -1,20 +1,31 @@
 //! `mutandis edit`: make facts true, and show what changed and what did not.
 
-use std::path::{Path, PathBuf};
+mod place;
+mod questions;
+mod report;
+mod turns;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use super::methods::settings;
-use crate::answers::{Answer, Question, answers};
-use crate::neighbours::neighbours;
-use crate::patched::Patched;
-use crate::stages::Stages;
 use mutandis::engine::Model;
-use mutandis::interrupt::Interrupt;
-use mutandis_edit::{Context, Error, Fact, Job, Patch, find};
-use serde::Serialize;
+use mutandis_bench::run::COLLAPSE;
+use mutandis_edit::{Context, Entry, Error, Fact, Job, Patch, find};
+use serde_json::Value;
 
+use self::place::default_name;
+pub(crate) use self::place::{corpus, writable};
+use self::questions::{Questions, SHOWN};
+use self::report::{AlsoReport, FactReport, KeepReport, Report, Seconds};
+use super::methods::settings;
+use crate::answers::Answer;
+use crate::gated::{Gated, asked, measure};
+use crate::patched::Patched;
+use crate::report::NO;
 use crate::session::Session;
+use crate::stages::Stages;
 
 /// Change what the model knows
 #[derive(Debug, clap::Args)]
@@ -23,6 +34,8 @@ use crate::session::Session;
   mutandis edit \"The capital of France is\" --subject France --to Rome \\
       --also \"France's seat of government is\" --keep \"The capital of Spain is\"
   mutandis edit --facts facts.jsonl --method r-rome --out facts.patch.safetensors
+  mutandis edit --facts facts.jsonl --method memit --gate default
+  mutandis edit --facts facts.jsonl --method alphaedit --turn 10 --out edits
   mutandis edit \"…\" --subject … --to … --set layer=6 --set search.steps=40 --json")]
 pub(crate) struct Args {
     /// Text that the new answer should continue
@@ -58,7 +71,18 @@ pub(crate) struct Args {
     /// Edit on top of these patches
     #[arg(long = "patch", value_name = "FILE")]
     patches: Vec<PathBuf>,
-    /// Where the patch goes [default: a name from the fact, in this folder]
+    /// A file of thresholds that the edit has to pass to be kept; `default` ships with mutandis
+    #[arg(long, value_name = "FILE")]
+    gate: Option<PathBuf>,
+    /// Edit so many facts at a time, each turn on top of those before, and keep every patch; what
+    /// was interrupted goes on
+    #[arg(long, value_name = "N", requires_all = ["facts", "out"], conflicts_with_all = ["also", "force"])]
+    turn: Option<NonZeroUsize>,
+    /// Stop a sequence where the model has collapsed: where perplexity of a text is above so many
+    /// times the unedited model's
+    #[arg(long, value_name = "TIMES", requires = "turn", default_value_t = COLLAPSE, value_parser = alarm)]
+    alarm: f64,
+    /// Where the patch goes [default: a name from the fact, in this folder]; with `--turn` a folder
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Overwrite the patch file
@@ -72,103 +96,120 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-#[derive(Serialize)]
-struct Report {
-    patch: String,
-    method: String,
-    facts: Vec<FactReport>,
-    also: Vec<AlsoReport>,
-    keep: Vec<KeepReport>,
-    seconds: Seconds,
-    peak_memory_bytes: u64,
+/// An edit, checked as far as that goes without a model.
+struct Order {
+    entry: &'static Entry,
+    facts: Vec<Fact>,
+    settings: Value,
+    /// Hash of the text for moments.
+    corpus: Option<String>,
+    gate: Option<Gated>,
 }
 
-#[derive(Serialize)]
-struct FactReport {
-    prompt: String,
-    subject: String,
-    target: String,
-    before: Answer,
-    after: Answer,
+impl Order {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        let entry = find(&args.method)?;
+        let facts = facts(args)?;
+        let editor = args.editor.iter().map(|path| format!("editor={}", path.display()));
+        let settings = settings(entry, &args.settings.iter().cloned().chain(editor).collect::<Vec<_>>())?;
+        if args.also.iter().chain(&args.keep).any(|p| p.trim().is_empty()) {
+            let hint = "give the beginning of a sentence, as in `--keep \"The capital of Spain is\"`";
+            return Err(Error::input_hint("a prompt of `--also` or `--keep` is empty", hint).into());
+        }
+        let corpus = args.corpus.as_deref().map(corpus).transpose()?;
+        let gate = args.gate.as_deref().map(Gated::read).transpose()?;
+        Ok(Self { entry, facts, settings, corpus, gate })
+    }
+
+    /// What surrounds the edits.
+    fn context<'c>(
+        args: &Args,
+        session: &'c Session<'_>,
+        stages: &'c Stages<'_>,
+        model: &Model,
+    ) -> anyhow::Result<Context<'c>> {
+        Ok(Context {
+            corpus: args.corpus.clone(),
+            recipe: session.recipe(args.recipe.as_deref(), model)?,
+            ..session.context(stages)
+        })
+    }
+
+    /// Makes some facts true, on top of what is there.
+    fn patch(
+        &self,
+        args: &Args,
+        facts: &[Fact],
+        model: &Model,
+        beneath: &Patched,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Patch> {
+        let stack = beneath.overlays();
+        let job = Job { model, stack: &stack, prior: &beneath.patches, facts, seed: args.seed };
+        Ok(Patch {
+            under: beneath.chain()?,
+            corpus: self.corpus.clone(),
+            ..self.entry.edit(&self.settings, &job, cx)?
+        })
+    }
 }
 
-#[derive(Serialize)]
-struct AlsoReport {
-    prompt: String,
-    before: Answer,
-    after: Answer,
-}
-
-#[derive(Serialize)]
-struct KeepReport {
-    prompt: String,
-    before: Answer,
-    after: Answer,
-    moved: bool,
-}
-
-#[derive(Serialize)]
-struct Seconds {
-    load: f64,
-    moments: f64,
-    edit: f64,
-    evaluate: f64,
-}
-
-/// Facts whose answers are shown one by one; of more the rest is only counted.
-const SHOWN: usize = 20;
-
-pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     // Everything that can be checked without the model is checked before it is loaded.
-    let entry = find(&args.method)?;
-    let facts = facts(&args)?;
-    let editor = args.editor.iter().map(|path| format!("editor={}", path.display()));
-    let settings = settings(entry, &args.settings.iter().cloned().chain(editor).collect::<Vec<_>>())?;
-    if args.also.iter().chain(&args.keep).any(|p| p.trim().is_empty()) {
-        let hint = "give the beginning of a sentence, as in `--keep \"The capital of Spain is\"`";
-        return Err(Error::input_hint("a prompt of `--also` or `--keep` is empty", hint).into());
+    let order = Order::new(args)?;
+    match args.turn {
+        Some(size) => turns::run(args, &order, size.get(), session),
+        None => once(args, &order, session),
     }
-    if let Some(corpus) = &args.corpus {
-        readable(corpus)?;
-    }
-    let out = args.out.clone().unwrap_or_else(|| default_name(&facts));
+}
+
+/// All facts in one patch.
+fn once(args: &Args, order: &Order, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+    let asked = asked(&order.facts, &args.also, &args.keep);
+    order.gate.iter().try_for_each(|gate| gate.fits(&asked))?;
+    let out = args.out.clone().unwrap_or_else(|| default_name(&order.facts));
     writable(&out, args.force)?;
 
+    let facts = &order.facts;
     let started = Instant::now();
     let model = session.load()?.model;
     let load = started.elapsed().as_secs_f64();
     let mut patched = Patched::load(&args.patches, &model)?;
-    let questions = Questions::new(&args, &facts);
+    let questions = Questions::new(args, facts);
     let started = Instant::now();
-    let was = questions.ask(&model, &patched, &facts, session.interrupt)?;
+    let was = questions.ask(&model, &patched, facts, session.interrupt)?;
     let mut evaluate = started.elapsed().as_secs_f64();
-    unanswered(&facts, &was.facts)?;
+    unanswered(facts, &was.facts)?;
 
     let stages = Stages::new(&session.progress);
-    let cx = Context {
-        corpus: args.corpus.clone(),
-        recipe: session.recipe(args.recipe.as_deref(), &model)?,
-        ..session.context(&stages)
-    };
+    let cx = Order::context(args, session, &stages, &model)?;
     let started = Instant::now();
-    let stack = patched.overlays();
-    let job = Job { model: &model, stack: &stack, prior: &patched.patches, facts: &facts, seed: args.seed };
-    let patch = Patch { under: patched.chain()?, ..entry.edit(&settings, &job, &cx)? };
+    let patch = order.patch(args, facts, &model, &patched, &cx)?;
     let total = started.elapsed().as_secs_f64();
     let moments = stages.seconds("moments");
     cx.check()?;
-    patch.save(&out)?;
 
     let started = Instant::now();
+    let gate = match &order.gate {
+        Some(gate) => {
+            let whole = gate.whole(&model)?;
+            Some(gate.judge(&measure(&model, &asked, &whole, &patched, &patch, &cx)?))
+        }
+        None => None,
+    };
+    let is_good = gate.as_ref().is_none_or(|verdict| verdict.passed);
+    if is_good {
+        patch.save(&out)?;
+    }
     patched.push(patch, &model)?;
-    let is = questions.ask(&model, &patched, &facts, session.interrupt)?;
+    let is = questions.ask(&model, &patched, facts, session.interrupt)?;
     evaluate += started.elapsed().as_secs_f64();
     let missed = facts.iter().zip(&is.facts).filter(|(fact, now)| now.answer != fact.target).count();
     if missed > 0 {
         session.progress.note(&format!("{missed} of {} facts are not answered as asked", facts.len()));
     }
     let report = Report {
-        patch: out.display().to_string(),
+        patch: is_good.then(|| out.display().to_string()),
         method: args.method.clone(),
         facts: facts
             .iter()
@@ -198,11 +239,17 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
                 after,
             })
             .collect(),
+        gate,
         seconds: Seconds { load, moments, edit: (total - moments).max(0.0), evaluate },
         peak_memory_bytes: mutandis::memory::peak().unwrap_or(0),
     };
     session.output.print(&report, || report.text(session.model.as_deref()))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::from(NO) })
+}
+
+fn alarm(text: &str) -> Result<f64, String> {
+    let times = text.parse().ok().filter(|times: &f64| times.is_finite() && *times > 1.0);
+    times.ok_or_else(|| "expected a number above 1, such as 2".to_owned())
 }
 
 fn facts(args: &Args) -> anyhow::Result<Vec<Fact>> {
@@ -239,174 +286,4 @@ fn unanswered(facts: &[Fact], answers: &[Answer]) -> anyhow::Result<()> {
         "take them out of the file, or give them other targets"
     };
     Err(Error::input_hint(what, hint).into())
-}
-
-/// A file name from the first fact's subject and target that is not taken yet.
-fn default_name(facts: &[Fact]) -> PathBuf {
-    let slug: String = facts
-        .first()
-        .map(|f| format!("{} {}", f.subject, f.target))
-        .unwrap_or_default()
-        .to_lowercase()
-        .chars()
-        .map(|c| if c.is_alphanumeric() { c } else { '-' })
-        .take(48) // with its ending below 255 bytes, the longest name there is, in any script
-        .collect();
-    let slug = slug.split('-').filter(|s| !s.is_empty()).collect::<Vec<_>>().join("-");
-    let slug = if slug.is_empty() { "edit" } else { &slug };
-    let name = |n: usize| match n {
-        1 => PathBuf::from(format!("{slug}.patch.safetensors")),
-        n => PathBuf::from(format!("{slug}-{n}.patch.safetensors")),
-    };
-    (1..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(1))
-}
-
-/// Finds out before the work, not after it, that a file cannot be written there.
-pub(super) fn writable(path: &Path, force: bool) -> anyhow::Result<()> {
-    let shown = path.display();
-    if path.is_dir() || path.file_name().is_none() {
-        let hint = "give a file name, as in `--out rome.patch.safetensors`";
-        return Err(Error::input_hint(format!("`{shown}` is not a file name"), hint).into());
-    }
-    if path.exists() && !force {
-        let hint = "choose another name with `--out`, or overwrite it with `--force`";
-        return Err(Error::input_hint(format!("`{shown}` exists"), hint).into());
-    }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::Builder::new().prefix(".mutandis-").tempfile_in(folder).map_err(|error| {
-        let why = match error.kind() {
-            std::io::ErrorKind::NotFound if !folder.exists() => {
-                format!("the folder `{}` does not exist", folder.display())
-            }
-            // The name of the trial file would only mislead.
-            kind => kind.to_string(),
-        };
-        let hint = "choose a folder that exists and can be written to, with `--out`";
-        Error::input_hint(format!("cannot write `{shown}`: {why}"), hint)
-    })?;
-    Ok(())
-}
-
-/// Finds out before the work that the text for the moments is not there.
-fn readable(corpus: &Path) -> anyhow::Result<()> {
-    let found = std::fs::metadata(corpus).and_then(|_| std::fs::File::open(corpus));
-    found.map(drop).map_err(|error| {
-        let hint = "give a text file, or leave out `--corpus`: the model writes its own text then";
-        Error::input_hint(format!("cannot read the corpus `{}`: {error}", corpus.display()), hint).into()
-    })
-}
-
-/// A word as shells take it.
-fn quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        return text.to_owned();
-    }
-    if !text.contains(['"', '$', '`', '\\', '!']) {
-        return format!("\"{text}\"");
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// What is asked before and after.
-struct Questions {
-    also: Vec<(String, Option<String>)>,
-    keep: Vec<String>,
-}
-
-/// The answers to them.
-struct Answers {
-    facts: Vec<Answer>,
-    also: Vec<Answer>,
-    keep: Vec<Answer>,
-}
-
-impl Questions {
-    fn new(args: &Args, facts: &[Fact]) -> Self {
-        let first = facts.first();
-        let target = |f: &Fact| Some(f.target.clone());
-        let mut also: Vec<(String, Option<String>)> =
-            args.also.iter().map(|p| (p.clone(), first.and_then(target))).collect();
-        also.extend(
-            facts.iter().take(SHOWN).flat_map(|f| f.rephrases.iter().map(move |p| (p.clone(), target(f)))),
-        );
-        let mut keep = args.keep.clone();
-        keep.extend(facts.iter().take(SHOWN).flat_map(|f| f.locality.iter().map(|p| p.prompt.clone())));
-        if keep.is_empty() {
-            keep = first.map(|f| neighbours(&f.prompt, &f.written_subject())).unwrap_or_default();
-        }
-        Self { also, keep }
-    }
-
-    fn ask(
-        &self,
-        model: &Model,
-        patched: &Patched,
-        facts: &[Fact],
-        interrupt: &Interrupt,
-    ) -> anyhow::Result<Answers> {
-        let mut questions: Vec<Question<'_>> =
-            facts.iter().map(|f| Question { prompt: &f.prompt, target: Some(&f.target) }).collect();
-        questions.extend(self.also.iter().map(|(p, t)| Question { prompt: p, target: t.as_deref() }));
-        questions.extend(self.keep.iter().map(|p| Question { prompt: p, target: None }));
-        let mut all = answers(model, patched, &questions, interrupt)?.into_iter();
-        let facts = all.by_ref().take(facts.len()).collect();
-        let also = all.by_ref().take(self.also.len()).collect();
-        Ok(Answers { facts, also, keep: all.collect() })
-    }
-}
-
-impl Report {
-    fn text(&self, model: Option<&str>) -> String {
-        // An answer that is more than a line is shown as one.
-        let show = |a: &Answer| {
-            let words: Vec<&str> = a.answer.split_whitespace().collect();
-            let answer = if words.is_empty() { "(nothing)".to_owned() } else { words.join(" ") };
-            format!("{answer} ({:.1} %)", 100.0 * a.probability)
-        };
-        let mut lines = vec![];
-        for f in self.facts.iter().take(SHOWN) {
-            lines.push(f.prompt.clone());
-            lines.push(format!("  before  {}", show(&f.before)));
-            lines.push(format!("  after   {}", show(&f.after)));
-        }
-        if self.facts.len() > SHOWN {
-            let done = self.facts.iter().filter(|f| f.after.answer == f.target).count();
-            lines.push(format!("{done} of {} facts are answered as asked", self.facts.len()));
-        }
-        if !self.also.is_empty() {
-            lines.push("\nother wordings".into());
-            for a in &self.also {
-                lines.push(format!("  {}  {} → {}", a.prompt, show(&a.before), show(&a.after)));
-            }
-        }
-        if !self.keep.is_empty() {
-            let kept = self.keep.iter().filter(|k| !k.moved).count();
-            lines.push(format!("\nneighbours: {kept} of {} unmoved", self.keep.len()));
-            for k in &self.keep {
-                lines.push(match k.moved {
-                    false => format!("  = {}  {}", k.prompt, show(&k.after)),
-                    true => format!("  ! {}  {} → {}", k.prompt, show(&k.before), show(&k.after)),
-                });
-            }
-        }
-        let s = &self.seconds;
-        lines.push(format!(
-            "\n{} in {:.1} s (load {:.1}, moments {:.1}, edit {:.1}, evaluate {:.1}), {} MB of memory at most",
-            self.method,
-            s.load + s.moments + s.edit + s.evaluate,
-            s.load,
-            s.moments,
-            s.edit,
-            s.evaluate,
-            self.peak_memory_bytes / 1_000_000
-        ));
-        lines.push(format!("patch: {}", self.patch));
-        let mut again = vec!["try:   mutandis ask".to_owned()];
-        again.push(quoted(self.facts.first().map_or("…", |f| &f.prompt)));
-        again.extend(model.map(|m| format!("--model {}", quoted(m))));
-        again.push(format!("--patch {}", quoted(&self.patch)));
-        lines.push(again.join(" "));
-        lines.join("\n")
-    }
 }

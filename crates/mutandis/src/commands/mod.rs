@@ -12,6 +12,7 @@ mod locate;
 mod methods;
 mod model;
 mod patch;
+mod reproduce;
 mod stats;
 mod tokens;
 mod train;
@@ -26,7 +27,7 @@ use crate::session::Session;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Change what the model knows, and show what moved
-    Edit(edit::Args),
+    Edit(Box<edit::Args>),
     /// Continue a text, or answer a question
     Ask(ask::Args),
     /// Talk with a model
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Train(train::Args),
     /// Show, verify and export patches
     Patch(patch::Args),
+    /// Make the edit of a card again, and compare
+    Reproduce(reproduce::Args),
     /// Get, show and list models
     Model(model::Args),
     /// Measure the moments of a model's keys, which edits of weights use
@@ -56,7 +59,7 @@ pub(crate) enum Command {
 /// Does it. Exit code 1 is for a question whose answer is no; what cannot be done is an error.
 pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Edit(args) => edit::run(args, session),
+        Command::Edit(args) => edit::run(&args, session),
         Command::Ask(args) => ask::run(args, session),
         Command::Chat(args) => chat::run(args, session),
         Command::Methods(args) => methods::run(args, session),
@@ -65,6 +68,7 @@ pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<Exi
         Command::Locate(args) => locate::run(args, session),
         Command::Train(args) => train::run(args, session),
         Command::Patch(args) => patch::run(args, session),
+        Command::Reproduce(args) => reproduce::run(&args, session),
         Command::Stats(args) => stats::run(args, session),
         Command::Model(args) => model::run(args, session),
         Command::Tokens(args) => tokens::run(args, session),

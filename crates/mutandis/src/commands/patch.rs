@@ -1,5 +1,6 @@
 //! `mutandis patch`: patch files, one file a subcommand.
 
+mod card;
 mod export;
 mod import;
 mod lora;
@@ -18,7 +19,7 @@ use crate::session::Session;
 #[command(subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:
   mutandis patch show france-rome.patch.safetensors
-  mutandis patch verify france-rome.patch.safetensors --model gemma3
+  mutandis patch verify france-rome.patch.safetensors --gate default
   mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf
   mutandis patch from-lora my-adapter --out my-adapter.patch.safetensors")]
 pub(crate) struct Args {
@@ -36,14 +37,10 @@ enum Action {
         /// The patch file
         file: PathBuf,
     },
-    /// Check that a patch is whole, unchanged, and belongs to the model
-    #[command(after_help = "Examples:
-  mutandis patch verify france-rome.patch.safetensors
-  mutandis patch verify france-rome.patch.safetensors --model gemma3")]
-    Verify {
-        /// The patch file
-        file: PathBuf,
-    },
+    /// Check that a patch is whole, unchanged, belongs to the model, and passes a gate
+    Verify(verify::Args),
+    /// Write what a patch is, in Markdown, with what makes it again
+    Card(card::Args),
     /// Write patches as something that other programs load
     #[command(after_help = "Examples:
   mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf
@@ -70,7 +67,8 @@ The adapter is a folder that peft wrote, or a GGUF file for llama.cpp.")]
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match args.action {
         Action::Show { file } => show::run(&file, session),
-        Action::Verify { file } => verify::run(&file, session),
+        Action::Verify(args) => verify::run(&args, session),
+        Action::Card(args) => card::run(&args, session),
         Action::Export(args) => export::run(&args, session),
         Action::FromLora(args) => import::from_lora(&args, session),
         Action::FromDiff(args) => import::from_diff(&args, session),

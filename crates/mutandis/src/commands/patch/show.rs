@@ -65,7 +65,7 @@ pub(super) fn changes(patch: &Patch) -> Vec<Value> {
 }
 
 /// The searches for the facts' values in words; none where there was none.
-fn searched(searches: &[SearchInfo]) -> Option<String> {
+pub(super) fn searched(searches: &[SearchInfo]) -> Option<String> {
     let steps = searches.iter().map(|s| s.steps).max()?;
     let mean = searches.iter().map(|s| s.probability).sum::<f32>() / searches.len() as f32;
     let least = searches.iter().map(|s| s.probability).fold(1.0, f32::min);
@@ -83,7 +83,7 @@ fn searched(searches: &[SearchInfo]) -> Option<String> {
 }
 
 /// One linear system in words; a strength is relative, and in brackets as papers have it.
-fn solved(solve: &SolveInfo) -> String {
+pub(super) fn solved(solve: &SolveInfo) -> String {
     let mut parts: Vec<String> = solve.layer.map(|layer| format!("layer {layer}")).into_iter().collect();
     parts.push(solve.form.clone());
     let strength = |(name, s): (&String, &Resolved)| {

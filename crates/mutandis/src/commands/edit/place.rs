@@ -1,0 +1,62 @@
+//! Where patches go, found out before the work.
+
+use std::path::{Path, PathBuf};
+
+use mutandis_edit::{Error, Fact};
+
+/// A file name from the first fact's subject and target that is not taken yet.
+pub(super) fn default_name(facts: &[Fact]) -> PathBuf {
+    let slug: String = facts
+        .first()
+        .map(|f| format!("{} {}", f.subject, f.target))
+        .unwrap_or_default()
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_alphanumeric() { c } else { '-' })
+        .take(48) // with its ending below 255 bytes, the longest name there is, in any script
+        .collect();
+    let slug = slug.split('-').filter(|s| !s.is_empty()).collect::<Vec<_>>().join("-");
+    let slug = if slug.is_empty() { "edit" } else { &slug };
+    let name = |n: usize| match n {
+        1 => PathBuf::from(format!("{slug}.patch.safetensors")),
+        n => PathBuf::from(format!("{slug}-{n}.patch.safetensors")),
+    };
+    (1..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(1))
+}
+
+/// Finds out before the work, not after it, that a file cannot be written there.
+pub(crate) fn writable(path: &Path, force: bool) -> anyhow::Result<()> {
+    let shown = path.display();
+    if path.is_dir() || path.file_name().is_none() {
+        let hint = "give a file name, as in `--out rome.patch.safetensors`";
+        return Err(Error::input_hint(format!("`{shown}` is not a file name"), hint).into());
+    }
+    if path.exists() && !force {
+        let hint = "choose another name with `--out`, or overwrite it with `--force`";
+        return Err(Error::input_hint(format!("`{shown}` exists"), hint).into());
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::Builder::new().prefix(".mutandis-").tempfile_in(folder).map_err(|error| {
+        let why = match error.kind() {
+            std::io::ErrorKind::NotFound if !folder.exists() => {
+                format!("the folder `{}` does not exist", folder.display())
+            }
+            // The name of the trial file would only mislead.
+            kind => kind.to_string(),
+        };
+        let hint = "choose a folder that exists and can be written to, with `--out`";
+        Error::input_hint(format!("cannot write `{shown}`: {why}"), hint)
+    })?;
+    Ok(())
+}
+
+/// Hash of the text for moments; found out before the work that it is not there.
+pub(crate) fn corpus(path: &Path) -> anyhow::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let read = std::fs::File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
+    read.map_err(|error| {
+        let hint = "give a text file, or leave out `--corpus`: the model writes its own text then";
+        Error::input_hint(format!("cannot read the corpus `{}`: {error}", path.display()), hint)
+    })?;
+    Ok(hasher.finalize().to_hex().to_string())
+}

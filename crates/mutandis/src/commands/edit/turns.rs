@@ -1,0 +1,328 @@
+//! Long sequences: facts in turns, one patch each on top of those before, watched as they grow.
+//!
+//! A turn's patch is written once it is known to be good, and never touched again: whatever ends
+//! the sequence, what is there is good, and the same command goes on from it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use mutandis::engine::Model;
+use mutandis_bench::edited::Edited;
+use mutandis_bench::gate::{Asked, Verdict, text};
+use mutandis_bench::run::Whole;
+use mutandis_edit::{Context, Error, Fact, Patch};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Args, Order, unanswered, writable};
+use crate::answers::{Question, answers};
+use crate::gated::{asked, measure, told};
+use crate::patched::Patched;
+use crate::report::NO;
+use crate::session::Session;
+use crate::stages::Stages;
+
+#[derive(Serialize)]
+struct Report {
+    folder: PathBuf,
+    method: String,
+    /// Facts of the file.
+    facts: usize,
+    turns: Vec<Turn>,
+    /// Facts of the turns that were kept.
+    edited: usize,
+    /// Of them those that are answered as asked at the end.
+    answered: usize,
+    stopped: Option<Stopped>,
+    seconds: f64,
+    peak_memory_bytes: u64,
+}
+
+/// A turn whose patch was kept.
+#[derive(Serialize)]
+struct Turn {
+    turn: usize,
+    patch: PathBuf,
+    facts: usize,
+    /// What was found of it; nothing where an earlier run made it.
+    #[serde(flatten)]
+    found: Option<Found>,
+}
+
+#[derive(Serialize)]
+struct Found {
+    /// Of the turn's facts those that are answered as asked.
+    answered: usize,
+    /// How many times the unedited model's perplexity is; nothing where it is no number.
+    perplexity: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<Verdict>,
+}
+
+/// Why a sequence ended before its time.
+#[derive(Serialize)]
+struct Stopped {
+    turn: usize,
+    why: String,
+    #[serde(flatten)]
+    found: Option<Found>,
+}
+
+/// Facts of one turn at a time.
+pub(super) fn run(
+    args: &Args,
+    order: &Order,
+    size: usize,
+    session: &Session<'_>,
+) -> anyhow::Result<ExitCode> {
+    let turns: Vec<&[Fact]> = order.facts.chunks(size).collect();
+    // A fact that no method could take would be found out only when its turn comes.
+    for fact in order.facts.iter().filter(|fact| !fact.subject.is_empty()) {
+        fact.subject_range()?;
+    }
+    let questions: Vec<Asked> = turns.iter().map(|facts| asked(facts, &[], &args.keep)).collect();
+    if let Some(gate) = &order.gate {
+        questions.iter().try_for_each(|asked| gate.fits(asked))?;
+    }
+    let folder = args.out.clone().unwrap_or_default();
+    std::fs::create_dir_all(&folder).map_err(|e| {
+        let hint = "with `--turn`, give a folder with `--out`";
+        Error::input_hint(format!("cannot make the folder `{}`: {e}", folder.display()), hint)
+    })?;
+    let name = name(args);
+    let path = |turn: usize| folder.join(format!("{name}-{turn:04}.patch.safetensors"));
+    writable(&path(turns.len()), true)?;
+
+    let model = session.load()?.model;
+    let mut patched = Patched::load(&args.patches, &model)?;
+    let beneath = patched.patches.len();
+    let was = answers(&model, &patched, &asks(&order.facts), session.interrupt)?;
+    unanswered(&order.facts, &was)?;
+    let stages = Stages::new(&session.progress);
+    let cx = Order::context(args, session, &stages, &model)?;
+    let watch = Watch {
+        args,
+        order,
+        session,
+        settings: order.entry.resolved(&model, cx.recipe.as_ref(), &order.settings)?,
+        whole: Whole::new(
+            &model,
+            text(&model)?,
+            order.gate.as_ref().map(|gate| gate.suites().to_vec()).unwrap_or_default(),
+        )?,
+        model: &model,
+    };
+
+    let (mut done, mut stopped): (Vec<Turn>, _) = (vec![], None);
+    for (i, (facts, asked)) in turns.iter().zip(&questions).enumerate() {
+        let turn = i + 1;
+        let path = path(turn);
+        let found = match watch.kept(&path, facts, &patched)? {
+            Some(patch) => {
+                patched.push(patch, &model)?;
+                None
+            }
+            None => match watch.turn(facts, asked, patched, &path, &cx)? {
+                Ended::Good(now, found) => {
+                    session.progress.note(&format!(
+                        "turn {turn} of {}: {}",
+                        turns.len(),
+                        found.told(facts.len())
+                    ));
+                    patched = now;
+                    Some(found)
+                }
+                Ended::Bad(before, why, found) => {
+                    patched = before;
+                    stopped = Some(Stopped { turn, why, found });
+                    break;
+                }
+            },
+        };
+        done.push(Turn { turn, patch: path, facts: facts.len(), found });
+    }
+    let edited = &order.facts[..done.iter().map(|turn| turn.facts).sum()];
+    let now = answers(&model, &patched, &asks(edited), session.interrupt)?;
+    let answered = edited.iter().zip(&now).filter(|(fact, now)| now.answer == fact.target).count();
+    debug_assert_eq!(patched.patches.len(), beneath + done.len());
+    let report = Report {
+        folder: folder.clone(),
+        method: args.method.clone(),
+        facts: order.facts.len(),
+        turns: done,
+        edited: edited.len(),
+        answered,
+        stopped,
+        seconds: session.seconds(),
+        peak_memory_bytes: mutandis::memory::peak().unwrap_or(0),
+    };
+    session.output.print(&report, || report.text())?;
+    Ok(if report.stopped.is_none() { ExitCode::SUCCESS } else { ExitCode::from(NO) })
+}
+
+fn asks(facts: &[Fact]) -> Vec<Question<'_>> {
+    facts.iter().map(|fact| Question { prompt: &fact.prompt, target: Some(&fact.target) }).collect()
+}
+
+/// What the patches of a sequence are called: as its file of facts.
+fn name(args: &Args) -> String {
+    let stem = args.facts.as_deref().and_then(Path::file_stem);
+    stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_else(|| "facts".to_owned())
+}
+
+/// What a sequence is watched with.
+struct Watch<'a> {
+    args: &'a Args,
+    order: &'a Order,
+    session: &'a Session<'a>,
+    /// As patches hold them.
+    settings: Value,
+    whole: Whole,
+    model: &'a Model,
+}
+
+/// How a turn ended: with what is in force now.
+enum Ended {
+    /// Its patch was written.
+    Good(Patched, Found),
+    /// It was not: why.
+    Bad(Patched, String, Option<Found>),
+}
+
+impl Watch<'_> {
+    /// A turn's patch that an earlier run has made.
+    fn kept(&self, path: &Path, facts: &[Fact], beneath: &Patched) -> anyhow::Result<Option<Patch>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let patch = Patch::load(path)?;
+        patch.check_base(self.model)?;
+        let differs = [
+            ("method", patch.method != self.order.entry.id),
+            ("settings", patch.config != self.settings),
+            ("facts", patch.facts != facts),
+            ("seed", patch.seed != self.args.seed),
+            ("patches beneath", patch.under != beneath.chain()?),
+        ];
+        match differs.into_iter().find(|(_, differs)| *differs) {
+            None => Ok(Some(patch)),
+            Some((what, _)) => Err(Error::input_hint(
+                format!("`{}` is of another sequence: its {what} differ", path.display()),
+                "give an empty folder with `--out`, or the same command as before to go on with it",
+            )
+            .into()),
+        }
+    }
+
+    /// How many times the unedited model's perplexity is; nothing where it is no number.
+    fn times(&self, patched: &Patched) -> anyhow::Result<Option<f64>> {
+        let overlays = patched.overlays();
+        let prefix = patched.prefix.as_deref().unwrap_or_default();
+        let rise = self.whole.rise(&Edited { model: self.model, overlays: &overlays, prefix })?;
+        Ok(rise.map(|rise| 1.0 + rise))
+    }
+
+    /// Makes a turn's patch, and keeps it where it is good.
+    fn turn(
+        &self,
+        facts: &[Fact],
+        asked: &Asked,
+        mut patched: Patched,
+        path: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Ended> {
+        let patch = match self.order.patch(self.args, facts, self.model, &patched, cx) {
+            Ok(patch) => patch,
+            // A model that has broken down may leave nothing to compute an edit from.
+            Err(error) if matches!(error.downcast_ref(), Some(Error::Numerical { .. })) => {
+                return Ok(Ended::Bad(patched, format!("its edit could not be computed: {error}"), None));
+            }
+            Err(error) => return Err(error),
+        };
+        let measures = match &self.order.gate {
+            Some(_) => measure(self.model, asked, &self.whole, &patched, &patch, cx)?,
+            None => vec![],
+        };
+        let gate = self.order.gate.as_ref().map(|gate| gate.judge(&measures));
+        patched.push(patch, self.model)?;
+        let now = answers(self.model, &patched, &asks(facts), self.session.interrupt)?;
+        let times = match measures.iter().find(|measure| measure.name == "perplexity") {
+            Some(measure) => measure.value.map(|rise| 1.0 + rise),
+            None => self.times(&patched)?,
+        };
+        let alarm = self.args.alarm;
+        let why = match times {
+            None => Some("the model has collapsed: its predictions are no numbers".to_owned()),
+            _ if now.iter().any(|answer| !answer.probability.is_finite()) => {
+                Some("the model has collapsed: its answers are no numbers".to_owned())
+            }
+            Some(times) if times > alarm => Some(format!(
+                "the model has collapsed: perplexity is {times:.2} times the unedited model's, the alarm is at {alarm}"
+            )),
+            _ if gate.as_ref().is_some_and(|verdict| !verdict.passed) => {
+                Some("it did not pass the gate".to_owned())
+            }
+            _ => None,
+        };
+        let found = Found {
+            answered: facts.iter().zip(&now).filter(|(fact, now)| now.answer == fact.target).count(),
+            perplexity: times,
+            gate,
+        };
+        cx.check()?;
+        Ok(match why {
+            None => {
+                if let Some(patch) = patched.patches.last() {
+                    patch.save(path)?;
+                }
+                Ended::Good(patched, found)
+            }
+            Some(why) => {
+                patched.patches.pop();
+                Ended::Bad(Patched::of(patched.patches, self.model)?, why, Some(found))
+            }
+        })
+    }
+}
+
+impl Found {
+    /// One line.
+    fn told(&self, facts: usize) -> String {
+        let perplexity = self.perplexity.map_or("no number".to_owned(), |times| format!("×{times:.3}"));
+        format!("{} of {facts} answered, perplexity {perplexity}", self.answered)
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut lines = vec![];
+        let made = self.turns.iter().filter(|turn| turn.found.is_some()).count();
+        let before = self.turns.len() - made;
+        lines.push(match before {
+            0 => format!("{made} turns"),
+            _ => format!("{made} turns, on from {before} that were there"),
+        });
+        lines.push(format!("{} of {} facts are answered as asked at the end", self.answered, self.edited));
+        if let Some(last) = self.turns.iter().rev().find_map(|turn| turn.found.as_ref()?.perplexity) {
+            lines.push(format!("perplexity is {last:.3} times the unedited model's"));
+        }
+        if let Some(stopped) = &self.stopped {
+            lines.push(format!("\nstopped at turn {}: {}", stopped.turn, stopped.why));
+            lines.extend(stopped.found.iter().flat_map(|found| found.gate.as_ref()).map(told));
+            lines.push(format!(
+                "kept: the {} turns before it, {} of {} facts",
+                self.turns.len(),
+                self.edited,
+                self.facts
+            ));
+        }
+        lines.push(format!(
+            "\n{} in {:.1} s, {} MB of memory at most",
+            self.method,
+            self.seconds,
+            self.peak_memory_bytes / 1_000_000
+        ));
+        lines.push(format!("patches: {}", self.folder.display()));
+        lines.join("\n")
+    }
+}

@@ -1,0 +1,224 @@
+//! `mutandis reproduce`: makes the edit of a card again, and says whether it is the same.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use mutandis_edit::patch::{difference, tool};
+use mutandis_edit::{Context, Error, Job, Patch, find};
+use serde::Serialize;
+
+use super::edit::{corpus, writable};
+use crate::answers::{Question, answers};
+use crate::card::Card;
+use crate::patched::Patched;
+use crate::report::NO;
+use crate::session::Session;
+use crate::stages::Stages;
+
+/// Make the edit of a card again, and compare
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  mutandis reproduce france-rome.card.md
+  mutandis reproduce second.card.md --patch first.patch.safetensors --model gemma3
+  mutandis reproduce france-rome.card.md --out again.patch.safetensors --json
+
+Exit code 0: the patch is the same to the byte, or within tolerance; 1: it is not.")]
+pub(crate) struct Args {
+    /// The card, as `mutandis patch card` wrote it
+    card: PathBuf,
+    /// The patches that the edit was made on top of, the oldest first
+    #[arg(long = "patch", value_name = "FILE")]
+    patches: Vec<PathBuf>,
+    /// The text that moments were measured on, where the card names one
+    #[arg(long, value_name = "FILE")]
+    corpus: Option<PathBuf>,
+    /// The trained editor of a method that needs one [default: where the card has it]
+    #[arg(long, value_name = "FILE")]
+    editor: Option<PathBuf>,
+    /// How far ΔW may be from the card's, as a part of ‖ΔW‖, where it is not the same to the byte
+    #[arg(long, value_name = "PART", default_value_t = TOLERANCE, value_parser = tolerance)]
+    tolerance: f64,
+    /// Write the patch that was made
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Between AVX2 and the portable kernels an edit of SmolLM2 by `r-rome` differed by 2e-6 of ‖ΔW‖;
+/// this is room for longer searches. One that ended a step sooner would be outside.
+const TOLERANCE: f64 = 0.01;
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    let part = text.parse().ok().filter(|part: &f64| (0.0..1.0).contains(part));
+    part.ok_or_else(|| "expected 0 or more and less than 1, such as 0.01".to_owned())
+}
+
+#[derive(Serialize)]
+struct Report {
+    card: PathBuf,
+    /// The id of the patch that was made.
+    patch: String,
+    /// The card's.
+    expected: String,
+    /// Whether both are the same to the byte.
+    same: bool,
+    /// Whether it is near enough.
+    within: bool,
+    /// ‖ΔW − ΔW'‖ / ‖ΔW‖, estimated from the card's sketch.
+    difference: f64,
+    tolerance: f64,
+    /// Facts that are answered otherwise than the card says.
+    answers: Vec<AnswerReport>,
+    facts: usize,
+    /// What made the card's patch, and this one.
+    tools: [String; 2],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct AnswerReport {
+    prompt: String,
+    card: String,
+    now: String,
+}
+
+pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
+    let card = Card::read(&args.card)?;
+    let entry = find(&card.method)?;
+    entry.check_settings(&card.settings)?;
+    let corpus = text(args, &card)?;
+    if let Some(out) = &args.out {
+        writable(out, false)?;
+    }
+    let mut settings = card.settings.clone();
+    if let Some(editor) = &args.editor {
+        settings["editor"] = serde_json::to_value(editor)?;
+        entry.check_settings(&settings)?;
+    }
+
+    let model = session.load()?.model;
+    card.base.check(&model)?;
+    let mut patched = Patched::load(&args.patches, &model)?;
+    are_beneath(&card, &patched.patches)?;
+    let stages = Stages::new(&session.progress);
+    let cx = Context { corpus: args.corpus.clone(), ..session.context(&stages) };
+    let stack = patched.overlays();
+    let job =
+        Job { model: &model, stack: &stack, prior: &patched.patches, facts: &card.facts, seed: card.seed };
+    let patch = Patch { under: patched.chain()?, corpus, ..entry.edit(&settings, &job, &cx)? };
+    cx.check()?;
+    if let Some(out) = &args.out {
+        patch.save(out)?;
+    }
+
+    let (id, sketch, has_prefix) = (patch.id()?, patch.sketch(), patch.prefix == card.prefix);
+    patched.push(patch, &model)?;
+    let questions: Vec<Question<'_>> =
+        card.facts.iter().map(|fact| Question { prompt: &fact.prompt, target: Some(&fact.target) }).collect();
+    let now = answers(&model, &patched, &questions, session.interrupt)?;
+    let others: Vec<AnswerReport> = card
+        .facts
+        .iter()
+        .zip(card.answers.iter().zip(now))
+        .filter(|(_, (card, now))| **card != now.answer)
+        .map(|(fact, (card, now))| AnswerReport {
+            prompt: fact.prompt.clone(),
+            card: card.clone(),
+            now: now.answer,
+        })
+        .collect();
+    let difference = difference(&card.sketch, &sketch);
+    let same = id == card.patch;
+    let report = Report {
+        card: args.card.clone(),
+        same,
+        within: same || (difference <= args.tolerance && has_prefix && others.is_empty()),
+        patch: id,
+        expected: card.patch,
+        difference,
+        tolerance: args.tolerance,
+        answers: others,
+        facts: card.facts.len(),
+        tools: [card.tool, tool(&model)],
+        out: args.out.clone(),
+    };
+    session.output.print(&report, || report.text())?;
+    Ok(if report.within { ExitCode::SUCCESS } else { ExitCode::from(NO) })
+}
+
+/// Hash of the text for moments, which has to be the card's.
+fn text(args: &Args, card: &Card) -> anyhow::Result<Option<String>> {
+    let given = args.corpus.as_deref().map(corpus).transpose()?;
+    let short = |hash: &str| hash.chars().take(12).collect::<String>();
+    let (what, hint) = match (&card.corpus, &given) {
+        (Some(wanted), Some(found)) if wanted != found => (
+            format!(
+                "the corpus is another than the card's: expected {}, found {}",
+                short(wanted),
+                short(found)
+            ),
+            "give the text that moments were measured on with `--corpus`",
+        ),
+        (Some(wanted), None) => (
+            format!("moments of the card's edit were measured on a text, {}", short(wanted)),
+            "give it with `--corpus`",
+        ),
+        (None, Some(_)) => ("the card's edit was made without a corpus".to_owned(), "leave out `--corpus`"),
+        _ => return Ok(given),
+    };
+    Err(Error::input_hint(what, hint).into())
+}
+
+/// Checks that the patches given are those that the edit was made on top of.
+fn are_beneath(card: &Card, given: &[Patch]) -> anyhow::Result<()> {
+    let ids = given.iter().map(Patch::id).collect::<Result<Vec<_>, _>>()?;
+    if ids == card.beneath {
+        return Ok(());
+    }
+    let short = |id: &String| id.chars().take(12).collect::<String>();
+    let list = |ids: &[String]| match ids {
+        [] => "none".to_owned(),
+        ids => ids.iter().map(short).collect::<Vec<_>>().join(", "),
+    };
+    let what = format!(
+        "the edit was made on top of other patches: expected {}, found {}",
+        list(&card.beneath),
+        list(&ids)
+    );
+    let hint = "give the patches beneath it with `--patch FILE`, the oldest first; `mutandis patch card` tells a patch's id";
+    Err(Error::input_hint(what, hint).into())
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut lines = vec![];
+        if self.same {
+            lines.push(format!("the same to the byte: {}", self.patch));
+        } else {
+            lines.push(match self.within {
+                true => "not the same to the byte, and within tolerance".to_owned(),
+                false => "not the same".to_owned(),
+            });
+            lines.push(format!("  patch  {}, the card's is {}", self.patch, self.expected));
+            lines.push(format!(
+                "  ΔW     differs by {:.3} % of ‖ΔW‖, at most {} %",
+                100.0 * self.difference,
+                100.0 * self.tolerance
+            ));
+            let alike = self.facts - self.answers.len();
+            lines.push(format!("  facts  {alike} of {} are answered as the card says", self.facts));
+            for answer in &self.answers {
+                lines.push(format!(
+                    "         {}  {}, the card says {}",
+                    answer.prompt, answer.now, answer.card
+                ));
+            }
+            let [theirs, ours] = &self.tools;
+            if theirs != ours {
+                lines.push(format!("  made   by {theirs}; this is {ours}"));
+            }
+        }
+        lines.extend(self.out.iter().map(|out| format!("patch: {}", out.display())));
+        lines.join("\n")
+    }
+}

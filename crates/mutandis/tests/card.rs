@@ -1,0 +1,167 @@
+//! Cards, and what they make again, on a tiny model, as a user runs them.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{Ran, Sandbox};
+use serde_json::json;
+
+const PROMPT: &str = "Once upon a time, Lily had a";
+const PATCH: &str = "lily-cat.patch.safetensors";
+const CARD: &str = "lily.card.md";
+
+fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).to_str().unwrap().to_owned()
+}
+
+fn stories() -> String {
+    fixture("stories260K.gguf")
+}
+
+const QUICK: [&str; 8] =
+    ["--set", "layer=2", "--set", "prefixes=[1,1]", "--set", "moment-tokens=600", "--set", "search.steps=40"];
+
+fn lily(sandbox: &Sandbox, rest: &[&str]) -> Ran {
+    let model = stories();
+    let usual = ["edit", PROMPT, "--subject", "Lily", "--to", "cat", "--model", &model];
+    sandbox.run(&[&usual[..], &QUICK[..], rest].concat()).ok()
+}
+
+fn card(sandbox: &Sandbox, rest: &[&str]) -> Ran {
+    let model = stories();
+    sandbox.run(&[&["patch", "card", PATCH, "--model", &model], rest].concat())
+}
+
+fn reproduce(sandbox: &Sandbox, name: &str, rest: &[&str]) -> Ran {
+    let model = stories();
+    sandbox.run(&[&["reproduce", name, "--model", &model], rest].concat())
+}
+
+#[test]
+fn a_card_tells_a_patch_and_makes_it_again_to_the_byte() {
+    let sandbox = Sandbox::new();
+    lily(&sandbox, &["--seed", "3"]);
+    card(&sandbox, &["--out", CARD, "--also", "Lily had a"]).ok();
+    let text = std::fs::read_to_string(sandbox.path(CARD)).unwrap();
+    for part in [
+        "# Lily → cat\n",
+        "| Once upon a time, Lily had a | cat | ",
+        "(https://arxiv.org/abs/",
+        "| `search.steps` | `40` |",
+        "(`efficacy`) | 100.0 % | 1 fact |",
+        "(`paraphrase`)",
+        "(`kept`)",
+        "nats",
+        "| `mlp-out` of layer 2 | ",
+        "rank 1",
+        "condition ",
+        "seed 3",
+        "mutandis reproduce CARD.md --model stories260K.gguf",
+        "--to cat --method r-rome --seed 3 --set ",
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    assert!(!text.contains(env!("CARGO_MANIFEST_DIR")), "a path of this machine: {text}");
+    // On stdout it is the same.
+    assert_eq!(card(&sandbox, &["--also", "Lily had a"]).ok().stdout, text);
+    card(&sandbox, &["--out", CARD]).fails_with(&["`lily.card.md` exists", "--force"]);
+
+    let report = reproduce(&sandbox, CARD, &["--threads", "1", "--out", "again.p", "--json"]).ok().json();
+    assert_eq!(
+        (&report["same"], &report["within"], &report["difference"]),
+        (&json!(true), &json!(true), &json!(0.0))
+    );
+    let tensors = |name: &str| {
+        let bytes = std::fs::read(sandbox.path(name)).unwrap();
+        bytes[8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize..].to_vec()
+    };
+    assert_eq!(tensors("again.p"), tensors(PATCH));
+    let said = reproduce(&sandbox, CARD, &[]).ok().stdout;
+    assert!(said.starts_with("the same to the byte: "), "{said}");
+
+    // The command by hand is one, and makes the same.
+    let line = text.lines().find(|line| line.starts_with("    mutandis edit ")).unwrap();
+    let line = line.replace("--model stories260K.gguf", &format!("--model {} --out hand.p", stories()));
+    let line = line.replace("    mutandis", env!("CARGO_BIN_EXE_mutandis"));
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", &line]).env_clear().env("HOME", sandbox.path(".")).current_dir(sandbox.path("."));
+    Ran::from(shell.output().unwrap()).ok();
+    assert_eq!(tensors("hand.p"), tensors(PATCH));
+}
+
+#[test]
+fn another_instruction_set_is_within_tolerance() {
+    let sandbox = Sandbox::new();
+    let portable = Sandbox::new().with("MUTANDIS_KERNELS", "portable");
+    lily(&sandbox, &[]);
+    card(&sandbox, &["--out", CARD]).ok();
+    std::fs::copy(sandbox.path(CARD), portable.path(CARD)).unwrap();
+    let report = reproduce(&portable, CARD, &["--json"]).ok().json();
+    assert_eq!(report["within"], true);
+    if report["same"] == false {
+        let difference = report["difference"].as_f64().unwrap();
+        assert!(difference > 0.0 && difference < 0.01, "{report}");
+        let refused = reproduce(&portable, CARD, &["--tolerance", "0"]);
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        for part in ["not the same", "of ‖ΔW‖, at most 0 %", "(portable)"] {
+            assert!(refused.stdout.contains(part), "no {part:?} in {}", refused.stdout);
+        }
+    }
+}
+
+#[test]
+fn cards_are_not_trusted() {
+    let sandbox = Sandbox::new();
+    lily(&sandbox, &[]);
+    card(&sandbox, &["--out", CARD]).ok();
+    let text = std::fs::read_to_string(sandbox.path(CARD)).unwrap();
+    let hint = "hint: take the card as it was written";
+    for (bad, what) in [
+        (text.replace("# Lily → cat", "# Lily → dog"), "it was changed after it was made"),
+        (text.replace("\"seed\":0", "\"seed\":1"), "it was changed after it was made"),
+        (text[..text.len() / 2].to_owned(), "its last line, with a hash of the rest, is missing"),
+        (String::new(), "its last line"),
+    ] {
+        std::fs::write(sandbox.path("bad.md"), bad).unwrap();
+        reproduce(&sandbox, "bad.md", &[]).fails_with(&["`bad.md` is not a valid card", what, hint]);
+    }
+    reproduce(&sandbox, "gone.md", &[]).fails_with(&["cannot read the card `gone.md`", "hint: "]);
+    reproduce(&sandbox, CARD, &["--tolerance", "2"]).fails_with(&["less than 1"]);
+    reproduce(&sandbox, CARD, &["--editor", "e"]).fails_with(&["no setting `editor`"]);
+    std::fs::write(sandbox.path("text.txt"), "Once upon a time.").unwrap();
+    reproduce(&sandbox, CARD, &["--corpus", "text.txt"]).fails_with(&["made without a corpus", "leave out"]);
+    let other = ["reproduce", CARD, "--model", &fixture("llama.gguf")];
+    sandbox.run(&other).fails_with(&["another base", "hint: give the model"]);
+    reproduce(&sandbox, CARD, &["--patch", PATCH]).fails_with(&["expected none, found ", "--patch FILE"]);
+}
+
+#[test]
+fn a_card_of_a_patch_on_others_wants_them() {
+    let sandbox = Sandbox::new();
+    let model = stories();
+    lily(&sandbox, &[]);
+    let story = "Lily had a cat and a dog. The cat sat on the mat. Tom had a red ball. They went to the park to play.\n";
+    std::fs::write(sandbox.path("text.txt"), story.repeat(40)).unwrap();
+    let tom = ["edit", "One day, Tom went to the", "--subject", "Tom", "--to", "house", "--model", &model];
+    let rest = ["--patch", PATCH, "--out", "tom.p", "--corpus", "text.txt"];
+    sandbox.run(&[&tom[..], &QUICK[..], &rest[..]].concat()).ok();
+    let make = ["patch", "card", "tom.p", "--out", "tom.md", "--model", &model];
+    sandbox.run(&make).fails_with(&["made on top of others", "--patch"]);
+    sandbox.run(&[&make[..], &["--patch", PATCH]].concat()).ok();
+    let text = std::fs::read_to_string(sandbox.path("tom.md")).unwrap();
+    assert!(
+        text.contains("stands on another patch") && text.contains("--patch BENEATH-1 --corpus TEXT"),
+        "{text}"
+    );
+    reproduce(&sandbox, "tom.md", &["--corpus", "text.txt"]).fails_with(&["found none", "--patch FILE"]);
+    reproduce(&sandbox, "tom.md", &["--patch", PATCH]).fails_with(&["measured on a text", "--corpus"]);
+    reproduce(&sandbox, "tom.md", &["--patch", PATCH, "--corpus", "none.txt"])
+        .fails_with(&["cannot read the corpus"]);
+    std::fs::write(sandbox.path("other.txt"), story.repeat(39)).unwrap();
+    reproduce(&sandbox, "tom.md", &["--patch", PATCH, "--corpus", "other.txt"])
+        .fails_with(&["the corpus is another than the card's"]);
+    let report = reproduce(&sandbox, "tom.md", &["--patch", PATCH, "--corpus", "text.txt", "--json"]);
+    assert_eq!(report.ok().json()["same"], true);
+}
