@@ -2,6 +2,7 @@
 //! version, a checksum of all numbers and what else the kind of file has to say.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic;
 use crate::error::{Error, Result};
+
+/// Longest header that is looked into, in bytes.
+const HEADER_LIMIT: u64 = 1 << 20;
 
 /// A kind of file.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +99,20 @@ impl Kind {
         }
         drop(tensors);
         Ok(Checked { kind: self, path, bytes, body: header.body })
+    }
+
+    /// What the header of a file of this kind says, unverified; nothing where it is of another kind
+    /// or version, or cannot be read.
+    pub(crate) fn peek<T: DeserializeOwned>(self, path: &Path) -> Option<T> {
+        let mut file = std::fs::File::open(path).ok()?;
+        let mut bytes = vec![0; 8];
+        file.read_exact(&mut bytes).ok()?;
+        let length = u64::from_le_bytes(*bytes.first_chunk()?);
+        file.take(length.min(HEADER_LIMIT)).read_to_end(&mut bytes).ok()?;
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
+        let json = metadata.metadata().as_ref()?.get(self.entry)?;
+        let header: Header<T> = serde_json::from_str(json).ok()?;
+        (header.format == self.format).then_some(header.body)
     }
 
     /// That a file of this kind is not what it should be.

@@ -6,9 +6,12 @@
 
 pub mod atomic;
 mod checked;
+pub mod conflicts;
 mod context;
+pub mod diff;
 mod error;
 pub mod fact;
+pub mod ledger;
 pub mod method;
 pub mod methods;
 pub mod patch;
@@ -18,6 +21,7 @@ pub mod recipes;
 pub use context::{Context, Progress};
 pub use error::{Error, Result};
 pub use fact::{Change, Fact, Probe};
+pub use ledger::Ledger;
 pub use method::{Entry, Family, Job, Method, find};
 pub use methods::METHODS;
 pub use patch::Patch;
