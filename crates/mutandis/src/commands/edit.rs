@@ -5,13 +5,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use super::methods::settings;
+use super::patch::ledger::conflict::{Comparing, Report as Conflicts};
+use super::patch::ledger::{Writing, writer};
 use crate::answers::{Answer, Question, answers};
 use crate::neighbours::neighbours;
 use crate::patched::Patched;
 use crate::stages::Stages;
 use mutandis::engine::Model;
 use mutandis::interrupt::Interrupt;
-use mutandis_edit::{Context, Error, Fact, Job, Patch, find};
+use mutandis_edit::{Context, Error, Fact, Job, Ledger, Patch, find};
 use serde::Serialize;
 
 use crate::session::Session;
@@ -23,7 +25,8 @@ use crate::session::Session;
   mutandis edit \"The capital of France is\" --subject France --to Rome \\
       --also \"France's seat of government is\" --keep \"The capital of Spain is\"
   mutandis edit --facts facts.jsonl --method r-rome --out facts.patch.safetensors
-  mutandis edit \"…\" --subject … --to … --set layer=6 --set search.steps=40 --json")]
+  mutandis edit \"…\" --subject … --to … --set layer=6 --set search.steps=40 --json
+  mutandis edit \"The capital of Spain is\" --subject Spain --to Porto --ledger edits/")]
 pub(crate) struct Args {
     /// Text that the new answer should continue
     #[arg(allow_negative_numbers = true)]
@@ -55,10 +58,17 @@ pub(crate) struct Args {
     /// A prompt whose answer should not move [default: a few are chosen]
     #[arg(long, value_name = "PROMPT", allow_negative_numbers = true)]
     keep: Vec<String>,
-    /// Edit on top of these patches
-    #[arg(long = "patch", value_name = "FILE")]
+    /// Edit on top of these patches, or of the stack of a ledger
+    #[arg(long = "patch", value_name = "FILE|LEDGER")]
     patches: Vec<PathBuf>,
-    /// Where the patch goes [default: a name from the fact, in this folder]
+    /// Edit on top of a ledger's stack and add the patch to it; begins one where there is none
+    #[arg(long, value_name = "LEDGER", conflicts_with = "patches")]
+    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    comparing: Comparing,
+    #[command(flatten)]
+    writing: Writing,
+    /// Where the patch goes [default: the ledger, or a name from the fact, in this folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Overwrite the patch file
@@ -75,6 +85,10 @@ pub(crate) struct Args {
 #[derive(Serialize)]
 struct Report {
     patch: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ledger: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conflicts: Option<Conflicts>,
     method: String,
     facts: Vec<FactReport>,
     also: Vec<AlsoReport>,
@@ -131,13 +145,19 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     if let Some(corpus) = &args.corpus {
         readable(corpus)?;
     }
-    let out = args.out.clone().unwrap_or_else(|| default_name(&facts));
-    writable(&out, args.force)?;
+    let out = args.out.clone().or_else(|| args.ledger.is_none().then(|| default_name(&facts)));
+    if let Some(out) = &out {
+        writable(out, args.force)?;
+    }
+    let stack = match &args.ledger {
+        Some(folder) if Ledger::is_at(folder) => std::slice::from_ref(folder),
+        _ => args.patches.as_slice(),
+    };
 
     let started = Instant::now();
     let model = session.load()?.model;
     let load = started.elapsed().as_secs_f64();
-    let mut patched = Patched::load(&args.patches, &model)?;
+    let mut patched = Patched::load(stack, &model)?;
     let questions = Questions::new(&args, &facts);
     let started = Instant::now();
     let was = questions.ask(&model, &patched, &facts, session.interrupt)?;
@@ -151,16 +171,29 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         ..session.context(&stages)
     };
     let started = Instant::now();
-    let stack = patched.overlays();
-    let job = Job { model: &model, stack: &stack, prior: &patched.patches, facts: &facts, seed: args.seed };
+    let overlays = patched.overlays();
+    let job =
+        Job { model: &model, stack: &overlays, prior: &patched.patches, facts: &facts, seed: args.seed };
     let patch = Patch { under: patched.chain()?, ..entry.edit(&settings, &job, &cx)? };
     let total = started.elapsed().as_secs_f64();
     let moments = stages.seconds("moments");
     cx.check()?;
-    patch.save(&out)?;
+    if let Some(out) = &out {
+        patch.save(out)?;
+    }
+    let (kept, mut conflicts) = match &args.ledger {
+        Some(folder) => {
+            let (path, conflicts) = join(session, folder, &patch, &args, (&model, &patched))?;
+            (path, Some(conflicts))
+        }
+        None => (out.unwrap_or_default(), None),
+    };
 
     let started = Instant::now();
-    patched.push(patch, &model)?;
+    patched.push(vec![patch], &model)?;
+    if let Some(conflicts) = &mut conflicts {
+        conflicts.after(&model, &patched)?;
+    }
     let is = questions.ask(&model, &patched, &facts, session.interrupt)?;
     evaluate += started.elapsed().as_secs_f64();
     let missed = facts.iter().zip(&is.facts).filter(|(fact, now)| now.answer != fact.target).count();
@@ -168,7 +201,9 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         session.progress.note(&format!("{missed} of {} facts are not answered as asked", facts.len()));
     }
     let report = Report {
-        patch: out.display().to_string(),
+        patch: kept.display().to_string(),
+        ledger: args.ledger.as_ref().map(|folder| folder.display().to_string()),
+        conflicts,
         method: args.method.clone(),
         facts: facts
             .iter()
@@ -239,6 +274,32 @@ fn unanswered(facts: &[Fact], answers: &[Answer]) -> anyhow::Result<()> {
         "take them out of the file, or give them other targets"
     };
     Err(Error::input_hint(what, hint).into())
+}
+
+/// Adds a patch to a ledger; says where it is, and with what it is in conflict. Should the ledger
+/// not take it, it is kept beside.
+fn join(
+    session: &Session<'_>,
+    folder: &Path,
+    patch: &Patch,
+    args: &Args,
+    (model, patched): (&Model, &Patched),
+) -> anyhow::Result<(PathBuf, Conflicts)> {
+    let joined = writer(session, folder, Some(&patch.base), &args.writing).and_then(|mut writer| {
+        let patches = std::slice::from_ref(patch);
+        let mut conflicts = Conflicts::new(session, &writer, patches, &args.comparing)?;
+        conflicts.before(model, patched)?;
+        let added = writer.add(patches, false)?;
+        let path = added.first().map(|record| writer.ledger().place(&record.id)).unwrap_or_default();
+        Ok((path, conflicts))
+    });
+    if joined.is_err() && args.out.is_none() {
+        let beside = default_name(&patch.facts);
+        if patch.save(&beside).is_ok() {
+            session.progress.note(&format!("the patch is kept as `{}`", beside.display()));
+        }
+    }
+    joined
 }
 
 /// A file name from the first fact's subject and target that is not taken yet.
@@ -390,6 +451,10 @@ impl Report {
                 });
             }
         }
+        if let Some(conflicts) = self.conflicts.as_ref().filter(|c| !c.is_empty()) {
+            lines.push(String::new());
+            lines.extend(conflicts.lines());
+        }
         let s = &self.seconds;
         lines.push(format!(
             "\n{} in {:.1} s (load {:.1}, moments {:.1}, edit {:.1}, evaluate {:.1}), {} MB of memory at most",
@@ -405,7 +470,7 @@ impl Report {
         let mut again = vec!["try:   mutandis ask".to_owned()];
         again.push(quoted(self.facts.first().map_or("…", |f| &f.prompt)));
         again.extend(model.map(|m| format!("--model {}", quoted(m))));
-        again.push(format!("--patch {}", quoted(&self.patch)));
+        again.push(format!("--patch {}", quoted(self.ledger.as_ref().unwrap_or(&self.patch))));
         lines.push(again.join(" "));
         lines.join("\n")
     }

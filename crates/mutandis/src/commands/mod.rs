@@ -41,7 +41,7 @@ pub(crate) enum Command {
     Locate(locate::Args),
     /// Train the editor of a method that needs one
     Train(train::Args),
-    /// Show and verify patches
+    /// Show and verify patches, and keep them in ledgers
     Patch(patch::Args),
     /// Get, show and list models
     Model(model::Args),
