@@ -323,8 +323,7 @@ fn what_does_not_belong_is_refused_with_a_way_out() {
     };
     // Another base, of a patch and of a model.
     let other = Model::load(&fixture("llama.gguf"), Options::default()).unwrap();
-    let foreign = Edit { method: find("ice").unwrap(), facts: facts(), seed: 0, on_top: false };
-    let foreign = foreign.make(&other, &[], &Context::default());
+    let foreign = tiny(&other, 0);
     fails(
         open(&path, &patch).add(&[foreign.clone()], false).unwrap_err(),
         &["another base", "begin another"],

@@ -1,7 +1,8 @@
 //! Carrying out: files first, then the one line that makes it happen.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::Path;
 
 use mutandis_engine::Model;
 
@@ -24,10 +25,20 @@ pub struct Done {
     pub added: Vec<Record>,
 }
 
-/// A patch of the new stack, in memory where it was computed anew.
-struct Placed {
+/// A patch of the new stack: in a file, or in memory where it was computed anew.
+struct Placed<'a> {
     record: Record,
+    file: &'a Path,
     patch: Option<Patch>,
+}
+
+impl Placed<'_> {
+    fn patch(&self) -> Result<Cow<'_, Patch>> {
+        Ok(match &self.patch {
+            Some(patch) => Cow::Borrowed(patch),
+            None => Cow::Owned(super::load(self.file, &self.record.id)?),
+        })
+    }
 }
 
 impl Writer {
@@ -43,7 +54,7 @@ impl Writer {
         }
         let total = plan.anew().count();
         let mut done = Done { out: plan.out.clone(), ..Done::default() };
-        let mut stack: Vec<Placed> = Vec::with_capacity(plan.items.len());
+        let mut stack: Vec<Placed<'_>> = Vec::with_capacity(plan.items.len());
         // How long the new stack was before each item: one that is there already is left out.
         let mut lengths = Vec::with_capacity(plan.items.len() + 1);
         let mut ids: HashSet<String> = HashSet::new();
@@ -52,7 +63,7 @@ impl Writer {
         for item in &plan.items {
             lengths.push(stack.len());
             let placed = match item.on {
-                None => Placed { record: item.record.clone(), patch: None },
+                None => Placed { record: item.record.clone(), file: &item.file, patch: None },
                 Some(on) => {
                     let Some((model, cx)) = with else {
                         return Err(Error::input("patches are to be computed anew, and no model is given"));
@@ -63,14 +74,14 @@ impl Writer {
                     }
                     let old = super::load(&item.file, &item.record.id)?;
                     let on = lengths.get(on).copied().unwrap_or(stack.len());
-                    beneath.reach(&self.ledger, model, stack.get(..on).unwrap_or(&stack))?;
+                    beneath.reach(model, stack.get(..on).unwrap_or(&stack))?;
                     let patch = anew(&old, model, &beneath, cx)?;
                     let bytes = patch.to_bytes()?.len() as u64;
                     let first = Some(item.record.edit().to_owned());
                     let record = Record { first, ..Record::of(&patch, bytes)? };
                     computed += 1;
                     cx.progress.step(computed);
-                    Placed { record, patch: Some(patch) }
+                    Placed { record, file: &item.file, patch: Some(patch) }
                 }
             };
             if ids.insert(placed.record.id.clone()) {
@@ -90,13 +101,13 @@ impl Writer {
     }
 
     /// Writes the files of a new stack, then the line.
-    fn settle(&mut self, plan: &Plan, stack: &[Placed], mut done: Done) -> Result<Done> {
+    fn settle(&mut self, plan: &Plan, stack: &[Placed<'_>], mut done: Done) -> Result<Done> {
         let gone: HashSet<&str> = done.out.iter().map(String::as_str).collect();
         let was = self.ledger.stack().iter().map(|r| r.id.as_str()).filter(|id| !gone.contains(id));
         let was: HashSet<&str> = was.collect();
         let old: HashMap<&str, &str> =
             done.anew.iter().map(|(old, now)| (now.id.as_str(), old.as_str())).collect();
-        let new: Vec<&Placed> = stack.iter().filter(|p| !was.contains(p.record.id.as_str())).collect();
+        let new: Vec<&Placed<'_>> = stack.iter().filter(|p| !was.contains(p.record.id.as_str())).collect();
         let (mut instead, mut added) = (vec![], vec![]);
         for placed in &new {
             let now = placed.record.clone();
@@ -106,17 +117,9 @@ impl Writer {
             }
         }
         let joined = added.iter().filter(|r| !old.contains_key(r.id.as_str())).cloned().collect();
-        let files: HashMap<&str, &PathBuf> =
-            plan.joining().map(|(record, file)| (record.id.as_str(), file)).collect();
         let (at, action, out, head) = (super::now(), plan.action, done.out.clone(), plan.head.clone());
         let line = Line { at, action, out, instead, added, head };
-        self.commit(line, |ledger| {
-            new.iter().try_for_each(|placed| match (&placed.patch, files.get(placed.record.id.as_str())) {
-                (Some(patch), _) => ledger.write(patch),
-                (None, Some(file)) => ledger.write(&super::load(file, &placed.record.id)?),
-                (None, None) => Ok(()),
-            })
-        })?;
+        self.commit(line, |ledger| new.iter().try_for_each(|placed| ledger.write(&*placed.patch()?)))?;
         done.added = joined;
         Ok(done)
     }
@@ -133,17 +136,13 @@ struct Beneath {
 
 impl Beneath {
     /// Brings it to a stack. Plans go up the stack, so that as a rule only some come on top.
-    fn reach(&mut self, ledger: &super::Ledger, model: &Model, stack: &[Placed]) -> Result<()> {
+    fn reach(&mut self, model: &Model, stack: &[Placed<'_>]) -> Result<()> {
         if stack.len() < self.patches.len() {
             *self = Self::default();
         }
         for placed in stack.iter().skip(self.patches.len()) {
-            let patch = match &placed.patch {
-                Some(patch) => patch.clone(),
-                None => ledger.load(&placed.record)?,
-            };
+            self.patches.push(placed.patch()?.into_owned());
             self.under = Some(chain(self.under.as_deref(), &placed.record.id));
-            self.patches.push(patch);
         }
         self.laid.lay(model, &self.patches)
     }
