@@ -105,12 +105,12 @@ impl Kind {
     /// or version, or cannot be read.
     pub(crate) fn peek<T: DeserializeOwned>(self, path: &Path) -> Option<T> {
         let mut file = std::fs::File::open(path).ok()?;
-        let mut bytes = vec![0; 8];
-        file.read_exact(&mut bytes).ok()?;
-        let length = u64::from_le_bytes(*bytes.first_chunk()?);
-        file.take(length.min(HEADER_LIMIT)).read_to_end(&mut bytes).ok()?;
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
-        let json = metadata.metadata().as_ref()?.get(self.entry)?;
+        let (mut length, mut bytes) = ([0; 8], vec![]);
+        file.read_exact(&mut length).ok()?;
+        file.take(u64::from_le_bytes(length).min(HEADER_LIMIT)).read_to_end(&mut bytes).ok()?;
+        // The crate reads no header without all that follows it.
+        let header: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        let json = header.get("__metadata__")?.get(self.entry)?.as_str()?;
         let header: Header<T> = serde_json::from_str(json).ok()?;
         (header.format == self.format).then_some(header.body)
     }

@@ -9,18 +9,18 @@ mod index;
 mod keys;
 mod words;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use mutandis_engine::{LogitRows, Model, Overlay, Pass, Sequence, kernels::loss};
 use serde::Serialize;
 
-use self::index::Sketches;
+use self::index::Index;
 use self::keys::Metric;
 use self::words::{Traits, share_a_word};
 use crate::error::Result;
 use crate::fact::Fact;
-use crate::ledger::{Ledger, Writer};
+use crate::ledger::Writer;
 use crate::patch::Patch;
 use crate::primitives::answers::Example;
 
@@ -114,12 +114,9 @@ pub fn conflicts(writer: &Writer, new: &[Patch], close: f64, cache: Option<&Path
     };
 
     // By words.
-    let mut known = Known::default();
-    for (id, at, traits) in index::traits(ledger)? {
-        known.push(id, at, traits);
-    }
-    let at = ledger.stack().iter().enumerate().map(|(i, record)| (index::key(&record.id), i));
-    let sides = Sides { ledger, new, ids: &ids, at: at.collect() };
+    let index = Index::new(ledger);
+    let mut known = Known(index.traits()?);
+    let sides = Sides { index: &index, new, ids: &ids };
     for (i, patch) in new.iter().enumerate() {
         let own: Vec<Traits> = patch.facts.iter().map(Traits::of).collect();
         for (n, (fact, traits)) in patch.facts.iter().zip(&own).enumerate() {
@@ -134,15 +131,15 @@ pub fn conflicts(writer: &Writer, new: &[Patch], close: f64, cache: Option<&Path
                 note(kind, (i, n), old, at, None);
             }
         }
-        own.into_iter().enumerate().for_each(|(at, traits)| known.push(index::key(&ids[i]), at, traits));
+        known.0.extend(own.into_iter().enumerate().map(|(at, traits)| (index::key(&ids[i]), at, traits)));
     }
 
     // By keys.
-    let layers: std::collections::BTreeSet<usize> = new.iter().flat_map(|p| p.keys.keys().copied()).collect();
+    let layers: BTreeSet<usize> = new.iter().flat_map(|p| p.keys.keys().copied()).collect();
     for layer in layers {
         let width = new.iter().find_map(|p| keys::of(p, layer, 0).map(<[f32]>::len)).unwrap_or(0);
         let metric = Metric::find(cache, ledger, layer, width);
-        let mut sketches = Sketches::open(ledger, layer, &metric)?;
+        let mut sketches = index.sketches(layer, &metric)?;
         for (i, patch) in new.iter().enumerate() {
             let own = sketches.of(patch, &metric);
             for (n, sketch) in own.iter().enumerate() {
@@ -198,65 +195,37 @@ pub fn likelihoods(model: &Model, overlays: &[&Overlay], prefix: &str, facts: &[
     Ok(all)
 }
 
-/// Facts by their words.
-#[derive(Default)]
-struct Known {
-    all: Vec<(u128, usize)>,
-    same: HashMap<u64, Vec<usize>>,
-    subjects: HashMap<u64, Vec<usize>>,
-    targets: HashMap<u64, Vec<usize>>,
-}
+/// Facts by their words: patch, number in it, words.
+struct Known(Vec<(u128, usize, Traits)>);
 
 impl Known {
-    fn push(&mut self, id: u128, at: usize, traits: Traits) {
-        let i = self.all.len();
-        self.all.push((id, at));
-        self.same.entry(traits.prompt).or_default().push(i);
-        if traits.relation != traits.prompt {
-            self.same.entry(traits.relation).or_default().push(i);
-        }
-        self.subjects.entry(traits.subject).or_default().push(i);
-        self.targets.entry(traits.target).or_default().push(i);
-    }
-
     /// Facts of the same prompt or relation, and (`false`) those that speak of this one's target, or
-    /// answer with its subject, without agreeing: each once.
-    fn like(&self, traits: &Traits) -> Vec<(u128, usize, bool)> {
-        let get = |of: &HashMap<u64, Vec<usize>>, key: u64| of.get(&key).cloned().unwrap_or_default();
-        let mut same = [get(&self.same, traits.prompt), get(&self.same, traits.relation)].concat();
-        same.sort_unstable();
-        same.dedup();
-        // The latest are those that count.
-        same.drain(..same.len().saturating_sub(READ));
-        let (speak, answer) = (get(&self.subjects, traits.target), get(&self.targets, traits.subject));
-        // What is in both says the same the other way round.
-        let one = |of: &[usize], other: &[usize]| -> Vec<usize> {
-            of.iter().filter(|i| !other.contains(i) && same.binary_search(i).is_err()).copied().collect()
+    /// answer with its subject, without agreeing. Of very many the last are taken.
+    fn like(&self, own: &Traits) -> Vec<(u128, usize, bool)> {
+        let how = |other: &Traits| {
+            let is_same = own.prompt == other.prompt || own.relation == other.relation;
+            // What is both says the same the other way round.
+            let is_reverse = (own.target == other.subject) != (own.subject == other.target);
+            (is_same || is_reverse).then_some(is_same)
         };
-        let mut reverse = [one(&speak, &answer), one(&answer, &speak)].concat();
-        reverse.truncate(READ);
-        let each = |all: Vec<usize>, is_same| all.into_iter().map(move |i| (i, is_same));
-        let found = each(same.clone(), true).chain(each(reverse, false));
-        found.filter_map(|(i, is_same)| self.all.get(i).map(|(id, at)| (*id, *at, is_same))).collect()
+        let all = self.0.iter().rev().filter_map(|(id, at, other)| Some((*id, *at, how(other)?)));
+        all.take(READ).collect()
     }
 }
 
 /// Patches that an index points to: in the stack, or among those that are to join.
 struct Sides<'a> {
-    ledger: &'a Ledger,
+    index: &'a Index<'a>,
     new: &'a [Patch],
     ids: &'a [String],
-    /// Where each patch is in the stack.
-    at: HashMap<u128, usize>,
 }
 
 impl Sides<'_> {
     fn patch(&self, id: u128) -> Result<Option<Patch>> {
-        if let Some(i) = self.ids.iter().position(|own| index::key(own) == id) {
-            return Ok(self.new.get(i).cloned());
+        match self.ids.iter().position(|own| index::key(own) == id) {
+            Some(i) => Ok(self.new.get(i).cloned()),
+            None => self.index.patch(id),
         }
-        let record = self.at.get(&id).and_then(|at| self.ledger.stack().get(*at));
-        record.map(|record| self.ledger.load(record)).transpose()
     }
 
     fn side(&self, id: u128, at: usize) -> Result<Option<Side>> {

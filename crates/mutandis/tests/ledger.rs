@@ -337,3 +337,85 @@ fn what_cannot_be_done_says_why_and_changes_nothing() {
     std::fs::rename(sandbox.path("a"), sandbox.path("moved")).unwrap();
     assert!(stack(&sandbox, "moved").is_empty());
 }
+
+/// A change of rank one with a key, as quick to make as it is to read.
+fn tiny(model: &Model, number: usize) -> Patch {
+    use mutandis::edit::patch::WeightChange;
+    use mutandis::engine::{WeightId, architecture::Role};
+    let name = NAMES[number % 9];
+    let fact = Fact::new(format!("On day {number}, {name} went to the"), name, "zoo").unwrap();
+    let rome = find("rome").unwrap();
+    let mut patch = Patch::new(model, rome.id, rome.family, rome.defaults(), &[fact], 0).unwrap();
+    let id = WeightId { layer: 2, role: Role::MlpOut };
+    let [out, inn] = model.linear_shape(id.role, id.layer).unwrap();
+    let bytes = noise(number as u64, out + 2 * inn);
+    let numbers: Vec<f32> = bytes.iter().map(|b| f32::from(*b) / 256.0 - 0.5).collect();
+    let (left, rest) = numbers.split_at(out);
+    let (right, key) = rest.split_at(inn);
+    let change = WeightChange::LowRank { rank: 1, left: left.to_vec(), right: right.to_vec() };
+    patch.push(model, id, change.scaled(0.01)).unwrap();
+    patch.keys.insert(2, key.to_vec());
+    patch
+}
+
+/// The largest time that a command on a stack of 10,000 patches may take, in seconds: half of what
+/// people take for at once.
+const AT_ONCE: f64 = 0.05;
+
+#[test]
+#[ignore = "a check of release builds on a machine with nothing else to do: it takes a minute, and times"]
+fn ten_thousand_patches_are_listed_added_and_reverted_at_once() {
+    let sandbox = Sandbox::new();
+    let path = std::env::var("MUTANDIS_TEST_MODELS").unwrap_or_else(|_| "../../../models".into());
+    let path = Path::new(&path).join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let base = if path.exists() {
+        Model::load(&path, Options::default()).unwrap()
+    } else {
+        eprintln!("there is no `{}`: timed on the little model", path.display());
+        model()
+    };
+    let count = 10_000;
+    let first = tiny(&base, 0);
+    let mut writer =
+        mutandis::edit::ledger::Writer::open(&sandbox.path("a"), Some(&first.base), &mut || panic!())
+            .unwrap();
+    let started = Instant::now();
+    let patches: Vec<Patch> = (0..count).map(|i| tiny(&base, i)).collect();
+    let made = started.elapsed();
+    // As they come: some at once, most one by one, as the last thousand are here.
+    writer.add(&patches[..9_000], false).unwrap();
+    patches[9_000..].iter().for_each(|patch| drop(writer.add(std::slice::from_ref(patch), false).unwrap()));
+    drop(writer);
+    println!(
+        "made in {:.1} s, added in {:.1} s",
+        made.as_secs_f64(),
+        (started.elapsed() - made).as_secs_f64()
+    );
+    let bytes = std::fs::metadata(Ledger::open(&sandbox.path("a")).unwrap().place(&patches[0].id().unwrap()));
+    println!("{} bytes a patch", bytes.unwrap().len());
+    // The index is made once.
+    for i in 0..7 {
+        tiny(&base, count + i).save(&sandbox.path(&format!("{i}.p"))).unwrap();
+    }
+    let timed = |arguments: &[&str]| {
+        let started = Instant::now();
+        sandbox.run(arguments).ok();
+        started.elapsed().as_secs_f64()
+    };
+    println!("first add, which makes the index: {:.3} s", timed(&["patch", "add", "a", "0.p"]));
+    let nothing = (0..5).map(|_| timed(&["--version"])).fold(f64::INFINITY, f64::min);
+    println!("a process that does nothing: {nothing:.3} s");
+    let best = |what: &str, commands: Vec<Vec<String>>| {
+        let times = commands.iter().map(|c| timed(&c.iter().map(String::as_str).collect::<Vec<_>>()));
+        let times: Vec<f64> = times.collect();
+        let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+        println!("{what}: {best:.3} s at best of {times:.3?}");
+        assert!(best <= AT_ONCE, "{what} takes {best:.3} s");
+    };
+    let each = |of: &dyn Fn(usize) -> Vec<String>| (1..7).map(of).collect::<Vec<_>>();
+    let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<String>>();
+    best("list", each(&|_| words(&["patch", "list", "a"])));
+    best("list --json", each(&|_| words(&["patch", "list", "a", "--json"])));
+    best("add", each(&|i| words(&["patch", "add", "a", &format!("{i}.p")])));
+    best("revert", each(&|i| words(&["patch", "revert", "a", &(i * 1000).to_string()])));
+}

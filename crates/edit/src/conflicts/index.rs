@@ -3,7 +3,7 @@
 //! Whatever is wrong with these files, they are made again from the patches; entries of patches that
 //! are no longer in the stack are passed over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -35,28 +35,11 @@ pub(super) fn key(id: &str) -> u128 {
     id.get(..32).and_then(|digits| u128::from_str_radix(digits, 16).ok()).unwrap_or_default()
 }
 
-/// Words of all facts of a stack, with their patch and their number in it.
-pub(super) fn traits(ledger: &Ledger) -> Result<Vec<(u128, usize, Traits)>> {
-    let path = folder(ledger).join("words");
-    let make = |patch: &Patch, id: u128, out: &mut Vec<u8>| {
-        for (at, fact) in patch.facts.iter().enumerate() {
-            head(id, u32::try_from(at).unwrap_or(NONE), out);
-            let t = Traits::of(fact);
-            [t.prompt, t.relation, t.subject, t.target].iter().for_each(|x| out.extend(x.to_le_bytes()));
-        }
-    };
-    let bytes = brought(ledger, &path, WORDS, |record| record.facts, make)?;
-    let alive: HashSet<u128> = ledger.stack().iter().map(|r| key(&r.id)).collect();
-    let mut all = Vec::with_capacity(bytes.len() / WORDS);
-    for (id, at, rest) in entries(&bytes, WORDS) {
-        let mut numbers = rest.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
-        let mut next = || numbers.next().unwrap_or_default();
-        let traits = Traits { prompt: next(), relation: next(), subject: next(), target: next() };
-        if alive.contains(&id) {
-            all.push((id, at as usize, traits));
-        }
-    }
-    Ok(all)
+/// The indexes of a ledger.
+pub(super) struct Index<'a> {
+    ledger: &'a Ledger,
+    /// Where each patch is in the stack.
+    at: HashMap<u128, usize>,
 }
 
 /// Sketches of the keys of one layer.
@@ -69,12 +52,44 @@ pub(super) struct Sketches {
 /// A key in short, of length 1.
 pub(super) type Sketch = [f32; SIZE];
 
-impl Sketches {
-    /// Those of a stack.
-    pub(super) fn open(ledger: &Ledger, layer: usize, metric: &Metric) -> Result<Self> {
+impl<'a> Index<'a> {
+    /// Those of a ledger. Only whoever writes to the ledger may.
+    pub(super) fn new(ledger: &'a Ledger) -> Self {
+        let at = ledger.stack().iter().enumerate().map(|(i, record)| (key(&record.id), i));
+        Self { ledger, at: at.collect() }
+    }
+
+    /// A patch of the stack.
+    pub(super) fn patch(&self, id: u128) -> Result<Option<Patch>> {
+        let record = self.at.get(&id).and_then(|at| self.ledger.stack().get(*at));
+        record.map(|record| self.ledger.load(record)).transpose()
+    }
+
+    /// Words of all facts of the stack, with their patch and their number in it.
+    pub(super) fn traits(&self) -> Result<Vec<(u128, usize, Traits)>> {
+        let make = |patch: &Patch, id: u128, out: &mut Vec<u8>| {
+            for (at, fact) in patch.facts.iter().enumerate() {
+                head(id, u32::try_from(at).unwrap_or(NONE), out);
+                let t = Traits::of(fact);
+                [t.prompt, t.relation, t.subject, t.target].iter().for_each(|x| out.extend(x.to_le_bytes()));
+            }
+        };
+        let bytes = self.brought("words", WORDS, |record| record.facts, make)?;
+        let all = entries(&bytes, WORDS).filter(|(id, _, _)| self.at.contains_key(id));
+        let all = all.map(|(id, at, rest)| {
+            let mut numbers = rest.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+            let mut next = || numbers.next().unwrap_or_default();
+            let traits = Traits { prompt: next(), relation: next(), subject: next(), target: next() };
+            (id, at as usize, traits)
+        });
+        Ok(all.collect())
+    }
+
+    /// Sketches of the keys of the stack at a layer.
+    pub(super) fn sketches(&self, layer: usize, metric: &Metric) -> Result<Sketches> {
         let name = format!("{layer}.{}.{}", metric.width(), metric.id());
-        let directions = directions(&folder(ledger).join(format!("directions.{name}")), metric)?;
-        let mut sketches = Self { directions, width: metric.width(), all: vec![] };
+        let directions = directions(&self.folder().join(format!("directions.{name}")), metric)?;
+        let mut sketches = Sketches { directions, width: metric.width(), all: vec![] };
         let make = |patch: &Patch, id: u128, out: &mut Vec<u8>| {
             let own = sketches.of(patch, metric);
             for (at, sketch) in own.iter().enumerate() {
@@ -86,10 +101,9 @@ impl Sketches {
                 out.resize(out.len() + 4 * SIZE, 0);
             }
         };
-        let bytes = brought(ledger, &folder(ledger).join(format!("keys.{name}")), KEYS, |_| 1, make)?;
-        let alive: HashSet<u128> = ledger.stack().iter().map(|r| key(&r.id)).collect();
+        let bytes = self.brought(&format!("keys.{name}"), KEYS, |_| 1, make)?;
         for (id, at, rest) in entries(&bytes, KEYS) {
-            if at != NONE && alive.contains(&id) {
+            if at != NONE && self.at.contains_key(&id) {
                 let mut sketch = [0.0; SIZE];
                 let numbers = rest.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
                 sketch.iter_mut().zip(numbers).for_each(|(to, x)| *to = x);
@@ -99,6 +113,44 @@ impl Sketches {
         Ok(sketches)
     }
 
+    fn folder(&self) -> PathBuf {
+        self.ledger.folder().join("index")
+    }
+
+    /// The entries of a file, with those added that it lacks: fewer than `count` of a patch count as
+    /// none, as a process that was killed leaves them.
+    fn brought(
+        &self,
+        name: &str,
+        size: usize,
+        count: impl Fn(&Record) -> usize,
+        make: impl Fn(&Patch, u128, &mut Vec<u8>),
+    ) -> Result<Vec<u8>> {
+        let path = self.folder().join(name);
+        let mut bytes = std::fs::read(&path).unwrap_or_default();
+        let mut found = vec![0; self.ledger.stack().len()];
+        for at in entries(&bytes, size).filter_map(|(id, _, _)| self.at.get(&id)) {
+            found[*at] += 1;
+        }
+        let is_whole = bytes.len().is_multiple_of(size);
+        let lacking = self.ledger.stack().iter().zip(found).filter(|(record, found)| *found < count(record));
+        let mut more = vec![];
+        for (record, _) in lacking {
+            make(&self.ledger.load(record)?, key(&record.id), &mut more);
+        }
+        bytes.truncate(bytes.len() - bytes.len() % size);
+        bytes.extend(&more);
+        // It saves time and nothing else: a place that cannot be written to is no reason to fail.
+        let _ = match is_whole {
+            true if more.is_empty() => Ok(()),
+            true => append(&path, &more),
+            false => atomic::write(&path, |file| file.write_all(&bytes)),
+        };
+        Ok(bytes)
+    }
+}
+
+impl Sketches {
     /// Sketches of a patch's own keys, one a fact; none where it has none here.
     pub(super) fn of(&self, patch: &Patch, metric: &Metric) -> Vec<Sketch> {
         let keys = (0..patch.facts.len()).map_while(|fact| keys::of(patch, metric.layer(), fact));
@@ -139,10 +191,6 @@ impl Sketches {
     }
 }
 
-fn folder(ledger: &Ledger) -> PathBuf {
-    ledger.folder().join("index")
-}
-
 fn head(id: u128, fact: u32, out: &mut Vec<u8>) {
     out.extend(id.to_le_bytes());
     out.extend(fact.to_le_bytes());
@@ -155,35 +203,6 @@ fn entries(bytes: &[u8], size: usize) -> impl Iterator<Item = (u128, u32, &[u8])
         let (fact, rest) = rest.split_first_chunk::<4>()?;
         Some((u128::from_le_bytes(*id), u32::from_le_bytes(*fact), rest))
     })
-}
-
-/// The entries of a file, with those added that it lacks: fewer than `count` of a patch count as
-/// none, as a process that was killed leaves them.
-fn brought(
-    ledger: &Ledger,
-    path: &Path,
-    size: usize,
-    count: impl Fn(&Record) -> usize,
-    make: impl Fn(&Patch, u128, &mut Vec<u8>),
-) -> Result<Vec<u8>> {
-    let mut bytes = std::fs::read(path).unwrap_or_default();
-    let mut found: HashMap<u128, usize> = HashMap::new();
-    entries(&bytes, size).for_each(|(id, _, _)| *found.entry(id).or_default() += 1);
-    let is_whole = bytes.len().is_multiple_of(size);
-    let lacks = |record: &&Record| found.get(&key(&record.id)).copied().unwrap_or(0) < count(record);
-    let missing: Vec<&Record> = ledger.stack().iter().filter(lacks).collect();
-    if missing.is_empty() && is_whole {
-        return Ok(bytes);
-    }
-    let mut more = vec![];
-    for record in missing {
-        make(&ledger.load(record)?, key(&record.id), &mut more);
-    }
-    bytes.truncate(bytes.len() - bytes.len() % size);
-    bytes.extend(&more);
-    // It saves time and nothing else: a place that cannot be written to is no reason to fail.
-    let _ = if is_whole { append(path, &more) } else { atomic::write(path, |file| file.write_all(&bytes)) };
-    Ok(bytes)
 }
 
 fn append(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
