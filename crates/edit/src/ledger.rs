@@ -272,7 +272,8 @@ impl Writer {
     /// Where a patch belongs to another base, is in the stack already, or was computed on top of
     /// something else; where a file cannot be written. Nothing was changed then.
     pub fn add(&mut self, patches: &[Patch], independent: bool) -> Result<Vec<Record>> {
-        let mut ids: HashSet<String> = self.ledger.stack.iter().map(|r| r.id.clone()).collect();
+        let here: HashSet<&str> = self.ledger.stack.iter().map(|r| r.id.as_str()).collect();
+        let mut new: HashSet<String> = HashSet::new();
         let stands = patches.iter().any(|patch| patch.under.is_some());
         let mut prefixes = if stands { Prefixes::of(&self.ledger.stack) } else { Prefixes::default() };
         let mut added = Vec::with_capacity(patches.len());
@@ -280,7 +281,7 @@ impl Writer {
             let what = format!("the patch of `{}`", patch.facts.first().map_or("", |f| &f.prompt));
             self.ledger.check_base(&patch.base, &what)?;
             let mut record = Record::of(patch, patch.to_bytes()?.len() as u64)?;
-            if !ids.insert(record.id.clone()) {
+            if here.contains(record.id.as_str()) || !new.insert(record.id.clone()) {
                 return Err(Error::input_hint(
                     format!("{what} ({}) is in the stack already", short(&record.id)),
                     "an edit counts once; leave it out",
@@ -323,7 +324,12 @@ impl Writer {
             return Err(error);
         }
         self.lock.clear();
-        self.ledger.stack = replay(&self.ledger.journal, &self.ledger.folder)?;
+        self.ledger.stack = match self.ledger.journal.lines.last() {
+            Some(Line { out, instead, added, .. }) if out.is_empty() && instead.is_empty() => {
+                std::mem::take(&mut self.ledger.stack).into_iter().chain(added.iter().cloned()).collect()
+            }
+            _ => replay(&self.ledger.journal, &self.ledger.folder)?,
+        };
         Ok(())
     }
 
@@ -386,8 +392,8 @@ fn load(path: &Path, id: &str) -> Result<Patch> {
 
 /// The stack that a journal comes to.
 fn replay(journal: &Journal, folder: &Path) -> Result<Vec<Record>> {
-    let mut slots: Vec<Option<Record>> = vec![];
-    let mut at: HashMap<String, usize> = HashMap::new();
+    let mut slots: Vec<Option<&Record>> = vec![];
+    let mut at: HashMap<&str, usize> = HashMap::new();
     for (i, line) in journal.lines.iter().enumerate() {
         let contradicts = |id: &str, what: &str| {
             Error::input_hint(
@@ -402,25 +408,25 @@ fn replay(journal: &Journal, folder: &Path) -> Result<Vec<Record>> {
         };
         let absent = |id: &str| contradicts(id, "is not in the stack");
         for id in &line.out {
-            let slot = at.remove(id).and_then(|slot| slots.get_mut(slot));
+            let slot = at.remove(id.as_str()).and_then(|slot| slots.get_mut(slot));
             *slot.ok_or_else(|| absent(id))? = None;
         }
         // All leave before any comes.
-        let free = line.instead.iter().map(|i| at.remove(&i.of).ok_or_else(|| absent(&i.of)));
+        let free = line.instead.iter().map(|i| at.remove(i.of.as_str()).ok_or_else(|| absent(&i.of)));
         let free = free.collect::<Result<Vec<usize>>>()?;
         let instead = line.instead.iter().map(|i| &i.now).zip(free);
         let added = line.added.iter().zip(slots.len()..);
         for (record, slot) in instead.chain(added) {
-            if at.insert(record.id.clone(), slot).is_some() {
+            if at.insert(&record.id, slot).is_some() {
                 return Err(contradicts(&record.id, "is there already"));
             }
             match slots.get_mut(slot) {
-                Some(place) => *place = Some(record.clone()),
-                None => slots.push(Some(record.clone())),
+                Some(place) => *place = Some(record),
+                None => slots.push(Some(record)),
             }
         }
     }
-    Ok(slots.into_iter().flatten().collect())
+    Ok(slots.into_iter().flatten().cloned().collect())
 }
 
 /// Refuses to begin a ledger in a folder that holds something else.

@@ -183,7 +183,7 @@ fn what_stands_on_others_says_so_and_needs_them() {
         ..patch.clone()
     };
     let mut writer = open(&path, &a);
-    writer.add(&[a.clone()], false).unwrap();
+    writer.add(std::slice::from_ref(&a), false).unwrap();
     // Twice is once, and what it was computed on has to be there.
     let error = writer.add(&[b.clone(), a.clone()], false).unwrap_err();
     assert!(error.to_string().contains("is in the stack already"), "{error}");
@@ -196,7 +196,7 @@ fn what_stands_on_others_says_so_and_needs_them() {
     writer.add(&[b.clone(), c], false).unwrap();
     // Taken as it is, it depends on nothing.
     let d = on(&[&b], &tiny(&model, 3));
-    writer.add(&[d.clone()], true).unwrap();
+    writer.add(std::slice::from_ref(&d), true).unwrap();
     assert!(writer.ledger().stack()[3].independent);
     let plan = Plan::revert(writer.ledger(), &[a.id().unwrap()].into()).unwrap();
     assert_eq!(plan.anew().count(), 2);
@@ -222,8 +222,11 @@ fn an_edit_that_fails_or_is_interrupted_while_computed_anew_changes_nothing() {
     let ice = Edit { method: find("ice").unwrap(), facts: facts(), seed: 0, on_top: true };
     let first = ice.make(&model, &[], &cx);
     let mend = METHODS.iter().find(|m| m.trainer_defaults().is_some()).unwrap();
-    let second =
-        Edit { method: mend, facts: facts(), seed: 0, on_top: true }.make(&model, &[first.clone()], &cx);
+    let second = Edit { method: mend, facts: facts(), seed: 0, on_top: true }.make(
+        &model,
+        std::slice::from_ref(&first),
+        &cx,
+    );
     let mut writer = open(&folder.path().join("ledger"), &first);
     writer.add(&[first.clone(), second.clone()], false).unwrap();
     let tree = |writer: &Writer| std::fs::read(writer.ledger().folder().join("journal.jsonl")).unwrap();
@@ -315,7 +318,7 @@ fn what_does_not_belong_is_refused_with_a_way_out() {
     let path = folder.path().join("ledger");
     let patch = tiny(&model, 0);
     let mut writer = open(&path, &patch);
-    writer.add(&[patch.clone()], false).unwrap();
+    writer.add(std::slice::from_ref(&patch), false).unwrap();
     drop(writer);
     let fails = |error: Error, parts: &[&str]| {
         let told = format!("{error} / {}", error.hint().unwrap());
@@ -325,7 +328,7 @@ fn what_does_not_belong_is_refused_with_a_way_out() {
     let other = Model::load(&fixture("llama.gguf"), Options::default()).unwrap();
     let foreign = tiny(&other, 0);
     fails(
-        open(&path, &patch).add(&[foreign.clone()], false).unwrap_err(),
+        open(&path, &patch).add(std::slice::from_ref(&foreign), false).unwrap_err(),
         &["another base", "begin another"],
     );
     let ledger = Ledger::open(&path).unwrap();

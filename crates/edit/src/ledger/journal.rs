@@ -113,10 +113,10 @@ impl Journal {
             .map_err(|e| damaged(bytes[..e.valid_up_to()].split(|b| *b == b'\n').count(), "it is no text"))?;
         let mut lines = text.lines();
         let first = lines.next().ok_or_else(|| damaged(1, "it is empty"))?;
-        let (head, header) = split(first).map_err(|why| damaged(1, why))?;
+        let (head, _) = split(first).map_err(|why| damaged(1, why))?;
         // A newer version is told as such whatever else has changed in it.
         let header: serde_json::Value =
-            serde_json::from_str(&format!("{{{header}")).map_err(|e| damaged(1, &e.to_string()))?;
+            serde_json::from_str(first).map_err(|e| damaged(1, &e.to_string()))?;
         match header.get("mutandis-ledger").and_then(serde_json::Value::as_u64) {
             Some(VERSION) => {}
             Some(other) => {
@@ -141,9 +141,8 @@ impl Journal {
                 let number = i + 2;
                 let before = if i == 0 { Ok(head.to_owned()) } else { hash_of(rest[i - 1]) };
                 // What is wrong with the line before is told there.
-                let body = verify(&before.unwrap_or_default(), text).map_err(|why| damaged(number, why))?;
-                let line = serde_json::from_str(&format!("{{{body}"))
-                    .map_err(|e| damaged(number, &e.to_string()))?;
+                verify(&before.unwrap_or_default(), text).map_err(|why| damaged(number, why))?;
+                let line = serde_json::from_str(text).map_err(|e| damaged(number, &e.to_string()))?;
                 Ok((hash_of(text).unwrap_or_default(), line))
             })
             .collect::<Vec<Result<_>>>()
@@ -214,13 +213,13 @@ fn split(line: &str) -> Result<(&str, &str), &'static str> {
     Ok((hash, body.strip_prefix("\",").ok_or("it does not begin with its hash")?))
 }
 
-/// What follows a line's hash, where the hash holds.
-fn verify<'a>(before: &str, line: &'a str) -> Result<&'a str, &'static str> {
+/// Checks the hash that a line names.
+fn verify(before: &str, line: &str) -> Result<(), &'static str> {
     let (named, body) = split(line)?;
     if named != hash(before, body) {
         return Err("it does not have the hash that it names: it, or the line before it, was changed");
     }
-    Ok(body)
+    Ok(())
 }
 
 fn damaged(path: &Path, line: usize, why: &str) -> Error {

@@ -288,7 +288,9 @@ fn join(
     let joined = writer(session, folder, Some(&patch.base), &args.writing).and_then(|mut writer| {
         let patches = std::slice::from_ref(patch);
         let mut conflicts = Conflicts::new(session, &writer, patches, &args.comparing)?;
-        conflicts.before(model, patched)?;
+        if args.comparing.measures() {
+            conflicts.before(model, patched)?;
+        }
         let added = writer.add(patches, false)?;
         let path = added.first().map(|record| writer.ledger().place(&record.id)).unwrap_or_default();
         Ok((path, conflicts))

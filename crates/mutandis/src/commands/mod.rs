@@ -26,7 +26,7 @@ use crate::session::Session;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Change what the model knows, and show what moved
-    Edit(edit::Args),
+    Edit(Box<edit::Args>),
     /// Continue a text, or answer a question
     Ask(ask::Args),
     /// Talk with a model
@@ -56,7 +56,7 @@ pub(crate) enum Command {
 /// Does it. Exit code 1 is for a question whose answer is no; what cannot be done is an error.
 pub(crate) fn run(command: Command, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Edit(args) => edit::run(args, session),
+        Command::Edit(args) => edit::run(*args, session),
         Command::Ask(args) => ask::run(args, session),
         Command::Chat(args) => chat::run(args, session),
         Command::Methods(args) => methods::run(args, session),

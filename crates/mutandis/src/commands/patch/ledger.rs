@@ -9,9 +9,11 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use mutandis::engine::Model;
 use mutandis_edit::ledger::{Done, Plan, Record, Writer};
 use mutandis_edit::patch::Base;
 use mutandis_edit::{Context, Error, Ledger, Patch};
+use serde::Serialize;
 use serde_json::json;
 
 use self::conflict::{Comparing, Report, before_joining};
@@ -62,9 +64,6 @@ pub(super) struct AddArgs {
     /// Take a patch as it is that was computed on top of other patches than these
     #[arg(long)]
     independent: bool,
-    /// Where facts are in conflict, do not measure what they do to each other
-    #[arg(long)]
-    no_measure: bool,
     #[command(flatten)]
     comparing: Comparing,
     #[command(flatten)]
@@ -95,11 +94,21 @@ pub(super) struct RevertArgs {
     writing: Writing,
 }
 
+/// What `list --json` prints.
+#[derive(Serialize)]
+struct Listed<'a> {
+    ledger: &'a Path,
+    base: &'a Base,
+    /// Hash of the last operation, and with it of all before.
+    head: &'a str,
+    /// The lowest first.
+    patches: &'a [Record],
+}
+
 pub(super) fn list(args: &ListArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let ledger = Ledger::open(&args.ledger)?;
-    let document = json!({
-        "ledger": args.ledger, "base": ledger.base(), "head": ledger.head(), "patches": ledger.stack(),
-    });
+    let document =
+        Listed { ledger: &args.ledger, base: ledger.base(), head: ledger.head(), patches: ledger.stack() };
     session.output.print(&document, || table(&ledger))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -123,7 +132,7 @@ pub(super) fn add(args: &AddArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     let base = patches.first().map(|patch| patch.base.clone());
     let mut writer = writer(session, &args.ledger, base.as_ref(), &args.writing)?;
     let mut report = Report::new(session, &writer, &patches, &args.comparing)?;
-    let measuring = if args.no_measure { None } else { before_joining(session, &writer, &mut report)? };
+    let measuring = before_joining(session, &writer, &mut report, &args.comparing)?;
     let added = writer.add(&patches, args.independent)?;
     if let Some((model, mut patched)) = measuring {
         patched.push(patches, &model)?;
@@ -153,7 +162,7 @@ pub(super) fn revert(args: &RevertArgs, session: &Session<'_>) -> anyhow::Result
     };
     let plan = Plan::revert(ledger, &ids)?;
     let gone: Vec<Record> = ledger.stack().iter().filter(|r| ids.contains(&r.id)).cloned().collect();
-    let done = carry_out(session, &mut writer, &plan, args.corpus.clone())?;
+    let done = carry_out(session, &mut writer, &plan, args.corpus.clone(), None)?;
     let left = writer.ledger().stack().len();
     let document = json!({
         "ledger": args.ledger, "head": writer.ledger().head(), "out": done.out, "anew": anew(&done), "patches": left,
@@ -196,12 +205,14 @@ pub(in crate::commands) fn writer(
     Ok(writer)
 }
 
-/// Carries a plan out; loads the model where something is to be computed anew, and says so.
+/// Carries a plan out; where something is to be computed anew, says so and loads the model, unless it
+/// is there.
 fn carry_out(
     session: &Session<'_>,
     writer: &mut Writer,
     plan: &Plan,
     corpus: Option<PathBuf>,
+    loaded: Option<&Model>,
 ) -> anyhow::Result<Done> {
     let count = plan.anew().count();
     if count == 0 {
@@ -211,10 +222,10 @@ fn carry_out(
         1 => "1 patch is computed anew: what it was computed on changes".to_owned(),
         _ => format!("{count} patches are computed anew: what they were computed on changes"),
     });
-    let model = session.load()?.model;
+    let own = if loaded.is_none() { Some(session.load()?.model) } else { None };
     let stages = Stages::new(&session.progress);
     let cx = Context { corpus, ..session.context(&stages) };
-    Ok(writer.carry_out(plan, Some((&model, &cx)))?)
+    Ok(writer.carry_out(plan, loaded.or(own.as_ref()).map(|model| (model, &cx)))?)
 }
 
 /// What was computed anew, for JSON.

@@ -20,6 +20,9 @@ pub(in crate::commands) struct Comparing {
     /// Cosine of two facts' keys from which they are close
     #[arg(long, value_name = "COSINE", default_value_t = CLOSE, value_parser = cosine)]
     close: f64,
+    /// Where facts are in conflict, do not measure what they do to each other
+    #[arg(long)]
+    no_measure: bool,
 }
 
 /// What there is to say of patches that join.
@@ -48,6 +51,13 @@ struct Interference {
 fn cosine(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.parse().ok();
     number.filter(|c| *c > 0.0 && *c <= 1.0).ok_or_else(|| "expected more than 0, and 1 at most".to_owned())
+}
+
+impl Comparing {
+    /// Whether what facts in conflict do to each other is measured.
+    pub(in crate::commands) fn measures(&self) -> bool {
+        !self.no_measure
+    }
 }
 
 impl Report {
@@ -82,8 +92,7 @@ impl Report {
     pub(in crate::commands) fn before(&mut self, model: &Model, patched: &Patched) -> anyhow::Result<()> {
         let mut sides: Vec<&Side> = vec![];
         for side in self.conflicts.found.iter().flat_map(|conflict| [&conflict.new, &conflict.old]) {
-            let is_known = |other: &&Side| other.id == side.id && other.fact == side.fact;
-            if sides.len() < 2 * SHOWN && !sides.iter().any(|other| is_known(&other)) {
+            if sides.len() < 2 * SHOWN && !sides.contains(&side) {
                 sides.push(side);
             }
         }
@@ -152,8 +161,9 @@ pub(super) fn before_joining(
     session: &Session<'_>,
     writer: &Writer,
     report: &mut Report,
+    comparing: &Comparing,
 ) -> anyhow::Result<Option<(Model, Patched)>> {
-    if report.is_empty() {
+    if report.is_empty() || !comparing.measures() {
         return Ok(None);
     }
     let ledger = writer.ledger();

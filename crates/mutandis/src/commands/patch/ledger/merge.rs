@@ -7,9 +7,10 @@ use mutandis_edit::ledger::Plan;
 use mutandis_edit::{Ledger, Patch};
 use serde_json::json;
 
-use super::conflict::{Comparing, Report};
+use super::conflict::{Comparing, Report, before_joining};
 use super::tell::named;
 use super::{Writing, anew, carry_out, writer};
+use crate::patched::Patched;
 use crate::session::Session;
 
 #[derive(Debug, clap::Args)]
@@ -73,11 +74,16 @@ pub(in super::super) fn run(args: &MergeArgs, session: &Session<'_>) -> anyhow::
     let gone: Vec<String> =
         writer.ledger().stack().iter().filter(|record| plan.out().contains(&record.id)).map(named).collect();
     let is_empty = plan.is_empty();
+    let measuring = before_joining(session, &writer, &mut report, &args.comparing)?;
+    let model = measuring.as_ref().map(|(model, _)| model);
     let done = if is_empty {
         Default::default()
     } else {
-        carry_out(session, &mut writer, &plan, args.corpus.clone())?
+        carry_out(session, &mut writer, &plan, args.corpus.clone(), model)?
     };
+    if let Some(model) = model {
+        report.after(model, &Patched::load(std::slice::from_ref(&args.ledger), model)?)?;
+    }
     let left = writer.ledger().stack().len();
     let document = json!({
         "ledger": args.ledger, "other": args.other, "merged": true, "conflicts": report, "out": done.out,
