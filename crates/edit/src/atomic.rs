@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+/// What names of temporary files begin with.
+pub const PREFIX: &str = ".mutandis-";
+
 /// Writes `path` through a temporary file in the same folder, which must exist: `fill` writes the
 /// content, it is forced to the disk, then renamed. On any failure the temporary file is removed,
 /// and what was at `path` before is still there.
@@ -13,7 +16,7 @@ use std::path::Path;
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let folder = folder_of(path);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".mutandis-");
+    builder.prefix(PREFIX);
     // Temporary files are private by default; a result should be as readable as any new file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

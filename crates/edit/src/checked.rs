@@ -2,6 +2,7 @@
 //! version, a checksum of all numbers and what else the kind of file has to say.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic;
 use crate::error::{Error, Result};
+
+/// Longest header that is looked into, in bytes.
+const HEADER_LIMIT: u64 = 1 << 20;
 
 /// A kind of file.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +99,20 @@ impl Kind {
         }
         drop(tensors);
         Ok(Checked { kind: self, path, bytes, body: header.body })
+    }
+
+    /// What the header of a file of this kind says, unverified; nothing where it is of another kind
+    /// or version, or cannot be read.
+    pub(crate) fn peek<T: DeserializeOwned>(self, path: &Path) -> Option<T> {
+        let mut file = std::fs::File::open(path).ok()?;
+        let (mut length, mut bytes) = ([0; 8], vec![]);
+        file.read_exact(&mut length).ok()?;
+        file.take(u64::from_le_bytes(length).min(HEADER_LIMIT)).read_to_end(&mut bytes).ok()?;
+        // The crate reads no header without all that follows it.
+        let header: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        let json = header.get("__metadata__")?.get(self.entry)?.as_str()?;
+        let header: Header<T> = serde_json::from_str(json).ok()?;
+        (header.format == self.format).then_some(header.body)
     }
 
     /// That a file of this kind is not what it should be.

@@ -6,11 +6,14 @@
 
 pub mod atomic;
 mod checked;
+pub mod conflicts;
 mod context;
+pub mod diff;
 pub mod difference;
 mod error;
 pub mod export;
 pub mod fact;
+pub mod ledger;
 pub mod lora;
 pub mod method;
 pub mod methods;
@@ -22,6 +25,7 @@ pub use context::{Context, Progress};
 pub use error::{Error, Result};
 pub use export::Export;
 pub use fact::{Change, Fact, Probe};
+pub use ledger::Ledger;
 pub use method::{Entry, Family, Job, Method, find};
 pub use methods::METHODS;
 pub use patch::Patch;

@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fact::{Fact, nearest};
 use crate::methods::METHODS;
-use crate::patch::Patch;
+use crate::patch::{CORPUS, Patch};
 use crate::primitives::editor::Trainer;
 use crate::primitives::editor::training::{self, Order, Outcome};
 use crate::recipes::{self, Recipe};
@@ -221,7 +221,10 @@ impl Entry {
         }
         contradiction(job.facts)?;
         self.check_settings(settings)?;
-        let patch = (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)?;
+        let mut patch = (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)?;
+        if let Some(corpus) = &cx.corpus {
+            patch.source(CORPUS, corpus)?;
+        }
         if let Some(added) = patch.jitter() {
             cx.progress.note(&added);
         }

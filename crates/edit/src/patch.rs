@@ -6,9 +6,11 @@
 
 mod change;
 mod file;
+mod laid;
 mod sketch;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use mutandis_engine::{Model, Overlay, WeightId};
 use serde::{Deserialize, Serialize};
@@ -20,10 +22,17 @@ use crate::method::Family;
 use crate::primitives::strength::Resolved;
 
 pub use change::{Stack, WeightChange, norms};
+pub use laid::Laid;
 pub use sketch::{SKETCH, difference};
 
 /// Version of the file format that is written.
 pub const FORMAT: u32 = 1;
+
+/// The text that moments were taken over, where the model did not write it itself.
+pub const CORPUS: &str = "corpus";
+
+/// A trained editor.
+pub const EDITOR: &str = "editor";
 
 /// A linear system: what it held, and what it cost in exactness.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -147,10 +156,10 @@ pub struct Patch {
     /// base alone. Whoever knows those patches' ids sets it: methods do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub under: Option<String>,
-    /// Hash of the text that moments were measured on, where one was given, hexadecimal. As
-    /// [`Self::under`] it is set by whoever gave it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub corpus: Option<String>,
+    /// What it was made with besides the model, by what it is ([`CORPUS`], [`EDITOR`]): the hash of
+    /// each file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, String>,
     /// Changes of weights.
     #[serde(skip)]
     pub weights: Vec<(WeightId, WeightChange)>,
@@ -196,7 +205,7 @@ impl Patch {
             created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             tool: tool(model),
             under: None,
-            corpus: None,
+            sources: BTreeMap::new(),
             weights: vec![],
             keys: BTreeMap::new(),
             state: BTreeMap::new(),
@@ -241,6 +250,16 @@ impl Patch {
         Ok(())
     }
 
+    /// Notes a file that the patch is made with.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub(crate) fn source(&mut self, name: &str, path: &Path) -> Result<()> {
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        self.sources.insert(name.to_owned(), blake3::hash(&bytes).to_hex().to_string());
+        Ok(())
+    }
+
     /// What had to be added to linear systems so that they could be solved, in words.
     pub(crate) fn jitter(&self) -> Option<String> {
         let all = self.solve.iter().map(|s| s.jitter).filter(|j| *j > 0.0);
@@ -261,6 +280,17 @@ impl Patch {
         self.base.check(model)
     }
 
+    /// Checks that a change has the shape of its weight, `[out, in]`, which it gives.
+    fn check_shape(model: &Model, id: WeightId, change: &WeightChange) -> Result<[usize; 2]> {
+        let (shape, found) = (model.linear_shape(id.role, id.layer)?, change.shape());
+        if found != shape {
+            return Err(Error::input(format!(
+                "the patch changes {id:?} with shape {found:?}, the model has {shape:?}"
+            )));
+        }
+        Ok(shape)
+    }
+
     /// The changes of weights, ready to be laid over the model. Taking the overlay off again
     /// restores the model bit for bit: the base is never written.
     ///
@@ -270,14 +300,8 @@ impl Patch {
         self.check_base(model)?;
         let mut overlay = Overlay::default();
         for (id, change) in &self.weights {
+            Self::check_shape(model, *id, change)?;
             let delta = change.delta()?;
-            let shape = model.linear_shape(id.role, id.layer)?;
-            if delta.shape() != shape {
-                return Err(Error::input(format!(
-                    "the patch changes {id:?} with shape {:?}, the model has {shape:?}",
-                    delta.shape()
-                )));
-            }
             overlay.push(*id, delta);
         }
         Ok(overlay)

@@ -3,6 +3,7 @@
 //! The last fenced JSON block of a card is a [`Card`], and its last line a hash of everything
 //! above: a card says what it said when it was made, or it is refused.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use mutandis::edit::patch::Base;
@@ -34,9 +35,9 @@ pub(crate) struct Card {
     pub(crate) facts: Vec<Fact>,
     /// Seed.
     pub(crate) seed: u64,
-    /// Hash of the text that moments were measured on, where one was given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) corpus: Option<String>,
+    /// [`Patch::sources`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) sources: BTreeMap<String, String>,
     /// Ids of the patches beneath, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) beneath: Vec<String>,
@@ -68,7 +69,7 @@ impl Card {
             settings: patch.config.clone(),
             facts: patch.facts.clone(),
             seed: patch.seed,
-            corpus: patch.corpus.clone(),
+            sources: patch.sources.clone(),
             beneath: beneath.iter().map(Patch::id).collect::<Result<_, _>>()?,
             patch: patch.id()?,
             sketch: patch.sketch(),

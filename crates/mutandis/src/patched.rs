@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use mutandis::edit::Patch;
-use mutandis::edit::patch::chain;
+use mutandis::edit::patch::{Laid, chain};
+use mutandis::edit::{Ledger, Patch};
 use mutandis::engine::{Model, Overlay};
 
 /// What patches amount to when a model answers.
@@ -11,34 +11,51 @@ use mutandis::engine::{Model, Overlay};
 pub(crate) struct Patched {
     /// The patches, in order.
     pub(crate) patches: Vec<Patch>,
-    /// Weight changes, in the order of the patches.
-    pub(crate) overlays: Vec<Overlay>,
+    /// Their weight changes.
+    laid: Laid,
     /// Text that goes before every prompt, where a patch is a prompt.
     pub(crate) prefix: Option<String>,
 }
 
 impl Patched {
-    /// Reads and verifies patch files, in order, and checks that they were made for this model.
+    /// Reads and verifies patch files and ledgers, in order, and checks that they were made for this
+    /// model.
     pub(crate) fn load(paths: &[PathBuf], model: &Model) -> anyhow::Result<Self> {
         // All files are read before any is used: a damaged one is told before a foreign one.
-        Self::of(paths.iter().map(|p| Patch::load(p)).collect::<Result<Vec<_>, _>>()?, model)
+        let mut patches = vec![];
+        for path in paths {
+            if path.is_dir() {
+                let ledger = Ledger::open(path)?;
+                ledger.check_model(model)?;
+                for record in ledger.stack() {
+                    patches.push(ledger.load(record)?);
+                }
+            } else {
+                patches.push(Patch::load(path)?);
+            }
+        }
+        Self::of(patches, model)
     }
 
     /// Patches in order, each checked that it was made for this model.
     pub(crate) fn of(patches: Vec<Patch>, model: &Model) -> anyhow::Result<Self> {
         let mut patched = Self::default();
-        patches.into_iter().try_for_each(|patch| patched.push(patch, model))?;
+        patched.push(patches, model)?;
         Ok(patched)
     }
 
-    /// Puts one more patch in force, on top of the others.
-    pub(crate) fn push(&mut self, patch: Patch, model: &Model) -> anyhow::Result<()> {
-        self.overlays.push(patch.overlay(model)?);
-        if let Some(prefix) = patch.prefix.as_deref().filter(|p| !p.is_empty()) {
+    /// A change of weights that is no patch, or not the whole of one.
+    pub(crate) fn with(change: Overlay) -> Self {
+        Self { laid: change.into(), ..Self::default() }
+    }
+
+    /// Puts more patches in force, on top of the others.
+    pub(crate) fn push(&mut self, patches: Vec<Patch>, model: &Model) -> anyhow::Result<()> {
+        for prefix in patches.iter().filter_map(|p| p.prefix.as_deref()).filter(|p| !p.is_empty()) {
             self.prefix.get_or_insert_default().push_str(prefix);
         }
-        self.patches.push(patch);
-        Ok(())
+        self.patches.extend(patches);
+        Ok(self.laid.lay(model, &self.patches)?)
     }
 
     /// What an edit on top of these is computed under, as [`Patch::under`] has it.
@@ -52,7 +69,7 @@ impl Patched {
 
     /// The weight changes, as passes take them.
     pub(crate) fn overlays(&self) -> Vec<&Overlay> {
-        self.overlays.iter().collect()
+        self.laid.overlays()
     }
 
     /// A prompt with the text that goes before it.

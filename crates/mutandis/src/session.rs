@@ -81,7 +81,17 @@ impl<'a> Session<'a> {
 
     /// The same with a model of another name; the default one where there is none.
     pub(crate) fn load_named(&self, name: Option<&str>) -> anyhow::Result<Loaded> {
-        let located = self.models().resolve(name)?;
+        self.load_at(self.models().resolve(name)?)
+    }
+
+    /// Loads the model of `--model` where it is on this machine; nothing is fetched.
+    pub(crate) fn load_here(&self) -> anyhow::Result<Model> {
+        let located = self.models().locate(self.model.as_deref())?;
+        let name = || self.model.clone().unwrap_or_else(|| "the default model".to_owned());
+        Ok(self.load_at(located.ok_or_else(|| mutandis::Error::NotHere { name: name() })?)?.model)
+    }
+
+    fn load_at(&self, located: Located) -> anyhow::Result<Loaded> {
         let storage = match self.weights {
             Weights::F32 => Storage::F32,
             Weights::Bf16 => Storage::Bf16,

@@ -6,7 +6,7 @@ use faer::{Mat, MatRef};
 use mutandis_engine::{Delta, Model, Overlay, WeightId};
 
 use super::{Norms, Patch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::primitives::cholesky::add_product;
 
 /// A change of a weight matrix `W [out, in]`.
@@ -43,15 +43,34 @@ impl Stack {
     /// Adds the changes of one more patch.
     ///
     /// # Errors
-    /// Where the patch belongs to another base.
+    /// Where the patch belongs to another base, or a change has another shape than its weight.
     pub fn push(&mut self, model: &Model, patch: &Patch) -> Result<()> {
         patch.check_base(model)?;
         for (id, change) in &patch.weights {
-            let shape = model.linear_shape(id.role, id.layer)?;
-            let (_, sum) = self.sums.entry(*id).or_insert_with(|| (shape, vec![0.0; shape[0] * shape[1]]));
+            Patch::check_shape(model, *id, change)?;
+        }
+        self.add(patch)
+    }
+
+    /// The same without a model at hand.
+    ///
+    /// # Errors
+    /// Where changes of one weight have different shapes.
+    pub(crate) fn add(&mut self, patch: &Patch) -> Result<()> {
+        for (id, change) in &patch.weights {
+            let shape = change.shape();
+            let (kept, sum) = self.sums.entry(*id).or_insert_with(|| (shape, vec![0.0; shape[0] * shape[1]]));
+            if *kept != shape {
+                return Err(Error::input(format!("changes of {id:?} have shapes {kept:?} and {shape:?}")));
+            }
             change.add_to(sum);
         }
         Ok(())
+    }
+
+    /// The sum of the changes of each weight, row-major.
+    pub(crate) fn sums(&self) -> impl Iterator<Item = (WeightId, &[f32])> {
+        self.sums.iter().map(|(id, (_, sum))| (*id, sum.as_slice()))
     }
 
     /// The sums, ready to be laid over the model.

@@ -2,6 +2,7 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::{factor, solve};
+use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
@@ -82,6 +83,19 @@ impl Cholesky {
         assert_eq!(columns.len(), count * n, "right side");
         let mut x = columns.to_vec();
         self.solve(MatMut::from_column_major_slice_mut(&mut x, n, count));
+        x
+    }
+
+    /// `P L⁻¹` for the rows of `P [count, n]`.
+    ///
+    /// # Panics
+    /// Where `rows` does not divide into rows of the matrix's height.
+    pub(crate) fn against(&self, rows: &[f64], count: usize) -> Vec<f64> {
+        let n = self.lower.nrows();
+        assert_eq!(rows.len(), count * n, "left side");
+        let mut x = rows.to_vec();
+        let columns = MatMut::from_column_major_slice_mut(&mut x, n, count);
+        solve_upper_triangular_in_place(self.lower.transpose(), columns, Par::Seq);
         x
     }
 

@@ -29,7 +29,7 @@ use super::solver::{Hold, System};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::method::Job;
-use crate::patch::{Patch, SearchInfo, WeightChange};
+use crate::patch::{EDITOR, Patch, SearchInfo, WeightChange};
 use network::{Size, Trace};
 pub use store::About;
 
@@ -90,6 +90,7 @@ pub fn edit(settings: &Settings, job: &Job<'_>, cx: &Context<'_>, patch: &mut Pa
         )
     })?;
     let editor = store::load_for(&path, &patch.method, model)?;
+    patch.source(EDITOR, &path)?;
     let ids: Vec<WeightId> = editor.weights.iter().map(|(id, _)| *id).collect();
     let lowest = ids.iter().map(|id| id.layer).min().unwrap_or(0);
     let facts = job.facts.iter().map(|fact| Example::answer(model, fact, false));

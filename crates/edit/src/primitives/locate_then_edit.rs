@@ -104,6 +104,8 @@ pub fn edit(
         let now = Job { stack: &on_top(job.stack, &before), ..*job };
         let mut all = values(&now, &settings.framing, &goal, &requests, cx)?;
         if round == 0 {
+            let keys = all.iter().flat_map(|found| mean_row(&found.keys, a.mlp_width));
+            patch.keys.insert(layer, keys.collect());
             patch.search = all.iter().map(Found::info).collect();
         } else if all.iter().all(Found::is_nothing) {
             break;

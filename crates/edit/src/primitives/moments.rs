@@ -250,6 +250,12 @@ pub fn moments(model: &Model, layers: &[usize], spec: &MomentSpec, cx: &Context<
     Ok(found.into_iter().flatten().collect())
 }
 
+/// The file of the best moments that a cache has of a layer's keys of width `f`: those over most
+/// tokens.
+pub fn kept(cache: &Path, base: &str, layer: usize, f: usize) -> Option<PathBuf> {
+    Moments::best(&cache.join("moments"), base, layer, f)
+}
+
 /// A kept file, if it is sound and is what its name promises.
 fn usable(path: &Path, base: &str, layer: usize, f: usize) -> Result<Moments> {
     let moments = Moments::load(path)?;

@@ -29,8 +29,8 @@ pub(crate) struct Args {
     /// The text
     #[arg(allow_negative_numbers = true)]
     text: String,
-    /// A patch to lay over the model; may be given several times
-    #[arg(long, value_name = "FILE")]
+    /// A patch, or a ledger, to lay over the model; may be given several times
+    #[arg(long, value_name = "FILE|LEDGER")]
     patch: Vec<PathBuf>,
     /// Take the text as a question and wrap it in the model's chat template
     #[arg(long)]

@@ -39,8 +39,8 @@ pub(crate) struct Args {
     /// What the model is told before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// A patch to lay over the model; may be given several times
-    #[arg(long, value_name = "FILE")]
+    /// A patch, or a ledger, to lay over the model; may be given several times
+    #[arg(long, value_name = "FILE|LEDGER")]
     patch: Vec<PathBuf>,
     /// The longest answer, in tokens
     #[arg(long, value_name = "N", default_value = "512")]

@@ -12,14 +12,16 @@ use std::time::Instant;
 
 use mutandis::engine::Model;
 use mutandis_bench::run::COLLAPSE;
-use mutandis_edit::{Context, Entry, Error, Fact, Job, Patch, find};
+use mutandis_edit::{Context, Entry, Error, Fact, Job, Ledger, Patch, find};
 use serde_json::Value;
 
-use self::place::default_name;
 pub(crate) use self::place::{corpus, writable};
+use self::place::{default_name, join};
 use self::questions::{Questions, SHOWN};
 use self::report::{AlsoReport, FactReport, KeepReport, Report, Seconds};
 use super::methods::settings;
+use super::patch::ledger::Writing;
+use super::patch::ledger::conflict::Comparing;
 use crate::answers::Answer;
 use crate::gated::{Gated, asked, measure};
 use crate::patched::Patched;
@@ -36,7 +38,8 @@ use crate::stages::Stages;
   mutandis edit --facts facts.jsonl --method r-rome --out facts.patch.safetensors
   mutandis edit --facts facts.jsonl --method memit --gate default
   mutandis edit --facts facts.jsonl --method alphaedit --turn 10 --out edits
-  mutandis edit \"…\" --subject … --to … --set layer=6 --set search.steps=40 --json")]
+  mutandis edit \"…\" --subject … --to … --set layer=6 --set search.steps=40 --json
+  mutandis edit \"The capital of Spain is\" --subject Spain --to Porto --ledger edits/")]
 pub(crate) struct Args {
     /// Text that the new answer should continue
     #[arg(allow_negative_numbers = true)]
@@ -68,9 +71,16 @@ pub(crate) struct Args {
     /// A prompt whose answer should not move [default: a few are chosen]
     #[arg(long, value_name = "PROMPT", allow_negative_numbers = true)]
     keep: Vec<String>,
-    /// Edit on top of these patches
-    #[arg(long = "patch", value_name = "FILE")]
+    /// Edit on top of these patches, or of the stack of a ledger
+    #[arg(long = "patch", value_name = "FILE|LEDGER")]
     patches: Vec<PathBuf>,
+    /// Edit on top of a ledger's stack and add the patch to it; begins one where there is none
+    #[arg(long, value_name = "LEDGER", conflicts_with_all = ["patches", "turn"])]
+    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    comparing: Comparing,
+    #[command(flatten)]
+    writing: Writing,
     /// A file of thresholds that the edit has to pass to be kept; `default` ships with mutandis
     #[arg(long, value_name = "FILE")]
     gate: Option<PathBuf>,
@@ -82,7 +92,7 @@ pub(crate) struct Args {
     /// times the unedited model's
     #[arg(long, value_name = "TIMES", requires = "turn", default_value_t = COLLAPSE, value_parser = alarm)]
     alarm: f64,
-    /// Where the patch goes [default: a name from the fact, in this folder]; with `--turn` a folder
+    /// Where the patch goes [default: the ledger, or a name from the fact, in this folder]; with `--turn` a folder
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Overwrite the patch file
@@ -101,8 +111,6 @@ struct Order {
     entry: &'static Entry,
     facts: Vec<Fact>,
     settings: Value,
-    /// Hash of the text for moments.
-    corpus: Option<String>,
     gate: Option<Gated>,
 }
 
@@ -116,9 +124,9 @@ impl Order {
             let hint = "give the beginning of a sentence, as in `--keep \"The capital of Spain is\"`";
             return Err(Error::input_hint("a prompt of `--also` or `--keep` is empty", hint).into());
         }
-        let corpus = args.corpus.as_deref().map(corpus).transpose()?;
+        args.corpus.as_deref().map(corpus).transpose()?;
         let gate = args.gate.as_deref().map(Gated::read).transpose()?;
-        Ok(Self { entry, facts, settings, corpus, gate })
+        Ok(Self { entry, facts, settings, gate })
     }
 
     /// What surrounds the edits.
@@ -146,11 +154,7 @@ impl Order {
     ) -> anyhow::Result<Patch> {
         let stack = beneath.overlays();
         let job = Job { model, stack: &stack, prior: &beneath.patches, facts, seed: args.seed };
-        Ok(Patch {
-            under: beneath.chain()?,
-            corpus: self.corpus.clone(),
-            ..self.entry.edit(&self.settings, &job, cx)?
-        })
+        Ok(Patch { under: beneath.chain()?, ..self.entry.edit(&self.settings, &job, cx)? })
     }
 }
 
@@ -167,14 +171,20 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
 fn once(args: &Args, order: &Order, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let asked = asked(&order.facts, &args.also, &args.keep);
     order.gate.iter().try_for_each(|gate| gate.fits(&asked))?;
-    let out = args.out.clone().unwrap_or_else(|| default_name(&order.facts));
-    writable(&out, args.force)?;
+    let out = args.out.clone().or_else(|| args.ledger.is_none().then(|| default_name(&order.facts)));
+    if let Some(out) = &out {
+        writable(out, args.force)?;
+    }
+    let beneath = match &args.ledger {
+        Some(folder) if Ledger::is_at(folder) => std::slice::from_ref(folder),
+        _ => args.patches.as_slice(),
+    };
 
     let facts = &order.facts;
     let started = Instant::now();
     let model = session.load()?.model;
     let load = started.elapsed().as_secs_f64();
-    let mut patched = Patched::load(&args.patches, &model)?;
+    let mut patched = Patched::load(beneath, &model)?;
     let questions = Questions::new(args, facts);
     let started = Instant::now();
     let was = questions.ask(&model, &patched, facts, session.interrupt)?;
@@ -198,10 +208,24 @@ fn once(args: &Args, order: &Order, session: &Session<'_>) -> anyhow::Result<Exi
         None => None,
     };
     let is_good = gate.as_ref().is_none_or(|verdict| verdict.passed);
+    let mut kept = None;
     if is_good {
-        patch.save(&out)?;
+        if let Some(out) = &out {
+            patch.save(out)?;
+        }
+        kept = Some(match &args.ledger {
+            Some(folder) => {
+                let (path, conflicts) = join(session, folder, &patch, args, (&model, &patched))?;
+                (path, Some(conflicts))
+            }
+            None => (out.unwrap_or_default(), None),
+        });
     }
-    patched.push(patch, &model)?;
+    patched.push(vec![patch], &model)?;
+    if let Some((_, Some(conflicts))) = &mut kept {
+        conflicts.after(&model, &patched)?;
+    }
+    let (kept, conflicts) = kept.unzip();
     let is = questions.ask(&model, &patched, facts, session.interrupt)?;
     evaluate += started.elapsed().as_secs_f64();
     let missed = facts.iter().zip(&is.facts).filter(|(fact, now)| now.answer != fact.target).count();
@@ -209,7 +233,9 @@ fn once(args: &Args, order: &Order, session: &Session<'_>) -> anyhow::Result<Exi
         session.progress.note(&format!("{missed} of {} facts are not answered as asked", facts.len()));
     }
     let report = Report {
-        patch: is_good.then(|| out.display().to_string()),
+        patch: kept.map(|path| path.display().to_string()),
+        ledger: args.ledger.as_ref().filter(|_| is_good).map(|folder| folder.display().to_string()),
+        conflicts: conflicts.flatten(),
         method: args.method.clone(),
         facts: facts
             .iter()

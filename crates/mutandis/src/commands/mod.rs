@@ -42,7 +42,7 @@ pub(crate) enum Command {
     Locate(locate::Args),
     /// Train the editor of a method that needs one
     Train(train::Args),
-    /// Show, verify and export patches
+    /// Show, verify, keep, export and import patches
     Patch(patch::Args),
     /// Make the edit of a card again, and compare
     Reproduce(reproduce::Args),

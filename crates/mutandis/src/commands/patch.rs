@@ -1,8 +1,9 @@
-//! `mutandis patch`: patch files, one file a subcommand.
+//! `mutandis patch`: patch files and ledgers of them.
 
 mod card;
 mod export;
 mod import;
+pub(super) mod ledger;
 mod lora;
 mod show;
 mod verify;
@@ -14,14 +15,15 @@ use clap::Subcommand;
 
 use crate::session::Session;
 
-/// Show, verify, export and import patches
+/// Show, verify, keep, export and import patches
 #[derive(Debug, clap::Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:
   mutandis patch show france-rome.patch.safetensors
   mutandis patch verify france-rome.patch.safetensors --gate default
-  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf
-  mutandis patch from-lora my-adapter --out my-adapter.patch.safetensors")]
+  mutandis patch add edits/ france-rome.patch.safetensors
+  mutandis patch revert edits/ 1
+  mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf")]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -62,6 +64,18 @@ The adapter is a folder that peft wrote, or a GGUF file for llama.cpp.")]
   mutandis patch from-diff base-model edited-model --out edited.patch.safetensors
   mutandis patch from-diff base.gguf finetuned-model --linear-only --out tuned.patch.safetensors")]
     FromDiff(import::FromDiff),
+    /// List the patches of a ledger
+    List(ledger::ListArgs),
+    /// Put patches on top of a ledger
+    Add(ledger::AddArgs),
+    /// Take patches out of a ledger, as if they had never been
+    Revert(ledger::RevertArgs),
+    /// Tell what was done to a ledger
+    Log(ledger::LogArgs),
+    /// Show what two ledgers or patches differ in: facts, and how far weights are moved
+    Diff(ledger::diff::DiffArgs),
+    /// Do in a ledger what was done in another one
+    Merge(ledger::merge::MergeArgs),
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
@@ -72,5 +86,11 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
         Action::Export(args) => export::run(&args, session),
         Action::FromLora(args) => import::from_lora(&args, session),
         Action::FromDiff(args) => import::from_diff(&args, session),
+        Action::List(args) => ledger::list(&args, session),
+        Action::Add(args) => ledger::add(&args, session),
+        Action::Revert(args) => ledger::revert(&args, session),
+        Action::Log(args) => ledger::log(&args, session),
+        Action::Diff(args) => ledger::diff::run(&args, session),
+        Action::Merge(args) => ledger::merge::run(&args, session),
     }
 }

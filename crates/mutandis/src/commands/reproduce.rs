@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use mutandis_edit::patch::{difference, tool};
+use mutandis_edit::patch::{CORPUS, difference, tool};
 use mutandis_edit::{Context, Error, Job, Patch, find};
 use serde::Serialize;
 
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     let card = Card::read(&args.card)?;
     let entry = find(&card.method)?;
     entry.check_settings(&card.settings)?;
-    let corpus = text(args, &card)?;
+    check_corpus(args, &card)?;
     if let Some(out) = &args.out {
         writable(out, false)?;
     }
@@ -105,14 +105,18 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     let stack = patched.overlays();
     let job =
         Job { model: &model, stack: &stack, prior: &patched.patches, facts: &card.facts, seed: card.seed };
-    let patch = Patch { under: patched.chain()?, corpus, ..entry.edit(&settings, &job, &cx)? };
+    let mut patch = Patch { under: patched.chain()?, ..entry.edit(&settings, &job, &cx)? };
+    if patch.sources == card.sources {
+        // Where the same editor lies on this machine is no difference.
+        patch.config = card.settings.clone();
+    }
     cx.check()?;
     if let Some(out) = &args.out {
         patch.save(out)?;
     }
 
     let (id, sketch, has_prefix) = (patch.id()?, patch.sketch(), patch.prefix == card.prefix);
-    patched.push(patch, &model)?;
+    patched.push(vec![patch], &model)?;
     let questions: Vec<Question<'_>> =
         card.facts.iter().map(|fact| Question { prompt: &fact.prompt, target: Some(&fact.target) }).collect();
     let now = answers(&model, &patched, &questions, session.interrupt)?;
@@ -146,11 +150,11 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     Ok(if report.within { ExitCode::SUCCESS } else { ExitCode::from(NO) })
 }
 
-/// Hash of the text for moments, which has to be the card's.
-fn text(args: &Args, card: &Card) -> anyhow::Result<Option<String>> {
+/// Checks that the text for moments is the card's.
+fn check_corpus(args: &Args, card: &Card) -> anyhow::Result<()> {
     let given = args.corpus.as_deref().map(corpus).transpose()?;
     let short = |hash: &str| hash.chars().take(12).collect::<String>();
-    let (what, hint) = match (&card.corpus, &given) {
+    let (what, hint) = match (card.sources.get(CORPUS), &given) {
         (Some(wanted), Some(found)) if wanted != found => (
             format!(
                 "the corpus is another than the card's: expected {}, found {}",
@@ -164,7 +168,7 @@ fn text(args: &Args, card: &Card) -> anyhow::Result<Option<String>> {
             "give it with `--corpus`",
         ),
         (None, Some(_)) => ("the card's edit was made without a corpus".to_owned(), "leave out `--corpus`"),
-        _ => return Ok(given),
+        _ => return Ok(()),
     };
     Err(Error::input_hint(what, hint).into())
 }

@@ -73,6 +73,15 @@ impl Factor {
         self.cholesky.solve_columns(k, 1)
     }
 
+    /// `P L⁻¹` for the rows of `P [n, f]`, where `L Lᵀ = A`, `[n, f]`: the product of two of its rows
+    /// is that of P's under A⁻¹.
+    ///
+    /// # Panics
+    /// Where `rows` has not `n · f` numbers.
+    pub fn against(&self, rows: &[f64], n: usize) -> Vec<f64> {
+        self.cholesky.against(rows, n)
+    }
+
     /// `A⁻¹ K` for `n` columns one after another, `[n, f]`.
     ///
     /// # Panics

@@ -1,6 +1,6 @@
 //! Moments and unfinished sums as files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,17 @@ impl Moments {
         let upper =
             ("upper".to_owned(), Dtype::F32, vec![self.upper.len()], bytemuck::cast_slice(&self.upper));
         KIND.write(path, body, vec![upper])
+    }
+
+    /// The finished moments over most tokens among a folder's files, of a layer's keys of a width.
+    pub(super) fn best(folder: &Path, base: &str, layer: usize, f: usize) -> Option<PathBuf> {
+        let paths = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+        let finished = paths.filter(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        let ours = finished.filter_map(|path| {
+            let body = KIND.peek::<Finished>(&path)?;
+            ((&*body.base, body.layer, body.f) == (base, layer, f)).then_some((body.count, path))
+        });
+        ours.max().map(|(_, path)| path)
     }
 
     /// Reads a file written by [`Self::save`], and checks all that it says of itself.

@@ -2,7 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use mutandis_edit::{Error, Fact};
+use mutandis::engine::Model;
+use mutandis_edit::{Error, Fact, Patch};
+
+use super::Args;
+use crate::commands::patch::ledger::conflict::Report as Conflicts;
+use crate::commands::patch::ledger::writer;
+use crate::patched::Patched;
+use crate::session::Session;
 
 /// A file name from the first fact's subject and target that is not taken yet.
 pub(super) fn default_name(facts: &[Fact]) -> PathBuf {
@@ -59,4 +66,32 @@ pub(crate) fn corpus(path: &Path) -> anyhow::Result<String> {
         Error::input_hint(format!("cannot read the corpus `{}`: {error}", path.display()), hint)
     })?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Adds a patch to a ledger; says where it is, and with what it is in conflict. Should the ledger
+/// not take it, it is kept beside.
+pub(super) fn join(
+    session: &Session<'_>,
+    folder: &Path,
+    patch: &Patch,
+    args: &Args,
+    (model, patched): (&Model, &Patched),
+) -> anyhow::Result<(PathBuf, Conflicts)> {
+    let joined = writer(session, folder, Some(&patch.base), &args.writing).and_then(|mut writer| {
+        let patches = std::slice::from_ref(patch);
+        let mut conflicts = Conflicts::new(session, &writer, patches, &args.comparing)?;
+        if args.comparing.measures() {
+            conflicts.before(model, patched)?;
+        }
+        let added = writer.add(patches, false)?;
+        let path = added.first().map(|record| writer.ledger().place(&record.id)).unwrap_or_default();
+        Ok((path, conflicts))
+    });
+    if joined.is_err() && args.out.is_none() {
+        let beside = default_name(&patch.facts);
+        if patch.save(&beside).is_ok() {
+            session.progress.note(&format!("the patch is kept as `{}`", beside.display()));
+        }
+    }
+    joined
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::questions::SHOWN;
 use crate::answers::Answer;
+use crate::commands::patch::ledger::conflict::Report as Conflicts;
 use crate::gated::told;
 use crate::shell::quoted;
 
@@ -12,6 +13,12 @@ use crate::shell::quoted;
 pub(super) struct Report {
     /// Nothing where the gate refused it.
     pub(super) patch: Option<String>,
+    /// The ledger that it was added to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ledger: Option<String>,
+    /// With what it is in conflict there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) conflicts: Option<Conflicts>,
     pub(super) method: String,
     pub(super) facts: Vec<FactReport>,
     pub(super) also: Vec<AlsoReport>,
@@ -89,6 +96,10 @@ impl Report {
             }
         }
         lines.extend(self.gate.iter().map(|verdict| format!("\n{}", told(verdict))));
+        if let Some(conflicts) = self.conflicts.as_ref().filter(|c| !c.is_empty()) {
+            lines.push(String::new());
+            lines.extend(conflicts.lines());
+        }
         let s = &self.seconds;
         lines.push(format!(
             "\n{} in {:.1} s (load {:.1}, moments {:.1}, edit {:.1}, evaluate {:.1}), {} MB of memory at most",
@@ -108,7 +119,7 @@ impl Report {
         let mut again = vec!["try:   mutandis ask".to_owned()];
         again.push(quoted(self.facts.first().map_or("…", |f| &f.prompt)));
         again.extend(model.map(|m| format!("--model {}", quoted(m))));
-        again.push(format!("--patch {}", quoted(patch)));
+        again.push(format!("--patch {}", quoted(self.ledger.as_ref().unwrap_or(patch))));
         lines.push(again.join(" "));
         lines.join("\n")
     }

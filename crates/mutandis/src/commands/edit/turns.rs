@@ -119,7 +119,7 @@ pub(super) fn run(
         let path = path(turn);
         let found = match watch.kept(&path, facts, &patched)? {
             Some(patch) => {
-                patched.push(patch, &model)?;
+                patched.push(vec![patch], &model)?;
                 None
             }
             None => match watch.turn(facts, asked, patched, &path, &cx)? {
@@ -244,7 +244,7 @@ impl Watch<'_> {
             None => vec![],
         };
         let gate = self.order.gate.as_ref().map(|gate| gate.judge(&measures));
-        patched.push(patch, self.model)?;
+        patched.push(vec![patch], self.model)?;
         let now = answers(self.model, &patched, &asks(facts), self.session.interrupt)?;
         let times = match measures.iter().find(|measure| measure.name == "perplexity") {
             Some(measure) => measure.value.map(|rise| 1.0 + rise),

@@ -123,9 +123,7 @@ fn copy(args: &Args, container: Container, session: &Session<'_>) -> anyhow::Res
     let export = Export::new(&model, &patches)?;
     let facts: Vec<&Fact> = patches.iter().flat_map(|p| &p.facts).collect();
     let ask = |patched: &Patched| answered(session, &model, patched, &facts);
-    let mut patched = Patched::default();
-    patches.iter().try_for_each(|patch| patched.push(patch.clone(), &model))?;
-    let wanted = ask(&patched)?;
+    let wanted = ask(&Patched::of(patches.clone(), &model)?)?;
 
     let mut tried: Vec<Tried> = vec![];
     let (stored, exported) = loop {
@@ -139,8 +137,7 @@ fn copy(args: &Args, container: Container, session: &Session<'_>) -> anyhow::Res
                 (rung.name(), export.store(Some(rung))?, n >= rungs.len())
             }
         };
-        let overlays = vec![std::mem::take(&mut stored.overlay)];
-        let exported = ask(&Patched { overlays, ..Patched::default() })?;
+        let exported = ask(&Patched::with(std::mem::take(&mut stored.overlay)))?;
         let kept = wanted.iter().zip(&exported).filter(|(was, is)| **was && **is).count();
         let of = count(&wanted);
         tried.push(Tried { dtype: dtype.to_owned(), kept, of, extra_bytes: stored.extra_bytes() });

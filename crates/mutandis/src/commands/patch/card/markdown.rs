@@ -3,7 +3,7 @@
 use mutandis_bench::gate::Case;
 use mutandis_bench::report::escape::markdown as escaped;
 use mutandis_edit::Fact;
-use mutandis_edit::patch::WeightChange;
+use mutandis_edit::patch::{CORPUS, WeightChange};
 use serde_json::Value;
 
 use super::Page;
@@ -130,9 +130,6 @@ impl Page<'_> {
                 table(&["setting", "here", "published"], rows)
             )),
         }
-        if let Some(corpus) = &self.patch.corpus {
-            text.push_str(&format!("\n\nMoments were measured on a text with the BLAKE3 hash `{corpus}`."));
-        }
         text
     }
 
@@ -188,6 +185,10 @@ impl Page<'_> {
         ];
         let beneath = self.card.beneath.iter().enumerate();
         rows.extend(beneath.map(|(i, id)| vec![format!("patch {} beneath", i + 1), format!("`{id}`")]));
+        let sources = self.patch.sources.iter();
+        rows.extend(
+            sources.map(|(name, hash)| vec![format!("the {name} it was made with"), format!("`{hash}`")]),
+        );
         format!("## Hashes\n\n{}\n\nAll are BLAKE3.", table(&["", ""], rows))
     }
 
@@ -195,7 +196,7 @@ impl Page<'_> {
         let model = quoted(&self.card.model);
         let patches: String =
             (1..=self.card.beneath.len()).map(|i| format!(" --patch BENEATH-{i}")).collect();
-        let corpus = if self.patch.corpus.is_some() { " --corpus TEXT" } else { "" };
+        let corpus = if self.patch.sources.contains_key(CORPUS) { " --corpus TEXT" } else { "" };
         let mut text = format!(
             "## How it is made again\n\n    mutandis reproduce CARD.md --model {model}{patches}{corpus}\n\nmakes the edit again \
              and compares: to the byte on any machine with the same instruction set, on any number of threads; elsewhere within a \
