@@ -324,12 +324,15 @@ impl Writer {
             return Err(error);
         }
         self.lock.clear();
-        self.ledger.stack = match self.ledger.journal.lines.last() {
-            Some(Line { out, instead, added, .. }) if out.is_empty() && instead.is_empty() => {
-                std::mem::take(&mut self.ledger.stack).into_iter().chain(added.iter().cloned()).collect()
+        match self.ledger.journal.lines.last() {
+            // Most operations need no look at all that was before.
+            Some(line) if line.instead.is_empty() => {
+                let out: HashSet<&String> = line.out.iter().collect();
+                self.ledger.stack.retain(|record| !out.contains(&record.id));
+                self.ledger.stack.extend(line.added.iter().cloned());
             }
-            _ => replay(&self.ledger.journal, &self.ledger.folder)?,
-        };
+            _ => self.ledger.stack = replay(&self.ledger.journal, &self.ledger.folder)?,
+        }
         Ok(())
     }
 

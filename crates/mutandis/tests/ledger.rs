@@ -163,6 +163,9 @@ fn state(sandbox: &Sandbox) -> Vec<String> {
     if !sandbox.path("a/journal.jsonl").exists() { vec![] } else { stack(sandbox, "a") }
 }
 
+/// Whether a stack is what an operation comes to.
+type Expected = Box<dyn Fn(&[String]) -> bool>;
+
 #[test]
 fn a_process_that_is_killed_leaves_the_state_before_or_after() {
     let sandbox = Sandbox::new();
@@ -181,7 +184,7 @@ fn a_process_that_is_killed_leaves_the_state_before_or_after() {
     let (mut before, mut after, mut taken) = (0, 0, 0);
     for _ in 0..40 {
         let was = state(&sandbox);
-        let (arguments, now): (Vec<String>, Box<dyn Fn(&[String]) -> bool>) = match next() % 3 {
+        let (arguments, now): (Vec<String>, Expected) = match next() % 3 {
             0 | 1 if taken < 48 => {
                 let batch = files[taken..taken + 2].to_vec();
                 taken += 2;
@@ -432,12 +435,15 @@ fn ten_thousand_patches_are_listed_added_and_reverted_at_once() {
         let times: Vec<f64> = times.collect();
         let best = times.iter().copied().fold(f64::INFINITY, f64::min);
         println!("{what}: {best:.3} s at best of {times:.3?}");
-        assert!(best <= AT_ONCE, "{what} takes {best:.3} s");
+        best
     };
     let each = |of: &dyn Fn(usize) -> Vec<String>| (1..7).map(of).collect::<Vec<_>>();
     let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<String>>();
-    best("list", each(&|_| words(&["patch", "list", "a"])));
-    best("list --json", each(&|_| words(&["patch", "list", "a", "--json"])));
-    best("add", each(&|i| words(&["patch", "add", "a", &format!("{i}.p")])));
-    best("revert", each(&|i| words(&["patch", "revert", "a", &(i * 1000).to_string()])));
+    let all = [
+        best("list", each(&|_| words(&["patch", "list", "a"]))),
+        best("list --json", each(&|_| words(&["patch", "list", "a", "--json"]))),
+        best("add", each(&|i| words(&["patch", "add", "a", &format!("{i}.p")]))),
+        best("revert", each(&|i| words(&["patch", "revert", "a", &(i * 1000).to_string()]))),
+    ];
+    assert!(all.iter().all(|seconds| *seconds <= AT_ONCE), "{all:.3?}");
 }

@@ -53,6 +53,11 @@ impl Writer {
             self.ledger.check_model(model)?;
         }
         let total = plan.anew().count();
+        if total == 0 && plan.joining().next().is_none() {
+            let (at, action, out, head) = (super::now(), plan.action, plan.out.clone(), plan.head.clone());
+            self.commit(Line { at, action, out, instead: vec![], added: vec![], head }, |_| Ok(()))?;
+            return Ok(Done { out: plan.out.clone(), ..Done::default() });
+        }
         let mut done = Done { out: plan.out.clone(), ..Done::default() };
         let mut stack: Vec<Placed<'_>> = Vec::with_capacity(plan.items.len());
         // How long the new stack was before each item: one that is there already is left out.

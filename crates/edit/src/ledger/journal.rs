@@ -132,18 +132,17 @@ impl Journal {
         }
         let header: Header = serde_json::from_value(header).map_err(|e| damaged(1, &e.to_string()))?;
         let rest: Vec<&str> = lines.collect();
-        let hash_of = |text: &str| split(text).map(|(hash, _)| hash.to_owned());
         verify("", first).map_err(|why| damaged(1, why))?;
         let lines: Vec<(String, Line)> = rest
             .par_iter()
             .enumerate()
             .map(|(i, text)| {
                 let number = i + 2;
-                let before = if i == 0 { Ok(head.to_owned()) } else { hash_of(rest[i - 1]) };
                 // What is wrong with the line before is told there.
-                verify(&before.unwrap_or_default(), text).map_err(|why| damaged(number, why))?;
+                let before = if i == 0 { head } else { split(rest[i - 1]).map_or("", |(hash, _)| hash) };
+                let hash = verify(before, text).map_err(|why| damaged(number, why))?;
                 let line = serde_json::from_str(text).map_err(|e| damaged(number, &e.to_string()))?;
-                Ok((hash_of(text).unwrap_or_default(), line))
+                Ok((hash.to_owned(), line))
             })
             .collect::<Vec<Result<_>>>()
             .into_iter()
@@ -213,13 +212,13 @@ fn split(line: &str) -> Result<(&str, &str), &'static str> {
     Ok((hash, body.strip_prefix("\",").ok_or("it does not begin with its hash")?))
 }
 
-/// Checks the hash that a line names.
-fn verify(before: &str, line: &str) -> Result<(), &'static str> {
+/// The hash that a line names, where it holds.
+fn verify<'a>(before: &str, line: &'a str) -> Result<&'a str, &'static str> {
     let (named, body) = split(line)?;
     if named != hash(before, body) {
         return Err("it does not have the hash that it names: it, or the line before it, was changed");
     }
-    Ok(())
+    Ok(named)
 }
 
 fn damaged(path: &Path, line: usize, why: &str) -> Error {

@@ -11,6 +11,7 @@ use crate::patch::chain;
 #[derive(Debug)]
 pub struct Plan {
     pub(super) action: Action,
+    /// What stays and what comes, in order; empty where patches leave and nothing else happens.
     pub(super) items: Vec<Item>,
     pub(super) out: Vec<String>,
     pub(super) head: Option<String>,
@@ -44,7 +45,9 @@ impl Plan {
                 "`mutandis patch list` shows what is",
             ));
         }
-        let items = without(ledger, ids)?;
+        // Where nothing stands on anything, nothing has to be looked at but what goes.
+        let stands = ledger.stack().iter().any(|record| record.depends().is_some());
+        let items = if stands { without(ledger, ids)? } else { vec![] };
         let gone = ledger.stack().iter().filter(|r| ids.contains(&r.id));
         let out = gone.map(|r| r.id.clone()).collect();
         Ok(Self { action: Action::Revert, items, out, head: None, stays_out: 0 })
@@ -114,11 +117,6 @@ impl Plan {
     /// Patches that are new to the stack, with the files that hold them.
     pub fn joining(&self) -> impl Iterator<Item = (&Record, &PathBuf)> {
         self.items.iter().filter(|item| !item.is_here).map(|item| (&item.record, &item.file))
-    }
-
-    /// Patches that stay in the stack.
-    pub fn staying(&self) -> impl Iterator<Item = &Record> {
-        self.items.iter().filter(|item| item.is_here).map(|item| &item.record)
     }
 }
 
