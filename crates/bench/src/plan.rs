@@ -43,7 +43,7 @@ pub struct Table {
     pub method: Many<String>,
     /// Data sets, by path or by name.
     pub data: Many<String>,
-    /// `single`, `batch:N`, `sequential`.
+    /// `single`, `batch:N`, `sequential`, `sequential:N`.
     pub mode: Many<String>,
     /// Seeds.
     pub seed: Many<u64>,

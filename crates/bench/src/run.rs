@@ -31,20 +31,37 @@ pub enum Mode {
     Batch(usize),
     /// Each on top of those before; scored right after its own edit, and at the end.
     Sequential,
+    /// So many records in one patch, each patch on top of those before; scored as in a sequence.
+    Turns(usize),
+}
+
+impl Mode {
+    /// Records of one turn, where edits follow one another.
+    pub fn turn(self) -> Option<usize> {
+        match self {
+            Self::Single | Self::Batch(_) => None,
+            Self::Sequential => Some(1),
+            Self::Turns(n) => Some(n.max(1)),
+        }
+    }
 }
 
 impl FromStr for Mode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let size = |n: &str, what: &str, example: &str| match n.parse() {
+            Ok(n) if n > 0 => Ok(n),
+            _ => Err(format!("`{n}` is no size of a {what}; write as in `{example}`")),
+        };
         match text.split_once(':') {
             None if text == "single" => Ok(Self::Single),
             None if text == "sequential" => Ok(Self::Sequential),
-            Some(("batch", n)) => match n.parse() {
-                Ok(n) if n > 0 => Ok(Self::Batch(n)),
-                _ => Err(format!("`{n}` is no size of a batch; write as in `batch:200`")),
-            },
-            _ => Err(format!("`{text}` is no mode; expected `single`, `batch:N` or `sequential`")),
+            Some(("batch", n)) => Ok(Self::Batch(size(n, "batch", "batch:200")?)),
+            Some(("sequential", n)) => Ok(Self::Turns(size(n, "turn", "sequential:100")?)),
+            _ => Err(format!(
+                "`{text}` is no mode; expected `single`, `batch:N`, `sequential` or `sequential:N`"
+            )),
         }
     }
 }
@@ -55,6 +72,7 @@ impl fmt::Display for Mode {
             Self::Single => f.write_str("single"),
             Self::Batch(n) => write!(f, "batch:{n}"),
             Self::Sequential => f.write_str("sequential"),
+            Self::Turns(n) => write!(f, "sequential:{n}"),
         }
     }
 }
@@ -186,7 +204,7 @@ impl Cell<'_> {
         let size = match mode {
             Mode::Single => TOGETHER,
             Mode::Batch(n) => n,
-            Mode::Sequential => records,
+            Mode::Sequential | Mode::Turns(_) => records,
         };
         (0..records).step_by(size.max(1)).map(|from| from..(from + size).min(records)).collect()
     }
@@ -213,7 +231,8 @@ impl Cell<'_> {
                 self.independent(1, records, before, &Context { values, ..cx.clone() })
             }
             Mode::Batch(n) => self.independent(n.max(1), records, before, cx),
-            Mode::Sequential => self.sequence(records, before, steps, cx),
+            Mode::Sequential => self.sequence(1, records, before, steps, cx),
+            Mode::Turns(n) => self.sequence(n.max(1), records, before, steps, cx),
         }
     }
 
@@ -260,9 +279,11 @@ impl Cell<'_> {
         Ok(part)
     }
 
-    /// Each record on top of those before: scored right after its own edit, and all at the end.
+    /// One patch for each `size` records, each on top of those before: scored right after their own
+    /// edit, and all at the end.
     fn sequence(
         &self,
+        size: usize,
         records: &[Prepared<'_>],
         before: &[Said],
         steps: Option<&Steps>,
@@ -272,15 +293,18 @@ impl Cell<'_> {
         let (mut stack, mut prior, mut prefix) = (Stack::default(), vec![], String::new());
         let mut taken: Vec<Step> = vec![];
         let mut overlay = Overlay::default();
-        let every = records.len().div_ceil(POINTS).max(1);
-        for (i, record) in records.iter().enumerate() {
+        let turns = records.len().div_ceil(size);
+        let every = turns.div_ceil(POINTS).max(1);
+        for (i, turn) in records.chunks(size).enumerate() {
+            let (from, to) = (i * size, i * size + turn.len());
             let kept = steps.map(|s| s.read(i)).transpose()?.flatten();
             let is_new = kept.is_none();
             let (mut step, patch) = match kept {
                 Some(kept) => kept,
                 None => {
+                    let facts: Vec<Fact> = turn.iter().flat_map(|r| r.facts.clone()).collect();
                     let started = Instant::now();
-                    let made = self.edit(&laid(&overlay), &prior, &record.facts, cx)?;
+                    let made = self.edit(&laid(&overlay), &prior, &facts, cx)?;
                     let edit_seconds = started.elapsed().as_secs_f64();
                     (Step { edit_seconds, error: made.as_ref().err().cloned(), ..Step::default() }, made.ok())
                 }
@@ -297,14 +321,14 @@ impl Cell<'_> {
                 if patch.is_some() {
                     // Texts to be gone on with are written at the end alone.
                     let measures = Measures { fluency: false, ..self.measures.clone() };
-                    let own = Cell { measures: &measures, ..*self }
-                        .scores(&[Some((record, by))], &before[i..=i])?
-                        .pop()
-                        .flatten();
-                    step.immediate = own.map(|scored| scored.after);
+                    let asked: Vec<_> = turn.iter().map(|record| Some((record, by))).collect();
+                    let own = Cell { measures: &measures, ..*self }.scores(&asked, &before[from..to])?;
+                    step.immediate = own.into_iter().map(|scored| scored.map(|s| s.after)).collect();
                 }
-                if (i + 1) % every == 0 || i + 1 == records.len() {
-                    step.retention = self.retention(&records[..=i], &taken, &by)?;
+                if (i + 1) % every == 0 || i + 1 == turns {
+                    let edited = records[..to].chunks(size).zip(taken.iter().chain([&step]));
+                    let edited = edited.filter(|(_, step)| step.error.is_none()).flat_map(|(turn, _)| turn);
+                    step.retention = self.retention(edited, to, &by)?;
                 }
                 step.score_seconds = started.elapsed().as_secs_f64();
                 if let Some(steps) = steps {
@@ -313,21 +337,25 @@ impl Cell<'_> {
             }
             prior.extend(patch);
             taken.push(step);
-            cx.progress.step(i + 1);
+            cx.progress.step(to);
         }
         let started = Instant::now();
         let overlays = laid(&overlay);
         let by = Edited { model: self.model, overlays: &overlays, prefix: &prefix };
-        let made = |(record, step): (_, &Step)| step.error.is_none().then_some((record, by));
-        let asked: Vec<Option<Under<'_>>> = records.iter().zip(&taken).map(made).collect();
+        let made = |(i, record): (usize, _)| taken[i / size].error.is_none().then_some((record, by));
+        let asked: Vec<Option<Under<'_>>> = records.iter().enumerate().map(made).collect();
         let mut found = self.scores(&asked, before)?.into_iter();
         part.model = self.whole.of(&by)?;
         part.cost.score_seconds = started.elapsed().as_secs_f64();
-        for (record, step) in records.iter().zip(taken) {
+        for (turn, step) in records.chunks(size).zip(taken) {
             part.cost.edit_seconds += step.edit_seconds;
             part.cost.score_seconds += step.score_seconds;
             part.model.retention.extend(step.retention);
-            part.records.push(result(record, step.error, found.next(), step.immediate));
+            let mut immediate = step.immediate.into_iter();
+            for record in turn {
+                let immediate = immediate.next().flatten();
+                part.records.push(result(record, step.error.clone(), found.next(), immediate));
+            }
         }
         part.cost.edits = records.len();
         let unedited = self.whole.before.0;
@@ -344,22 +372,20 @@ impl Cell<'_> {
         Ok(part)
     }
 
-    /// A point of the retention curve: edit success, as the peer computes it, over all records
-    /// edited so far, and the perplexity of the text.
-    fn retention(
+    /// A point of the retention curve after so many edits: edit success, as the peer computes it,
+    /// over all records edited so far, and the perplexity of the text.
+    fn retention<'r, 's: 'r>(
         &self,
-        records: &[Prepared<'_>],
-        taken: &[Step],
+        edited: impl Iterator<Item = &'r Prepared<'s>>,
+        edits: usize,
         by: &Edited<'_>,
     ) -> Result<Option<Retention>> {
-        let edited =
-            records.iter().enumerate().filter(|(i, _)| taken.get(*i).is_none_or(|s| s.error.is_none()));
-        let only: Vec<Prepared<'_>> = edited.map(|(_, record)| record.only_edits()).collect();
+        let only: Vec<Prepared<'_>> = edited.map(Prepared::only_edits).collect();
         let under: Vec<Under<'_>> = only.iter().map(|record| (record, *by)).collect();
         let said = ask(&under, &Measures::COMPAT, self.seed)?;
         let own = only.iter().zip(&said).filter_map(|(record, said)| record.edit_success(said));
         let Some(edit) = mean(own) else { return Ok(None) };
-        Ok(Some(Retention { edits: records.len(), edit, perplexity: self.whole.perplexity(by)? }))
+        Ok(Some(Retention { edits, edit, perplexity: self.whole.perplexity(by)? }))
     }
 
     /// The patch of some facts; why it could not be made, where it could not.

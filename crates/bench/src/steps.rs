@@ -17,8 +17,8 @@ pub struct Steps(PathBuf);
 pub struct Step {
     /// Why the edit failed.
     pub error: Option<String>,
-    /// Scores right after it.
-    pub immediate: Option<Both>,
+    /// Scores right after it, of each of its records.
+    pub immediate: Vec<Option<Both>>,
     /// How earlier edits hold.
     pub retention: Option<Retention>,
     /// Seconds of editing.

@@ -70,10 +70,11 @@ fn results(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn every_mode_is_scored_in_both_protocols() {
     let sandbox = people();
     let model = stories();
-    for (mode, method, layers) in [
-        ("single", "r-rome", "layer=2"),
-        ("batch:2", "memit", "layers=[1,2]"),
-        ("sequential", "memit", "layers=[1,2]"),
+    for (mode, method, layers, turns) in [
+        ("single", "r-rome", "layer=2", None),
+        ("batch:2", "memit", "layers=[1,2]", None),
+        ("sequential", "memit", "layers=[1,2]", Some(3)),
+        ("sequential:2", "memit", "layers=[1,2]", Some(2)),
     ] {
         let more = ["--method", method, "--mode", mode, "--set", layers, "--limit", "3", "--json"];
         let report = sandbox.run(&run(&model, &more)).ok().json();
@@ -93,9 +94,8 @@ fn every_mode_is_scored_in_both_protocols() {
         }
         assert!(cell["after"]["strict"]["locality:kl"]["mean"].as_f64().unwrap() > 0.0);
         assert!(cell["perplexity"]["before"].as_f64().unwrap() > 1.0);
-        let is_sequence = mode == "sequential";
-        assert_eq!(cell["retention"].as_array().map(Vec::len), is_sequence.then_some(3), "{cell}");
-        assert_eq!(cell["immediate"]["compat"]["edit"]["count"] == 3, is_sequence);
+        assert_eq!(cell["retention"].as_array().map(Vec::len), turns, "{cell}");
+        assert_eq!(cell["immediate"]["compat"]["edit"]["count"] == 3, turns.is_some());
     }
     // Only one protocol, and no texts.
     let more = ["--method", "r-rome", "--set", "layer=2", "--limit", "2", "--json", "--protocol", "strict"];
@@ -106,13 +106,13 @@ fn every_mode_is_scored_in_both_protocols() {
     assert_eq!((after["strict"]["fluency"].is_null(), after["strict"]["edit"].is_null()), (true, false));
 }
 
-/// Every mode at once: single edits, batches, and a sequence, of two methods.
+/// Every mode at once: single edits, batches, and sequences, of two methods.
 const PLAN: &str = r#"
 data = "people.jsonl"
 limit = 9
 set = { layers = [1, 2], moment-tokens = 600, prefixes = [1, 1], search = { steps = 3 } }
 method = "memit"
-mode = ["batch:2", "single", "sequential"]
+mode = ["batch:2", "single", "sequential", "sequential:4"]
 "#;
 
 #[test]
@@ -127,7 +127,7 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_never_was() {
     sandbox.run(&whole.each_ref().map(String::as_str)).ok();
     let whole_run = started.elapsed();
     let expected = results(&sandbox.path("whole"));
-    assert!(expected.keys().filter(|path| path.ends_with(".jsonl")).count() == 7, "{:?}", expected.keys());
+    assert!(expected.keys().filter(|path| path.ends_with(".jsonl")).count() == 8, "{:?}", expected.keys());
 
     // Kills at ten moments of its course; what is kept makes each try shorter.
     let torn = to("torn");

@@ -219,7 +219,7 @@ impl Page<'_> {
         let mark = match cell.mode {
             Mode::Single => "●",
             Mode::Batch(_) => "■",
-            Mode::Sequential => "▲",
+            Mode::Sequential | Mode::Turns(_) => "▲",
         };
         format!(
             "<a href=\"#records\" data-cell=\"{}\"><span class=\"dot c{}\" aria-hidden=\"true\">{mark}</span>{}</a>",

@@ -55,6 +55,7 @@ fn task(report: &Report<'_>, cell: &Summary) -> String {
         Mode::Single => "single".to_owned(),
         Mode::Batch(size) => format!("batch{size}"),
         Mode::Sequential => "sequential".to_owned(),
+        Mode::Turns(size) => format!("sequential{size}"),
     };
     let benchmark = report.published.of(&cell.data.name).map(|_| "knowedit").unwrap_or_default();
     let several = |c: &&Summary| c.data.name == cell.data.name && c.data.version != cell.data.version;

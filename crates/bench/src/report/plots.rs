@@ -27,14 +27,14 @@ fn shape(mode: Mode) -> Shape {
     match mode {
         Mode::Single => Shape::Circle,
         Mode::Batch(_) => Shape::Square,
-        Mode::Sequential => Shape::Triangle,
+        Mode::Sequential | Mode::Turns(_) => Shape::Triangle,
     }
 }
 
 /// A name short enough to stand in a plot, where shapes tell the modes apart.
 fn name(cell: &Summary) -> String {
     let size = match cell.mode {
-        Mode::Batch(size) => format!(" ×{size}"),
+        Mode::Batch(size) | Mode::Turns(size) => format!(" ×{size}"),
         Mode::Single | Mode::Sequential => String::new(),
     };
     let variant = if cell.variant.is_empty() { String::new() } else { format!(" ({})", cell.variant) };

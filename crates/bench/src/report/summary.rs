@@ -155,7 +155,7 @@ impl Summary {
             before: over(|r| Some(&r.before)),
             after: over(|r| Some(&r.after)),
             immediate: over(|r| r.immediate.as_ref()),
-            stretches: if info.mode == Mode::Sequential { stretches(&cell.records) } else { vec![] },
+            stretches: if info.mode.turn().is_some() { stretches(&cell.records) } else { vec![] },
             retention: retention(cell),
             perplexity: perplexity(cell),
             general: general(cell),
@@ -180,6 +180,7 @@ pub(super) fn edits_in_words(cell: &Summary) -> String {
         Mode::Single => "each alone".into(),
         Mode::Batch(size) => format!("{size} at once"),
         Mode::Sequential => "in sequence".to_owned(),
+        Mode::Turns(size) => format!("in sequence, {size} at once"),
     };
     if cell.variant.is_empty() { mode } else { format!("{mode} ({})", cell.variant) }
 }

@@ -47,6 +47,7 @@ fn order(mode: Mode) -> (u8, usize) {
         Mode::Single => (0, 1),
         Mode::Batch(size) => (1, size),
         Mode::Sequential => (2, 1),
+        Mode::Turns(size) => (3, size),
     }
 }
 

@@ -61,7 +61,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
     /// `single`: each edit on the unedited model; `batch:N`: so many at once; `sequential`: each on
-    /// top of those before, scored after its own edit and at the end [default: single]
+    /// top of those before, scored after its own edit and at the end; `sequential:N`: so many at a
+    /// time [default: single]
     #[arg(long)]
     mode: Vec<Mode>,
     /// First so many records of each data set whose subject is in the prompt [default: 20]
