@@ -50,27 +50,27 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// What trains within an hour of two cores.
+    /// What trains within an hour of a core, by short trials on SmolLM2-135M and zsRE.
     fn default() -> Self {
         Self {
             layers: None,
             modules: None,
             rank: 256,
             blocks: 2,
-            step: 1e-5,
+            step: 3e-4,
             ridge: 1.0,
             edits: 1,
             changes: 8,
-            learning_rate: 1e-4,
+            learning_rate: 5e-4,
             rates_learning_rate: 1e-2,
-            edit_weight: 1.0,
+            edit_weight: 0.3,
             locality_weight: 1.0,
             clip: 1.0,
             statistics: 512,
             validation: 128,
             validate_every: 50,
             patience: 6,
-            steps: 1500,
+            steps: 400,
         }
     }
 }
