@@ -170,7 +170,7 @@ pub(super) fn revert(args: &RevertArgs, session: &Session<'_>) -> anyhow::Result
     session.output.print(&document, || {
         let mut lines: Vec<String> = gone.iter().map(|r| format!("taken out  {}", named(r))).collect();
         lines.extend(done.anew.iter().map(|(_, r)| format!("computed anew  {}", named(r))));
-        lines.push(format!("{left} patches are left"));
+        lines.push(format!("{left} {} left", if left == 1 { "patch is" } else { "patches are" }));
         lines.join("\n")
     })?;
     Ok(ExitCode::SUCCESS)
