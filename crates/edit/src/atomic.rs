@@ -39,7 +39,7 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
 pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
     let beside = folder_of(folder);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".mutandis-");
+    builder.prefix(PREFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let made = builder.tempdir_in(beside)?;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::fact::Fact;
+use crate::ledger::short;
 use crate::patch::{Patch, Stack};
 
 /// A prompt that both answer, each with a target of its own.
@@ -64,7 +65,6 @@ impl Diff {
         if let [one, other] = bases[..]
             && one != other
         {
-            let short = |text: &str| text.chars().take(12).collect::<String>();
             return Err(Error::input_hint(
                 format!("they belong to different bases, {} and {}", short(one), short(other)),
                 "compare patches of one model",

@@ -24,7 +24,7 @@ pub(super) fn write(
     check(checkpoint, folder, force)?;
     let failed = |e: std::io::Error| Error::unwritable(folder, &e);
     let parent = folder_of(folder);
-    let copy = tempfile::Builder::new().prefix(".mutandis-").tempdir_in(parent).map_err(failed)?;
+    let copy = tempfile::Builder::new().prefix(atomic::PREFIX).tempdir_in(parent).map_err(failed)?;
     let mut written = Written::default();
     let mut own = vec![];
     for (path, length) in checkpoint.files() {
@@ -114,7 +114,7 @@ fn link(from: &Path, to: &Path) -> std::io::Result<()> {
 fn place(copy: tempfile::TempDir, folder: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     fs::set_permissions(copy.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let old = tempfile::Builder::new().prefix(".mutandis-").tempdir_in(folder_of(folder))?;
+    let old = tempfile::Builder::new().prefix(atomic::PREFIX).tempdir_in(folder_of(folder))?;
     let aside = old.path().join("old");
     let replaces = folder.symlink_metadata().is_ok();
     if replaces {

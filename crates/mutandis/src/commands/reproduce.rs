@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use mutandis_edit::ledger::short;
 use mutandis_edit::patch::{CORPUS, difference, tool};
 use mutandis_edit::{Context, Error, Job, Patch, find};
 use serde::Serialize;
@@ -153,7 +154,6 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
 /// Checks that the text for moments is the card's.
 fn check_corpus(args: &Args, card: &Card) -> anyhow::Result<()> {
     let given = args.corpus.as_deref().map(corpus).transpose()?;
-    let short = |hash: &str| hash.chars().take(12).collect::<String>();
     let (what, hint) = match (card.sources.get(CORPUS), &given) {
         (Some(wanted), Some(found)) if wanted != found => (
             format!(
@@ -179,10 +179,9 @@ fn are_beneath(card: &Card, given: &[Patch]) -> anyhow::Result<()> {
     if ids == card.beneath {
         return Ok(());
     }
-    let short = |id: &String| id.chars().take(12).collect::<String>();
     let list = |ids: &[String]| match ids {
         [] => "none".to_owned(),
-        ids => ids.iter().map(short).collect::<Vec<_>>().join(", "),
+        ids => ids.iter().map(|id| short(id)).collect::<Vec<_>>().join(", "),
     };
     let what = format!(
         "the edit was made on top of other patches: expected {}, found {}",

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mutandis::engine::Model;
+use mutandis_edit::atomic::PREFIX;
 use mutandis_edit::{Error, Fact, Patch};
 
 use super::Args;
@@ -43,7 +44,7 @@ pub(crate) fn writable(path: &Path, force: bool) -> anyhow::Result<()> {
         return Err(Error::input_hint(format!("`{shown}` exists"), hint).into());
     }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::Builder::new().prefix(".mutandis-").tempfile_in(folder).map_err(|error| {
+    tempfile::Builder::new().prefix(PREFIX).tempfile_in(folder).map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::NotFound if !folder.exists() => {
                 format!("the folder `{}` does not exist", folder.display())
