@@ -106,13 +106,28 @@ impl Patch {
     /// # Errors
     /// Where it cannot be read, is damaged, was changed, or is of a newer format.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| {
+        Self::parse(path, &Self::bytes_of(path)?)
+    }
+
+    /// The bytes of a file, as they are.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn bytes_of(path: &Path) -> Result<Vec<u8>> {
+        std::fs::read(path).map_err(|e| {
             Error::input_hint(
                 format!("cannot read the patch `{}`: {e}", path.display()),
                 "give a `.patch.safetensors` file that `mutandis edit` wrote",
             )
-        })?;
-        Self::from_bytes(&bytes).map_err(|why| Error::Corrupt { path: path.to_owned(), what: "patch", why })
+        })
+    }
+
+    /// Verifies the bytes of a file.
+    ///
+    /// # Errors
+    /// Where they are damaged, were changed, or are of a newer format.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::from_bytes(bytes).map_err(|why| Error::Corrupt { path: path.to_owned(), what: "patch", why })
     }
 
     /// Reads and verifies the bytes of a file; the error says what is wrong.

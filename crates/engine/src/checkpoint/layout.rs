@@ -12,9 +12,9 @@ use crate::error::Result;
 pub struct Layout {
     /// Name of the tensor; fused ones hold several weights.
     pub tensor: String,
-    packing: Packing,
-    inn: usize,
-    transposed: bool,
+    pub(super) packing: Packing,
+    pub(super) inn: usize,
+    pub(super) transposed: bool,
 }
 
 impl Layout {

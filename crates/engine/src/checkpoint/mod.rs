@@ -154,20 +154,13 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Input`] for a layer that the model does not have.
     pub fn matrix(&self, role: Role, layer: usize) -> Result<Option<Matrix<'_>>> {
-        let role = self.resolve(role);
-        let (out, Some(inn)) = names::shape(self.architecture(), role) else {
-            return Ok(None);
-        };
-        let Some(spec) = self.spec(role) else {
-            return Ok(None);
-        };
-        self.check_layer(role, layer)?;
-        let view = self.store.view(&self.name(spec, Part::Weight, layer))?;
-        let packing = self.packing(spec, out);
-        let bytes = if spec.transposed {
-            packing.transpose(view.bytes, inn, view.dtype.block_bytes()).into()
+        let Some(layout) = self.layout(role, layer)? else { return Ok(None) };
+        let view = self.store.view(&layout.tensor)?;
+        let (out, inn) = (layout.packing.out, layout.inn);
+        let bytes = if layout.transposed {
+            layout.packing.transpose(view.bytes, inn, view.dtype.block_bytes()).into()
         } else {
-            packing.gather(view.bytes, inn / view.dtype.block_len() * view.dtype.block_bytes())
+            layout.packing.gather(view.bytes, inn / view.dtype.block_len() * view.dtype.block_bytes())
         };
         Ok(Some(Matrix { out, inn, dtype: view.dtype, bytes }))
     }

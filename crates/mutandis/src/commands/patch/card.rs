@@ -67,9 +67,9 @@ pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     if let Some(out) = &args.out {
         writable(out, args.force)?;
     }
-    let patch = Patch::load(&args.file)?;
+    let bytes = Patch::bytes_of(&args.file)?;
+    let patch = Patch::parse(&args.file, &bytes)?;
     let entry = find(&patch.method)?;
-    let bytes = std::fs::read(&args.file).map_err(mutandis::Error::io("read", &args.file))?;
     let name = |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let file =
         File { name: name(&args.file), bytes: bytes.len(), hash: blake3::hash(&bytes).to_hex().to_string() };
