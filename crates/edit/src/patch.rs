@@ -236,7 +236,7 @@ impl Patch {
             )));
         }
         if let Some(at) = self.weights.iter().position(|(weight, _)| *weight == id) {
-            let whole = self.weights[at].1.plus(&change);
+            let whole = self.weights[at].1.clone().plus(&change);
             whole.delta()?;
             self.norms[at].delta = whole.norm();
             self.weights[at].1 = whole;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use faer::{Mat, MatRef};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use mutandis_engine::{Delta, Model, Overlay, WeightId};
 
 use super::{Norms, Patch};
@@ -108,12 +109,11 @@ impl WeightChange {
         match self {
             Self::Dense { delta, .. } => to.iter_mut().zip(delta).for_each(|(t, x)| *t += x),
             Self::LowRank { rank, left, right } => {
-                let inn = right.len() / rank;
-                for (row, l) in to.chunks_exact_mut(inn).zip(left.chunks_exact(*rank)) {
-                    for (x, r) in row.iter_mut().zip(right.chunks_exact(*rank)) {
-                        *x += l.iter().zip(r).map(|(a, b)| a * b).sum::<f32>();
-                    }
-                }
+                let [out, inn] = self.shape();
+                let l = MatRef::from_row_major_slice(left, out, *rank);
+                let r = MatRef::from_row_major_slice(right, inn, *rank);
+                let to = MatMut::from_row_major_slice_mut(to, out, inn);
+                matmul(to, Accum::Add, l, r.transpose(), 1.0, Par::Seq);
             }
         }
     }
@@ -122,10 +122,11 @@ impl WeightChange {
     ///
     /// # Shapes
     /// Both are changes of one weight.
-    pub fn plus(&self, other: &Self) -> Self {
+    #[must_use]
+    pub fn plus(self, other: &Self) -> Self {
         let [out, inn] = self.shape();
         if let (Self::LowRank { rank: a, left: l, right: r }, Self::LowRank { rank: b, left: m, right: s }) =
-            (self, other)
+            (&self, other)
             && (a + b) * (out + inn) < out * inn
         {
             let beside = |x: &[f32], y: &[f32]| {
@@ -133,10 +134,20 @@ impl WeightChange {
             };
             return Self::LowRank { rank: a + b, left: beside(l, m), right: beside(r, s) };
         }
-        let mut delta = vec![0.0; out * inn];
-        self.add_to(&mut delta);
+        let mut delta = self.whole();
         other.add_to(&mut delta);
         Self::Dense { out, inn, delta }
+    }
+
+    /// `ΔW [out, in]`, row-major.
+    fn whole(self) -> Vec<f32> {
+        if let Self::Dense { delta, .. } = self {
+            return delta;
+        }
+        let [out, inn] = self.shape();
+        let mut delta = vec![0.0; out * inn];
+        self.add_to(&mut delta);
+        delta
     }
 
     /// Whole, where its factors take more room than that.
@@ -144,9 +155,7 @@ impl WeightChange {
         let [out, inn] = self.shape();
         match &self {
             Self::LowRank { rank, .. } if rank * (out + inn) >= out * inn => {
-                let mut delta = vec![0.0; out * inn];
-                self.add_to(&mut delta);
-                Self::Dense { out, inn, delta }
+                Self::Dense { out, inn, delta: self.whole() }
             }
             _ => self,
         }

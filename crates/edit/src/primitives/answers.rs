@@ -69,9 +69,15 @@ pub struct Loss {
     pub sum: f32,
     /// Of one in the mean.
     pub mean: f32,
-    /// By how much the target that leads least leads every other token; negative where one does
-    /// not lead.
-    pub lead: f32,
+}
+
+/// How far a row is from predicting its target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Aim {
+    /// −log of the target's probability.
+    pub(super) loss: f32,
+    /// By how much its logit exceeds all others; negative where it does not lead.
+    pub(super) lead: f32,
 }
 
 /// Rows of a pass, at most: what its tape takes in memory.
@@ -88,6 +94,8 @@ pub(super) struct Answers<'a> {
 pub(super) struct Passed<'a> {
     /// One per example.
     pub(super) losses: Vec<Loss>,
+    /// One per target of all examples.
+    pub(super) aims: Vec<Aim>,
     /// Gradient of the logits.
     pub(super) logits: Vec<f32>,
     /// For the way back.
@@ -185,12 +193,12 @@ impl<'a> Answers<'a> {
             let own = at..at + self.examples[i].targets.len();
             at = own.end;
             let sum: f32 = each[own.clone()].iter().sum();
-            let lead = leads[own.clone()].iter().copied().fold(f32::INFINITY, f32::min);
-            Loss { sum, mean: sum / own.len() as f32, lead }
+            Loss { sum, mean: sum / own.len() as f32 }
         });
         let losses = losses.collect();
+        let aims = each.iter().zip(leads).map(|(&loss, lead)| Aim { loss, lead }).collect();
         let tape = outcome.tape.ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
-        Ok(Passed { losses, logits, tape })
+        Ok(Passed { losses, aims, logits, tape })
     }
 }
 

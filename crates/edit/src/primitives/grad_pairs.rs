@@ -4,7 +4,7 @@
 use mutandis_engine::backward::Pair;
 use mutandis_engine::{Model, Overlay, Wants, WeightId};
 
-use super::answers::{Answers, Loss, Passed};
+use super::answers::{Aim, Answers, Loss, Passed};
 use crate::error::Result;
 
 /// Of some examples.
@@ -13,6 +13,8 @@ pub(super) struct Collected {
     pub(super) pairs: Vec<Pair>,
     /// The example that each row is of, as its place in what was asked for.
     pub(super) owners: Vec<usize>,
+    /// How far each row is from its target; of several targets, from the farthest.
+    pub(super) aims: Vec<Aim>,
     /// One per example.
     pub(super) losses: Vec<Loss>,
 }
@@ -29,18 +31,21 @@ pub(super) fn grad_pairs(
     overlays: &[&Overlay],
 ) -> Result<Collected> {
     let mut pairs = vec![Pair::default(); weights.len()];
-    let (mut owners, mut losses) = (vec![], vec![]);
+    let (mut owners, mut aims, mut losses) = (vec![], vec![], vec![]);
     let mut rest = which;
     while !rest.is_empty() {
         let (now, later) = answers.split(rest);
         rest = later;
-        let Passed { losses: more, logits, tape } = answers.run(now, overlays, 1.0)?;
+        let Passed { losses: more, aims: each, logits, tape } = answers.run(now, overlays, 1.0)?;
         let wants = Wants { logits, pairs: weights.to_vec(), ..Default::default() };
         let found = model.backward(&tape, &wants)?.pairs;
         let (mut rows, mut start) = (vec![], 0);
+        let mut each = each.into_iter();
         for (i, &example) in now.iter().enumerate() {
             let example = answers.example(example);
             let mut own: Vec<usize> = example.targets.iter().map(|(row, _)| start + row).collect();
+            let of_rows = own.iter().zip(each.by_ref());
+            aims.extend(farthest(of_rows));
             own.dedup();
             owners.extend(std::iter::repeat_n(losses.len() + i, own.len()));
             rows.extend(own);
@@ -54,5 +59,21 @@ pub(super) fn grad_pairs(
             }
         }
     }
-    Ok(Collected { pairs, owners, losses })
+    Ok(Collected { pairs, owners, aims, losses })
+}
+
+/// Of each run of targets of one row the one that leads least.
+fn farthest<'a>(targets: impl Iterator<Item = (&'a usize, Aim)>) -> Vec<Aim> {
+    let mut rows: Vec<(usize, Aim)> = vec![];
+    for (&row, aim) in targets {
+        match rows.last_mut() {
+            Some((last, kept)) if *last == row => {
+                if aim.lead < kept.lead {
+                    *kept = aim;
+                }
+            }
+            _ => rows.push((row, aim)),
+        }
+    }
+    rows.into_iter().map(|(_, aim)| aim).collect()
 }

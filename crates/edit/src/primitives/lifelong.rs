@@ -6,19 +6,21 @@
 //! row should change by is `v = −η ‖x̂‖² δ̂`, hats for what is normalised by statistics over all
 //! edits so far, and `ΔWᵀ = (HᵀH + c·I)⁻¹ Hᵀ V` with the inputs as they are writes it.
 
+mod turn;
 mod warm_up;
 
 use std::collections::BTreeMap;
 
 use faer::Mat;
 use mutandis_engine::backward::Pair;
-use mutandis_engine::{Overlay, Role, WeightId};
+use mutandis_engine::{Model, Overlay, Role, WeightId};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Example};
 use super::fine_tune::weights;
-use super::grad_pairs::{Collected, grad_pairs};
+use super::grad_pairs::grad_pairs;
 use super::normaliser::Running;
 use super::solver::{Hold, System};
 use super::strength::Strength;
@@ -26,6 +28,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::method::{Job, on_top};
 use crate::patch::{Patch, SearchInfo, SolveInfo, WeightChange};
+use turn::{Row, Turn, inner};
 use warm_up::warm_up;
 
 /// Settings; `Default` holds those of UltraEdit.
@@ -47,9 +50,12 @@ pub struct Settings {
     /// Texts that the model writes, of which gradients towards other tokens are taken for the
     /// statistics before the first turn; 0 as published, but needed where facts are few.
     pub warm_up: usize,
-    /// Rounds of gradients and writing in each turn, until every target leads by `margin`; facts
-    /// that do are held. 1 as published.
+    /// Rounds of gradients and writing in each turn, until every target leads by `margin`. 1 as
+    /// published; from the second on, tokens that lead are held, and the others go as far as takes
+    /// them there by their gradients.
     pub rounds: usize,
+    /// By how much, in nats, a round after the first moves a token at most.
+    pub reach: f64,
     /// By how much, in nats, a target has to lead every other token for its fact to hold.
     pub margin: f32,
     /// Teach the model to end its answer after the target.
@@ -66,6 +72,7 @@ impl Default for Settings {
             turn: 100,
             warm_up: 0,
             rounds: 1,
+            reach: 4.0,
             margin: 0.0,
             end_of_text: false,
         }
@@ -100,6 +107,9 @@ impl Settings {
         }
         if !(1..=100).contains(&self.rounds) {
             return wrong(format!("`rounds` is {}, expected 1 to 100", self.rounds), "1 is published");
+        }
+        if !(self.reach > 0.0 && self.reach.is_finite()) {
+            return wrong(format!("`reach` is {}, expected more than 0", self.reach), "4 is a good number");
         }
         if self.warm_up > MOST_TEXTS {
             let found = self.warm_up;
@@ -147,8 +157,9 @@ pub fn edit(
     let mut changes: Vec<Option<WeightChange>> = vec![None; ids.len()];
     let all: Vec<usize> = (0..examples.len()).collect();
     cx.progress.begin("writing facts", examples.len());
-    for (turn, facts) in all.chunks(settings.turn).enumerate() {
+    for (at, facts) in all.chunks(settings.turn).enumerate() {
         let mut roots = Roots::new();
+        let mut turn = Turn::new(facts.len(), settings.margin);
         for round in 0..settings.rounds {
             cx.check()?;
             let mut written = Overlay::default();
@@ -158,25 +169,39 @@ pub fn edit(
                 }
             }
             let overlays = on_top(job.stack, &written);
-            let found = grad_pairs(model, &answers, facts, &ids, &overlays)?;
-            for (&i, loss) in facts.iter().zip(&found.losses) {
+            // Places in the turn of the facts that are looked at: those that want something, and
+            // when none does, all of them again.
+            let mut due = turn.wanting();
+            if due.is_empty() {
+                due = (0..facts.len()).collect();
+            }
+            let which: Vec<usize> = due.iter().map(|at| facts[*at]).collect();
+            let found = grad_pairs(model, &answers, &which, &ids, &overlays)?;
+            for (&i, loss) in which.iter().zip(&found.losses) {
                 let info = &mut patch.search[i];
                 (info.loss, info.probability) = (loss.mean, (-loss.sum).exp());
-                info.steps += usize::from(loss.lead <= settings.margin);
             }
             if round == 0 {
                 statistics.add(&found.pairs);
                 roots = statistics.roots()?;
-            } else if found.losses.iter().all(|l| l.lead > settings.margin) {
-                break;
             }
-            let wanting = |owner: usize| round == 0 || found.losses[owner].lead <= settings.margin;
-            for i in 0..ids.len() {
-                let (more, info) = statistics.solve(settings, &roots, &found, i, &wanting)?;
-                if turn == 0 && round == 0 {
+            turn.see(&found, &due, &statistics.shapes);
+            let aimed = (round > 0).then_some(settings.reach);
+            let wanting = turn.wanting();
+            if aimed.is_some() && wanting.is_empty() {
+                if due.len() == facts.len() {
+                    break;
+                }
+                continue;
+            }
+            wanting.iter().for_each(|at| patch.search[facts[*at]].steps += 1);
+            let solved = statistics.solve(settings, &roots, &turn, aimed, model)?;
+            for (i, (more, info)) in solved.into_iter().enumerate() {
+                if at == 0 && round == 0 {
                     patch.solve.push(SolveInfo { layer: Some(ids[i].layer), ..info });
                 }
-                changes[i] = Some(changes[i].take().map_or_else(|| more.clone(), |sum| sum.plus(&more)));
+                let sum = changes[i].take();
+                changes[i] = Some(sum.map_or_else(|| more.clone(), |sum| sum.plus(&more)));
             }
         }
         cx.progress.step(facts.last().map_or(0, |i| i + 1));
@@ -259,47 +284,83 @@ impl Statistics {
         Ok(roots)
     }
 
-    /// The change of one weight that takes every row of facts that want it against its gradient,
-    /// and leaves the other rows where they are.
+    /// The change of each weight that takes rows against their gradients, and leaves the others
+    /// where they are: all rows by the same step, or, `aimed`, those that want it by what they want
+    /// and at most so many nats.
     fn solve(
         &self,
         settings: &Settings,
         roots: &Roots,
-        found: &Collected,
-        weight: usize,
-        wanting: &dyn Fn(usize) -> bool,
-    ) -> Result<(WeightChange, SolveInfo)> {
+        turn: &Turn,
+        aimed: Option<f64>,
+        model: &Model,
+    ) -> Result<Vec<(WeightChange, SolveInfo)>> {
+        let (moved, held): (Vec<&Row>, Vec<&Row>) =
+            turn.rows().partition(|row| aimed.is_none() || row.want(settings.margin) > 0.0);
+        let inputs = |rows: &[&Row], weight: usize| -> Vec<f64> {
+            rows.iter().flat_map(|row| &row.pairs[weight].x).map(|x| f64::from(*x)).collect()
+        };
+        let count = self.shapes.len();
+        let each = || (0..count).into_par_iter();
+        let keys: Vec<Vec<f64>> = (0..count).map(|weight| inputs(&moved, weight)).collect();
+        // Weights with the same input, as gate and up, have one system.
+        let first: Vec<usize> =
+            (0..count).map(|i| (0..i).find(|j| keys[*j] == keys[i]).unwrap_or(i)).collect();
+        let system = |weight: usize| -> Result<Option<(Vec<f32>, SolveInfo)>> {
+            if first[weight] != weight {
+                return Ok(None);
+            }
+            let [_, f] = self.shapes[weight];
+            let past = inputs(&held, weight);
+            let ridge = settings.ridge.of_energy(self.by_shape[&self.shapes[weight]].0.energy());
+            let hold = Hold::Ridge(ridge.absolute);
+            let system = System { f, keys: &keys[weight], past: &past, past_weight: 1.0, hold, slack: 1.0 };
+            let solution = system.solve()?;
+            let right = solution.right_factor(f);
+            let mut info = solution.info;
+            info.strengths = [("ridge".to_owned(), ridge)].into();
+            Ok(Some((right, info)))
+        };
+        let solved: Vec<_> = model.install(|| each().map(system).collect::<Result<_>>())?;
+        let against = |weight: usize| -> Vec<Vec<f64>> {
+            moved.iter().map(|row| self.against(roots, &row.pairs[weight], weight)).collect()
+        };
+        let against: Vec<Vec<Vec<f64>>> = model.install(|| each().map(against).collect());
+        let steps: Vec<f64> = moved
+            .iter()
+            .enumerate()
+            .map(|(j, row)| match aimed {
+                None => settings.step,
+                Some(reach) => {
+                    let of = against.iter().zip(&row.pairs).map(|(to, pair)| inner(&pair.dy, &to[j]));
+                    row.step(of.sum(), settings.margin, reach)
+                }
+            })
+            .collect();
+        let change = |weight: usize| {
+            let (right, info) = solved[first[weight]].as_ref().expect("the first has its own");
+            let ([out, f], n) = (self.shapes[weight], moved.len());
+            let mut left = vec![0.0f32; out * n];
+            for (j, (to, step)) in against[weight].iter().zip(&steps).enumerate() {
+                to.iter().enumerate().for_each(|(o, g)| left[o * n + j] = (-step * g) as f32);
+            }
+            (WeightChange::LowRank { rank: right.len() / f, left, right: right.clone() }, info.clone())
+        };
+        Ok(model.install(|| each().map(change).collect()))
+    }
+
+    /// `‖x̂‖² δ̂` of a row.
+    fn against(&self, roots: &Roots, pair: &Pair, weight: usize) -> Vec<f64> {
         let shape = self.shapes[weight];
-        let [out, inn] = shape;
         let (inputs, gradients) = &self.by_shape[&shape];
-        let pair = &found.pairs[weight];
         let unbiased = self.normalise == Normalise::Diagonal;
-        let root = roots.get(&shape);
-        let n = found.owners.len();
-        let mut left = vec![0.0f32; out * n];
-        let rows = pair.x.chunks_exact(inn).zip(pair.dy.chunks_exact(out));
-        for (j, ((x, dy), &owner)) in rows.zip(&found.owners).enumerate() {
-            if !wanting(owner) {
-                continue;
-            }
-            let energy: f64 = inputs.normalised(x, unbiased).iter().map(|x| x * x).sum();
-            let direction = match root {
-                Some(root) => gradients.whitened(dy, root),
-                None => gradients.normalised(dy, unbiased),
-            };
-            for (o, g) in direction.iter().enumerate() {
-                left[o * n + j] = (-settings.step * energy * g) as f32;
-            }
-        }
-        let keys: Vec<f64> = pair.x.iter().map(|x| f64::from(*x)).collect();
-        let ridge = settings.ridge.of_energy(inputs.energy());
-        let hold = Hold::Ridge(ridge.absolute);
-        let system = System { f: inn, keys: &keys, past: &[], past_weight: 0.0, hold, slack: 1.0 };
-        let solution = system.solve()?;
-        let right = solution.right_factor(inn);
-        let mut info = solution.info;
-        info.strengths = [("ridge".to_owned(), ridge)].into();
-        Ok((WeightChange::LowRank { rank: n, left, right }, info))
+        let energy: f64 = inputs.normalised(&pair.x, unbiased).iter().map(|x| x * x).sum();
+        let mut direction = match roots.get(&shape) {
+            Some(root) => gradients.whitened(&pair.dy, root),
+            None => gradients.normalised(&pair.dy, unbiased),
+        };
+        direction.iter_mut().for_each(|g| *g *= energy);
+        direction
     }
 
     fn to_state(&self) -> BTreeMap<String, Vec<f32>> {
