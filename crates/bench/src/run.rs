@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::time::Instant;
 
+use mutandis_edit::method::Wanted;
 use mutandis_edit::patch::Stack;
 use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Entry, Error, Fact, Job, Patch, Result};
@@ -247,8 +248,9 @@ impl Cell<'_> {
         let mut part = Part::default();
         let started = Instant::now();
         let mut made: Vec<Result<Made, String>> = vec![];
-        for group in records.chunks(size) {
-            let facts: Vec<Fact> = group.iter().flat_map(|r| r.facts.clone()).collect();
+        let against = contradictory(records, size);
+        for (i, group) in records.chunks(size).enumerate() {
+            let facts = facts_of(group, &against[i * size..]);
             made.push(match self.edit(&[], &[], &facts, cx)? {
                 Ok(patch) => Ok(Made::new(self.model, &patch)?),
                 Err(why) => Err(why),
@@ -264,11 +266,14 @@ impl Cell<'_> {
             let made = made[group].as_ref().ok()?;
             Some(Edited { model: self.model, overlays: &stacks[group], prefix: &made.prefix })
         };
-        let asked: Vec<Option<Under<'_>>> =
-            records.iter().enumerate().map(|(i, record)| Some((record, by(i / size)?))).collect();
+        let asked: Vec<Option<Under<'_>>> = records
+            .iter()
+            .enumerate()
+            .map(|(i, record)| against[i].is_none().then_some((record, by(i / size)?)))
+            .collect();
         let mut found = self.scores(&asked, before)?.into_iter();
         for (i, record) in records.iter().enumerate() {
-            let error = made[i / size].as_ref().err().cloned();
+            let error = against[i].clone().or_else(|| made[i / size].as_ref().err().cloned());
             part.records.push(result(record, error, found.next(), None));
         }
         // The whole model under one edit; of single ones the first that was made.
@@ -295,6 +300,7 @@ impl Cell<'_> {
         let mut overlay = Overlay::default();
         let turns = records.len().div_ceil(size);
         let every = turns.div_ceil(POINTS).max(1);
+        let against = contradictory(records, size);
         for (i, turn) in records.chunks(size).enumerate() {
             let (from, to) = (i * size, i * size + turn.len());
             let kept = steps.map(|s| s.read(i)).transpose()?.flatten();
@@ -302,7 +308,7 @@ impl Cell<'_> {
             let (mut step, patch) = match kept {
                 Some(kept) => kept,
                 None => {
-                    let facts: Vec<Fact> = turn.iter().flat_map(|r| r.facts.clone()).collect();
+                    let facts = facts_of(turn, &against[from..]);
                     let started = Instant::now();
                     let made = self.edit(&laid(&overlay), &prior, &facts, cx)?;
                     let edit_seconds = started.elapsed().as_secs_f64();
@@ -321,13 +327,18 @@ impl Cell<'_> {
                 if patch.is_some() {
                     // Texts to be gone on with are written at the end alone.
                     let measures = Measures { fluency: false, ..self.measures.clone() };
-                    let asked: Vec<_> = turn.iter().map(|record| Some((record, by))).collect();
+                    let asked: Vec<_> = turn
+                        .iter()
+                        .zip(&against[from..])
+                        .map(|(record, against)| against.is_none().then_some((record, by)))
+                        .collect();
                     let own = Cell { measures: &measures, ..*self }.scores(&asked, &before[from..to])?;
                     step.immediate = own.into_iter().map(|scored| scored.map(|s| s.after)).collect();
                 }
                 if (i + 1) % every == 0 || i + 1 == turns {
-                    let edited = records[..to].chunks(size).zip(taken.iter().chain([&step]));
-                    let edited = edited.filter(|(_, step)| step.error.is_none()).flat_map(|(turn, _)| turn);
+                    let errors: Vec<_> = taken.iter().chain([&step]).map(|step| &step.error).collect();
+                    let made = |j: usize| against[j].is_none() && errors[j / size].is_none();
+                    let edited = (0..to).filter(|j| made(*j)).map(|j| &records[j]);
                     step.retention = self.retention(edited, to, &by)?;
                 }
                 step.score_seconds = started.elapsed().as_secs_f64();
@@ -342,11 +353,14 @@ impl Cell<'_> {
         let started = Instant::now();
         let overlays = laid(&overlay);
         let by = Edited { model: self.model, overlays: &overlays, prefix: &prefix };
-        let made = |(i, record): (usize, _)| taken[i / size].error.is_none().then_some((record, by));
+        let made = |(i, record): (usize, _)| {
+            (against[i].is_none() && taken[i / size].error.is_none()).then_some((record, by))
+        };
         let asked: Vec<Option<Under<'_>>> = records.iter().enumerate().map(made).collect();
         let mut found = self.scores(&asked, before)?.into_iter();
         part.model = self.whole.of(&by)?;
         part.cost.score_seconds = started.elapsed().as_secs_f64();
+        let mut against = against.into_iter();
         for (turn, step) in records.chunks(size).zip(taken) {
             part.cost.edit_seconds += step.edit_seconds;
             part.cost.score_seconds += step.score_seconds;
@@ -354,7 +368,8 @@ impl Cell<'_> {
             let mut immediate = step.immediate.into_iter();
             for record in turn {
                 let immediate = immediate.next().flatten();
-                part.records.push(result(record, step.error.clone(), found.next(), immediate));
+                let error = against.next().flatten().or_else(|| step.error.clone());
+                part.records.push(result(record, error, found.next(), immediate));
             }
         }
         part.cost.edits = records.len();
@@ -415,6 +430,26 @@ impl Cell<'_> {
         let mut found = score(&under, &made, self.measures, self.seed)?.into_iter();
         Ok(asked.iter().map(|asked| asked.and_then(|_| found.next())).collect())
     }
+}
+
+/// Of each record the error where a record before it, of the `size` that are edited at once, wants
+/// another answer to one of its prompts; such a record is left out, and the others are edited.
+fn contradictory(records: &[Prepared<'_>], size: usize) -> Vec<Option<String>> {
+    let group = |group: &[Prepared<'_>]| {
+        let mut wanted = Wanted::default();
+        let of = |record: &Prepared<'_>| {
+            let taken = record.facts.iter().map(|fact| wanted.add(fact));
+            taken.filter_map(Result::err).next().map(|e| e.to_string())
+        };
+        group.iter().map(of).collect::<Vec<_>>()
+    };
+    records.chunks(size).flat_map(group).collect()
+}
+
+/// The facts of records that are not left out.
+fn facts_of(records: &[Prepared<'_>], against: &[Option<String>]) -> Vec<Fact> {
+    let kept = records.iter().zip(against).filter(|(_, against)| against.is_none());
+    kept.flat_map(|(record, _)| record.facts.clone()).collect()
 }
 
 /// What is laid over a model: nothing where nothing is changed.

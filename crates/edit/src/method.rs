@@ -1,5 +1,7 @@
 //! What a method is, and the list of all of them.
 
+use std::collections::HashMap;
+
 use mutandis_engine::{Model, Overlay};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
@@ -219,7 +221,8 @@ impl Entry {
                 fact.subject_range()?;
             }
         }
-        contradiction(job.facts)?;
+        let mut wanted = Wanted::default();
+        job.facts.iter().try_for_each(|fact| wanted.add(fact))?;
         self.check_settings(settings)?;
         let mut patch = (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)?;
         if let Some(corpus) = &cx.corpus {
@@ -266,29 +269,39 @@ fn config_of<M: Method>(settings: &Value) -> Result<M::Config> {
     })
 }
 
-/// Refuses two facts that want different answers to one prompt, blanks aside: no edit can make both
-/// true.
-fn contradiction(facts: &[Fact]) -> Result<()> {
-    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut seen = std::collections::HashMap::with_capacity(facts.len());
-    for (i, fact) in facts.iter().enumerate() {
+/// What prompts are to be answered, one after another: no edit can make two different answers to
+/// one prompt true, blanks aside.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// By prompt: the number of its fact, from 1, and the target.
+    answers: HashMap<String, (usize, String)>,
+    count: usize,
+}
+
+impl Wanted {
+    /// Takes one more fact.
+    ///
+    /// # Errors
+    /// Where its prompt is to be answered otherwise already.
+    pub fn add(&mut self, fact: &Fact) -> Result<()> {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let (prompt, target) = (words(&fact.prompt), words(&fact.target));
-        match seen.get(&prompt) {
-            None => drop(seen.insert(prompt, (i, target))),
-            Some((_, wanted)) if *wanted == target => (),
-            Some((first, wanted)) => {
-                return Err(Error::input_hint(
-                    format!(
-                        "facts {} and {} contradict each other: `{prompt}` is to be answered `{wanted}` and `{target}`",
-                        first + 1,
-                        i + 1,
-                    ),
-                    "keep one of them",
-                ));
+        self.count += 1;
+        match self.answers.get(&prompt) {
+            Some((first, wanted)) if *wanted != target => Err(Error::input_hint(
+                format!(
+                    "facts {first} and {} contradict each other: `{prompt}` is to be answered `{wanted}` and `{target}`",
+                    self.count,
+                ),
+                "keep one of them",
+            )),
+            Some(_) => Ok(()),
+            None => {
+                self.answers.insert(prompt, (self.count, target));
+                Ok(())
             }
         }
     }
-    Ok(())
 }
 
 /// The method of that name.

@@ -106,6 +106,33 @@ fn every_mode_is_scored_in_both_protocols() {
     assert_eq!((after["strict"]["fluency"].is_null(), after["strict"]["edit"].is_null()), (true, false));
 }
 
+#[test]
+fn a_record_that_contradicts_another_of_its_batch_is_left_out_alone() {
+    let sandbox = people();
+    let people = std::fs::read_to_string(sandbox.path("people.jsonl")).unwrap();
+    // Lily is to go to the store, and then to the sea.
+    std::fs::write(sandbox.path("people.jsonl"), format!("{people}\n{}", record(("Lily", "sea")))).unwrap();
+    for (mode, failed) in [("batch:10", 1), ("sequential:10", 1), ("batch:9", 0), ("single", 0)] {
+        let more = ["--method", "ft-m", "--mode", mode, "--limit", "20", "--json", "--no-fluency"];
+        let usual = ["bench", "run", "--model", &stories(), "--data", "people.jsonl", "--set", "epochs=1"];
+        let report = sandbox.run(&[&usual[..], &more, &["--set", "layers=[2]"]].concat()).ok().json();
+        let cell = &report["cells"][0];
+        assert_eq!((&cell["records"], &cell["failed"]), (&json!(10), &json!(failed)), "{mode}: {cell}");
+        assert_eq!(cell["after"]["compat"]["edit"]["count"], 10 - failed, "{mode}");
+    }
+    let failures: Vec<String> = results(&sandbox.path("results"))
+        .into_iter()
+        .filter(|(path, _)| path.ends_with(".jsonl"))
+        .flat_map(|(_, text)| String::from_utf8(text).unwrap().lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|line| line.contains("\"error\""))
+        .collect();
+    assert_eq!(failures.len(), 2, "{failures:?}");
+    assert!(
+        failures.iter().all(|f| f.contains("`store` and `sea`") && f.contains("contradict")),
+        "{failures:?}"
+    );
+}
+
 /// Every mode at once: single edits, batches, and sequences, of two methods.
 const PLAN: &str = r#"
 data = "people.jsonl"
