@@ -1,9 +1,10 @@
 //! Settings for a model that has none: found by trial edits, one setting after another.
 //!
 //! Which settings a method has is asked of the registry; no method is named here. Each candidate
-//! makes every trial edit alone and is scored by the harmonic mean of efficacy, paraphrase and
-//! locality (CounterFact's score, arXiv 2202.05262 §3.4, on token accuracy) times the square of
-//! efficacy; the best goes on to the next setting.
+//! makes every trial edit, alone or many at a time, and is scored by the harmonic mean of efficacy,
+//! paraphrase and locality (CounterFact's score, arXiv 2202.05262 §3.4, on token accuracy) times
+//! the square of efficacy, and, of edits that share a model, times the share of its perplexity that
+//! it was before; the best goes on to the next setting.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,6 +16,7 @@ use mutandis_engine::{Architecture, Model};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::perplexity::{TEXT, Window, windows};
 use crate::record::{Measures, Prepared, unedited};
 use crate::results::{Scores, means};
 use crate::run::{Cell, Mode, Whole};
@@ -26,8 +28,12 @@ pub struct Trial {
     pub change: Value,
     /// Scores over the trial edits.
     pub scores: Scores,
-    /// Their harmonic mean, times the square of efficacy.
+    /// Their harmonic mean, times the square of efficacy, and by how many times perplexity has
+    /// grown as a divisor.
     pub score: f64,
+    /// Perplexity after the edits over that before; of edits that share a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
     /// Seconds an edit.
     pub seconds: f64,
     /// Edits that failed.
@@ -60,13 +66,16 @@ const PREFIXES: [[usize; 2]; 4] = [[1, 1], [0, 0], [3, 2], [10, 10]];
 const RATES: [f64; 4] = [1e-4, 3e-4, 1e-3, 3e-3];
 /// Epochs that are tried besides a method's own.
 const EPOCHS: [usize; 2] = [50, 100];
+/// Facts of one step of training that are tried, where facts are edited many at a time.
+const BATCHES: [usize; 2] = [20, 5];
 /// Steps along normalised gradients that are tried: once as published, and until targets lead.
 const STEPS: [f64; 5] = [1e-6, 1e-5, 3e-5, 1e-4, 3e-4];
 /// Weights of a layer that are tried.
 const MODULES: [&[&str]; 4] =
     [&["mlp-out"], &["mlp-gate", "mlp-up"], &["query", "value"], &["attention-out"]];
 
-/// Finds settings of a method for a model. `start` are settings that stay as they are.
+/// Finds settings of a method for a model. `start` are settings that stay as they are, `mode` is
+/// how the trial edits are made.
 ///
 /// # Errors
 /// Where there are no trial edits, the method has nothing to sweep, no candidate can be run, or
@@ -76,11 +85,12 @@ pub fn sweep(
     method: &Entry,
     start: &Value,
     facts: &[Fact],
+    mode: Mode,
     seed: u64,
     cx: &Context<'_>,
 ) -> Result<Found> {
     let defaults = method.defaults();
-    let axes = axes(&defaults, model.architecture());
+    let axes = axes(&defaults, mode, model.architecture());
     if axes.is_empty() {
         return Err(Error::input_hint(
             format!("`{}` has no settings that a sweep could find", method.id),
@@ -90,7 +100,8 @@ pub fn sweep(
     let each = |(i, fact): (usize, &Fact)| Prepared::of_facts(model, i + 1, std::slice::from_ref(fact), &[]);
     let records = facts.iter().enumerate().map(each).collect::<Result<Vec<Prepared<'_>>>>()?;
     let before = unedited(model, &records.iter().collect::<Vec<_>>(), &Measures::COMPAT, seed)?;
-    let whole = Whole::default();
+    let text = if mode == Mode::Single { vec![] } else { windows(model, TEXT, Window::default())? };
+    let whole = Whole::new(model, text, vec![])?;
     // Progress is of candidates, not of what each edit does.
     let values = Some(Values::ahead(facts));
     let quiet = Context { progress: Context::default().progress, values, ..cx.clone() };
@@ -112,16 +123,18 @@ pub fn sweep(
             if !tried.insert(all.to_string()) {
                 continue;
             }
-            let (mode, measures) = (Mode::Single, &Measures::COMPAT);
+            let measures = &Measures::COMPAT;
             let cell = Cell { model, method, settings: &all, mode, seed, measures, whole: &whole };
             let run = cell.run(&records, &before, None, &quiet)?;
             let made = run.records.iter().filter(|record| record.error.is_none());
             let scores = means(made.clone().map(|record| &record.after.compat));
             let failed = facts.len() - made.count();
             why = why.or_else(|| run.records.iter().find_map(|record| record.error.clone()));
+            let perplexity = run.model.perplexity.map(|[before, after]| after / before);
             let trial = Trial {
-                score: score(&scores, failed, facts.len()),
+                score: score(&scores, failed, facts.len()) / perplexity.unwrap_or(1.0).max(1.0),
                 scores,
+                perplexity,
                 seconds: run.cost.edit_seconds / facts.len() as f64,
                 failed,
                 change,
@@ -151,7 +164,7 @@ pub fn sweep(
 }
 
 /// What is tried, one setting after another, each with its candidates.
-fn axes(defaults: &Value, architecture: &Architecture) -> Vec<Vec<Value>> {
+fn axes(defaults: &Value, mode: Mode, architecture: &Architecture) -> Vec<Vec<Value>> {
     let layers = architecture.layers;
     let has = |name: &str| defaults.get(name).is_some();
     // Facts are recalled in the lower and middle layers of every model that was looked at; weights
@@ -184,7 +197,11 @@ fn axes(defaults: &Value, architecture: &Architecture) -> Vec<Vec<Value>> {
     .collect();
 
     let steps = |thorough: bool| -> Vec<Value> {
-        let more = if thorough { json!({ "rounds": 40, "margin": 1.0, "warm-up": 64 }) } else { json!({}) };
+        let more = if thorough {
+            json!({ "rounds": 10, "reach": 16.0, "margin": 1.0, "warm-up": 64 })
+        } else {
+            json!({})
+        };
         let with = |step: &f64| {
             let mut all = more.clone();
             all["step"] = json!(step);
@@ -219,6 +236,10 @@ fn axes(defaults: &Value, architecture: &Architecture) -> Vec<Vec<Value>> {
     }
     axes.extend(strengths);
     axes.push(steps(true));
+    if has("batch") && mode != Mode::Single {
+        let with = |batch: usize, rate: &f64| json!({ "batch": batch, "learning-rate": rate });
+        axes.push(BATCHES.iter().flat_map(|batch| RATES[1..].iter().map(|r| with(*batch, r))).collect());
+    }
     if has("epochs") {
         axes.push(EPOCHS.iter().map(|x| json!({ "epochs": x })).collect());
     }
@@ -266,11 +287,12 @@ impl fmt::Display for Trial {
             |name: &str| self.scores.get(name).map_or("–".to_owned(), |x| format!("{:.0} %", 100.0 * x));
         write!(
             f,
-            "score {:.1} (efficacy {}, paraphrase {}, locality {}), {:.2} s an edit: {}",
+            "score {:.1} (efficacy {}, paraphrase {}, locality {}{}), {:.2} s an edit: {}",
             100.0 * self.score,
             percent("edit"),
             percent("rephrase"),
             percent("locality"),
+            self.perplexity.map_or_else(String::new, |p| format!(", perplexity ×{p:.2}")),
             self.seconds,
             self.change
         )

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use mutandis_bench::run::Mode;
 use mutandis_bench::sweep::{Found, sweep};
 use mutandis_bench::trials::trials;
 use mutandis_edit::recipes::Recipe;
@@ -20,10 +21,11 @@ use crate::stages::Stages;
 #[command(after_help = "Examples:
   mutandis locate sweep
   mutandis locate sweep --model ./my-model --method r-rome --method memit
+  mutandis locate sweep --method locft-bf --mode batch:100 --facts known.jsonl --limit 100
   mutandis locate sweep --facts known.jsonl --limit 8 --out my-model.toml
 
-Facts that the model knows are made false, one at a time, with one setting after another varied; the
-settings with the best harmonic mean of efficacy, paraphrase and locality, times the square of
+Facts that the model knows are made false, one or many at a time, with one setting after another
+varied; the settings with the best harmonic mean of efficacy, paraphrase and locality, times the square of
 efficacy, are kept. Facts of a file need `rephrase_prompt` and `locality` to be scored on all three.")]
 pub(super) struct Args {
     /// For which method; may be given several times
@@ -35,6 +37,10 @@ pub(super) struct Args {
     /// Trial edits from a file [default: well-known facts that the model knows]
     #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
+    /// `single`: each trial edit on the unedited model; `batch:N`: so many at once, as for methods
+    /// that are to write many, and perplexity counts
+    #[arg(long, value_name = "MODE", default_value = "single")]
+    mode: Mode,
     /// Most trial edits
     #[arg(long, default_value_t = 12, value_name = "N")]
     limit: usize,
@@ -107,10 +113,11 @@ pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     let mut recipe = if out.exists() { Recipe::read(&out, &model)? } else { Recipe::new(&model) };
     let mut reports = vec![];
     for (entry, start) in methods {
-        let found = sweep(&model, entry, &start, &facts, args.seed, &cx)?;
+        let found = sweep(&model, entry, &start, &facts, args.mode, args.seed, &cx)?;
         let how = json!({
             "trial_edits": facts.len(),
             "own_facts": args.facts.is_some(),
+            "mode": args.mode.to_string(),
             "seed": args.seed,
             "efficacy": found.best.scores.get("edit"),
             "paraphrase": found.best.scores.get("rephrase"),
