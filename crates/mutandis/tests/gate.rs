@@ -252,6 +252,51 @@ fn a_sequence_stands_on_itself_and_goes_on_where_it_was_ended() {
 }
 
 #[test]
+fn a_sequence_goes_on_top_of_a_ledger_as_into_a_folder() {
+    let sandbox = Sandbox::new();
+    facts(&sandbox, 5);
+    let model = stories();
+    let files = sequence(&sandbox, &["--turn", "2", "--alarm", "1e9", "--json"]).ok().json();
+    let usual = ["edit", "--facts", "facts.jsonl", "--model", &model, "--alarm", "1e9", "--json"];
+    let run = |ledger: &str, more: &[&str]| {
+        sandbox.run(&[&usual[..], &QUICK[..], &["--ledger", ledger], more].concat())
+    };
+    let ids = |ledger: &str| -> Vec<String> {
+        let listed = sandbox.run(&["patch", "list", ledger, "--json"]).ok().json();
+        let patches = listed["patches"].as_array().unwrap().iter();
+        patches.map(|patch| patch["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let into = run("ledger", &["--turn", "2"]).ok().json();
+    assert_eq!((&into["answered"], &into["ledger"]), (&files["answered"], &json!("ledger")));
+    let kept: Vec<_> =
+        into["turns"].as_array().unwrap().iter().map(|t| t["patch"].as_str().unwrap()).collect();
+    for (turn, path) in kept.iter().enumerate() {
+        assert_eq!(content(&sandbox, path), content(&sandbox, &format!("edits/{}", file(turn + 1))));
+    }
+    let whole = ids("ledger");
+    assert_eq!(whole.len(), 3);
+
+    // What is missing is made again, and only that; what is there already is not doubled.
+    sandbox.run(&["patch", "revert", "ledger", "3"]).ok();
+    let on = run("ledger", &["--turn", "2"]).ok().json();
+    assert!(on["turns"][1].get("answered").is_none() && on["turns"][2].get("answered").is_some(), "{on}");
+    assert_eq!(ids("ledger"), whole);
+    run("ledger", &["--turn", "2"]).ok();
+    assert_eq!(ids("ledger"), whole);
+
+    // On top of what is of another sequence.
+    std::fs::write(sandbox.path("one.jsonl"), concat!(
+        r#"{"prompt": "Once upon a time, Zoe had a", "subject": "Zoe", "target_new": "boat"}"#, "\n",
+    ))
+    .unwrap();
+    let one = ["edit", "--facts", "one.jsonl", "--model", &model, "--ledger", "other"];
+    sandbox.run(&[&one[..], &QUICK[..]].concat()).ok();
+    run("other", &["--turn", "3"]).ok();
+    assert_eq!(ids("other").len(), 3);
+    run("ledger", &["--turn", "2", "--out", "both"]).fails_with(&["both `--ledger` and `--out`"]);
+}
+
+#[test]
 fn a_sequence_that_does_harm_stops_and_keeps_what_was_good() {
     let sandbox = Sandbox::new();
     facts(&sandbox, 6);

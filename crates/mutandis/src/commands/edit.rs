@@ -75,7 +75,7 @@ pub(crate) struct Args {
     #[arg(long = "patch", value_name = "FILE|LEDGER")]
     patches: Vec<PathBuf>,
     /// Edit on top of a ledger's stack and add the patch to it; begins one where there is none
-    #[arg(long, value_name = "LEDGER", conflicts_with_all = ["patches", "turn"])]
+    #[arg(long, value_name = "LEDGER", conflicts_with = "patches")]
     ledger: Option<PathBuf>,
     #[command(flatten)]
     comparing: Comparing,
@@ -86,13 +86,13 @@ pub(crate) struct Args {
     gate: Option<PathBuf>,
     /// Edit so many facts at a time, each turn on top of those before, and keep every patch; what
     /// was interrupted goes on
-    #[arg(long, value_name = "N", requires_all = ["facts", "out"], conflicts_with_all = ["also", "force"])]
+    #[arg(long, value_name = "N", requires = "facts", conflicts_with_all = ["also", "force"])]
     turn: Option<NonZeroUsize>,
     /// Stop a sequence where the model has collapsed: where perplexity of a text is above so many
     /// times the unedited model's
     #[arg(long, value_name = "TIMES", requires = "turn", default_value_t = COLLAPSE, value_parser = alarm)]
     alarm: f64,
-    /// Where the patch goes [default: the ledger, or a name from the fact, in this folder]; with `--turn` a folder
+    /// Where the patch goes [default: the ledger, or a name from the fact, in this folder]; with `--turn` a folder, where there is no ledger
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Overwrite the patch file
@@ -215,7 +215,7 @@ fn once(args: &Args, order: &Order, session: &Session<'_>) -> anyhow::Result<Exi
         }
         kept = Some(match &args.ledger {
             Some(folder) => {
-                let (path, conflicts) = join(session, folder, &patch, args, (&model, &patched))?;
+                let (path, conflicts) = join(session, folder, &patch, args, Some((&model, &patched)))?;
                 (path, Some(conflicts))
             }
             None => (out.unwrap_or_default(), None),

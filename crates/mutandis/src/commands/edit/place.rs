@@ -76,12 +76,12 @@ pub(super) fn join(
     folder: &Path,
     patch: &Patch,
     args: &Args,
-    (model, patched): (&Model, &Patched),
+    measured: Option<(&Model, &Patched)>,
 ) -> anyhow::Result<(PathBuf, Conflicts)> {
     let joined = writer(session, folder, Some(&patch.base), &args.writing).and_then(|mut writer| {
         let patches = std::slice::from_ref(patch);
         let mut conflicts = Conflicts::new(session, &writer, patches, &args.comparing)?;
-        if args.comparing.measures() {
+        if let Some((model, patched)) = measured.filter(|_| args.comparing.measures()) {
             conflicts.before(model, patched)?;
         }
         let added = writer.add(patches, false)?;

@@ -1,7 +1,7 @@
 //! Long sequences: facts in turns, one patch each on top of those before, watched as they grow.
 //!
-//! A turn's patch is written once it is known to be good, and never touched again: whatever ends
-//! the sequence, what is there is good, and the same command goes on from it.
+//! A turn's patch is written, to a folder or a ledger, once it is known to be good, and never touched
+//! again: whatever ends the sequence, what is there is good, and the same command goes on from it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,10 +10,11 @@ use mutandis::engine::Model;
 use mutandis_bench::edited::Edited;
 use mutandis_bench::gate::{Asked, Verdict, text};
 use mutandis_bench::run::Whole;
-use mutandis_edit::{Context, Error, Fact, Patch};
+use mutandis_edit::{Context, Error, Fact, Ledger, Patch};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::place::join;
 use super::{Args, Order, unanswered, writable};
 use crate::answers::{Question, answers};
 use crate::gated::{asked, measure, told};
@@ -24,7 +25,8 @@ use crate::stages::Stages;
 
 #[derive(Serialize)]
 struct Report {
-    folder: PathBuf,
+    #[serde(flatten)]
+    store: Store,
     method: String,
     /// Facts of the file.
     facts: usize,
@@ -36,6 +38,16 @@ struct Report {
     stopped: Option<Stopped>,
     seconds: f64,
     peak_memory_bytes: u64,
+}
+
+/// Where a sequence's patches are kept.
+#[derive(Serialize, Clone)]
+#[serde(rename_all = "kebab-case")]
+enum Store {
+    /// As files, each called after its turn.
+    Folder(PathBuf),
+    /// On top of its stack.
+    Ledger(PathBuf),
 }
 
 /// A turn whose patch was kept.
@@ -84,26 +96,17 @@ pub(super) fn run(
     if let Some(gate) = &order.gate {
         questions.iter().try_for_each(|asked| gate.fits(asked))?;
     }
-    let folder = args.out.clone().unwrap_or_default();
-    std::fs::create_dir_all(&folder).map_err(|e| {
-        let hint = "with `--turn`, give a folder with `--out`";
-        Error::input_hint(format!("cannot make the folder `{}`: {e}", folder.display()), hint)
-    })?;
-    let name = name(args);
-    let path = |turn: usize| folder.join(format!("{name}-{turn:04}.patch.safetensors"));
-    writable(&path(turns.len()), true)?;
+    let store = Store::new(args)?;
+    store.check(args, turns.len())?;
 
     let model = session.load()?.model;
-    let mut patched = Patched::load(&args.patches, &model)?;
-    let beneath = patched.patches.len();
-    let was = answers(&model, &patched, &asks(&order.facts), session.interrupt)?;
-    unanswered(&order.facts, &was)?;
     let stages = Stages::new(&session.progress);
     let cx = Order::context(args, session, &stages, &model)?;
     let watch = Watch {
         args,
         order,
         session,
+        store: &store,
         settings: order.entry.resolved(&model, cx.recipe.as_ref(), &order.settings)?,
         whole: Whole::new(
             &model,
@@ -113,24 +116,43 @@ pub(super) fn run(
         model: &model,
     };
 
+    let mut patched = match &store {
+        Store::Ledger(folder) if Ledger::is_at(folder) => {
+            Patched::load(std::slice::from_ref(folder), &model)?
+        }
+        Store::Ledger(_) => Patched::default(),
+        Store::Folder(_) => Patched::load(&args.patches, &model)?,
+    };
+    // In a ledger, what an earlier run has made lies on top.
+    let made = if let Store::Ledger(_) = &store { watch.made(&turns, &patched)? } else { 0 };
+    let mut on_top = patched.patches.split_off(patched.patches.len() - made).into_iter();
+    let mut patched = Patched::of(patched.patches, &model)?;
+    let beneath = patched.patches.len();
+    let was = answers(&model, &patched, &asks(&order.facts), session.interrupt)?;
+    unanswered(&order.facts, &was)?;
+
     let (mut done, mut stopped): (Vec<Turn>, _) = (vec![], None);
     for (i, (facts, asked)) in turns.iter().zip(&questions).enumerate() {
         let turn = i + 1;
-        let path = path(turn);
-        let found = match watch.kept(&path, facts, &patched)? {
-            Some(patch) => {
+        let kept = match (&store, on_top.next()) {
+            (Store::Ledger(folder), Some(patch)) => Some((Ledger::open(folder)?.place(&patch.id()?), patch)),
+            (Store::Ledger(_), None) => None,
+            (Store::Folder(folder), _) => watch.kept(&folder.join(file(args, turn)), facts, &patched)?,
+        };
+        let (path, found) = match kept {
+            Some((path, patch)) => {
                 patched.push(vec![patch], &model)?;
-                None
+                (path, None)
             }
-            None => match watch.turn(facts, asked, patched, &path, &cx)? {
-                Ended::Good(now, found) => {
+            None => match watch.turn(turn, facts, asked, patched, &cx)? {
+                Ended::Good(now, path, found) => {
                     session.progress.note(&format!(
                         "turn {turn} of {}: {}",
                         turns.len(),
                         found.told(facts.len())
                     ));
                     patched = now;
-                    Some(found)
+                    (path, Some(found))
                 }
                 Ended::Bad(before, why, found) => {
                     patched = before;
@@ -146,7 +168,7 @@ pub(super) fn run(
     let answered = edited.iter().zip(&now).filter(|(fact, now)| now.answer == fact.target).count();
     debug_assert_eq!(patched.patches.len(), beneath + done.len());
     let report = Report {
-        folder: folder.clone(),
+        store: store.clone(),
         method: args.method.clone(),
         facts: order.facts.len(),
         turns: done,
@@ -164,10 +186,35 @@ fn asks(facts: &[Fact]) -> Vec<Question<'_>> {
     facts.iter().map(|fact| Question { prompt: &fact.prompt, target: Some(&fact.target) }).collect()
 }
 
-/// What the patches of a sequence are called: as its file of facts.
-fn name(args: &Args) -> String {
+/// What the patch of a turn is called: as the file of facts.
+fn file(args: &Args, turn: usize) -> String {
     let stem = args.facts.as_deref().and_then(Path::file_stem);
-    stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_else(|| "facts".to_owned())
+    let name = stem.map_or_else(|| "facts".into(), |stem| stem.to_string_lossy());
+    format!("{name}-{turn:04}.patch.safetensors")
+}
+
+impl Store {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        match (&args.ledger, &args.out) {
+            (Some(ledger), None) => Ok(Self::Ledger(ledger.clone())),
+            (None, Some(folder)) => Ok(Self::Folder(folder.clone())),
+            (found, _) => {
+                let found = if found.is_some() { "both `--ledger` and `--out`" } else { "neither" };
+                let what = format!("`--turn` keeps patches in a ledger or in a folder, {found} is given");
+                Err(Error::input_hint(what, "give one: `--ledger FOLDER`, or `--out FOLDER`").into())
+            }
+        }
+    }
+
+    /// Finds out before the work that nothing could be kept.
+    fn check(&self, args: &Args, turns: usize) -> anyhow::Result<()> {
+        let Self::Folder(folder) = self else { return Ok(()) };
+        std::fs::create_dir_all(folder).map_err(|e| {
+            let hint = "with `--turn`, give a folder with `--out`";
+            Error::input_hint(format!("cannot make the folder `{}`: {e}", folder.display()), hint)
+        })?;
+        writable(&folder.join(file(args, turns)), true)
+    }
 }
 
 /// What a sequence is watched with.
@@ -175,6 +222,7 @@ struct Watch<'a> {
     args: &'a Args,
     order: &'a Order,
     session: &'a Session<'a>,
+    store: &'a Store,
     /// As patches hold them.
     settings: Value,
     whole: Whole,
@@ -184,29 +232,51 @@ struct Watch<'a> {
 /// How a turn ended: with what is in force now.
 enum Ended {
     /// Its patch was written.
-    Good(Patched, Found),
+    Good(Patched, PathBuf, Found),
     /// It was not: why.
     Bad(Patched, String, Option<Found>),
 }
 
 impl Watch<'_> {
-    /// A turn's patch that an earlier run has made.
-    fn kept(&self, path: &Path, facts: &[Fact], beneath: &Patched) -> anyhow::Result<Option<Patch>> {
+    /// How many of the uppermost patches are those of the first turns.
+    fn made(&self, turns: &[&[Fact]], all: &Patched) -> anyhow::Result<usize> {
+        let count = all.patches.len();
+        for made in (1..=count.min(turns.len())).rev() {
+            let mut own = all.patches[count - made..].iter().zip(turns);
+            if own.all(|(patch, facts)| self.differs(patch, facts).is_none()) {
+                return Ok(made);
+            }
+        }
+        Ok(0)
+    }
+
+    /// What a patch has otherwise than that of a turn would.
+    fn differs(&self, patch: &Patch, facts: &[Fact]) -> Option<&'static str> {
+        let all = [
+            ("method", patch.method != self.order.entry.id),
+            ("settings", patch.config != self.settings),
+            ("facts", patch.facts != facts),
+            ("seed", patch.seed != self.args.seed),
+        ];
+        all.into_iter().find(|(_, differs)| *differs).map(|(what, _)| what)
+    }
+
+    /// A turn's patch that an earlier run has made, with its file.
+    fn kept(
+        &self,
+        path: &Path,
+        facts: &[Fact],
+        beneath: &Patched,
+    ) -> anyhow::Result<Option<(PathBuf, Patch)>> {
         if !path.exists() {
             return Ok(None);
         }
         let patch = Patch::load(path)?;
         patch.check_base(self.model)?;
-        let differs = [
-            ("method", patch.method != self.order.entry.id),
-            ("settings", patch.config != self.settings),
-            ("facts", patch.facts != facts),
-            ("seed", patch.seed != self.args.seed),
-            ("patches beneath", patch.under != beneath.chain()?),
-        ];
-        match differs.into_iter().find(|(_, differs)| *differs) {
-            None => Ok(Some(patch)),
-            Some((what, _)) => Err(Error::input_hint(
+        let on_others = patch.under != beneath.chain()?;
+        match self.differs(&patch, facts).or(on_others.then_some("patches beneath")) {
+            None => Ok(Some((path.to_owned(), patch))),
+            Some(what) => Err(Error::input_hint(
                 format!("`{}` is of another sequence: its {what} differ", path.display()),
                 "give an empty folder with `--out`, or the same command as before to go on with it",
             )
@@ -222,13 +292,29 @@ impl Watch<'_> {
         Ok(rise.map(|rise| 1.0 + rise))
     }
 
+    /// Keeps a turn's patch; where.
+    fn keep(&self, turn: usize, patch: &Patch) -> anyhow::Result<PathBuf> {
+        match self.store {
+            Store::Folder(folder) => {
+                let path = folder.join(file(self.args, turn));
+                patch.save(&path)?;
+                Ok(path)
+            }
+            Store::Ledger(folder) => {
+                let (path, conflicts) = join(self.session, folder, patch, self.args, None)?;
+                conflicts.lines().iter().for_each(|line| self.session.progress.note(line));
+                Ok(path)
+            }
+        }
+    }
+
     /// Makes a turn's patch, and keeps it where it is good.
     fn turn(
         &self,
+        turn: usize,
         facts: &[Fact],
         asked: &Asked,
         mut patched: Patched,
-        path: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<Ended> {
         let patch = match self.order.patch(self.args, facts, self.model, &patched, cx) {
@@ -272,10 +358,9 @@ impl Watch<'_> {
         cx.check()?;
         Ok(match why {
             None => {
-                if let Some(patch) = patched.patches.last() {
-                    patch.save(path)?;
-                }
-                Ended::Good(patched, found)
+                let patch = patched.patches.last().ok_or_else(|| Error::input("there is no patch"))?;
+                let path = self.keep(turn, patch)?;
+                Ended::Good(patched, path, found)
             }
             Some(why) => {
                 patched.patches.pop();
@@ -322,7 +407,10 @@ impl Report {
             self.seconds,
             self.peak_memory_bytes / 1_000_000
         ));
-        lines.push(format!("patches: {}", self.folder.display()));
+        lines.push(match &self.store {
+            Store::Folder(folder) => format!("patches: {}", folder.display()),
+            Store::Ledger(folder) => format!("ledger: {}", folder.display()),
+        });
         lines.join("\n")
     }
 }
