@@ -9,7 +9,7 @@ use mutandis_edit::primitives::answers::Example;
 use mutandis_edit::primitives::train::{
     Bounds, Budget, Lesson, Optimizer, Parameter, Schedule, Trained, Training, train,
 };
-use mutandis_edit::{Context, Fact, Job, Progress, find};
+use mutandis_edit::{Context, Fact, Job, Patch, Progress, find};
 use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Role, Sequence, WeightId};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -268,6 +268,39 @@ fn facts_are_learnt_one_after_another_or_all_in_turn() {
     assert!(depth.losses.len() > alone.losses.len());
     let breadth = run(Schedule::BreadthFirst, &facts);
     assert!(breadth.losses.last().unwrap() < &0.02, "{:?}", breadth.losses);
+}
+
+#[test]
+fn facts_of_patches_beneath_are_learnt_again_where_asked() {
+    let model = model("stories260K.gguf");
+    let fact = |prompt: &str, to: &str| Fact::new(prompt, "", to).unwrap();
+    let lily = fact("Once upon a time, Lily had a", "car");
+    // So close to the first that it is learnt at its cost.
+    let tom = fact("Once upon a time, Tom had a", "house");
+    let method = find("locft-bf").unwrap();
+    let edit = |prior: &[Patch], fact: &Fact, rehearse: bool| {
+        let overlays: Vec<Overlay> = prior.iter().map(|p| p.overlay(&model).unwrap()).collect();
+        let stack: Vec<&Overlay> = overlays.iter().collect();
+        let facts = std::slice::from_ref(fact);
+        let job = Job { model: &model, stack: &stack, prior, facts, seed: 3 };
+        let settings = json!({"rehearse": rehearse, "learning-rate": 5e-3, "end-of-text": false});
+        method.edit(&settings, &job, &Context::default()).unwrap()
+    };
+    let loss_under = |patches: &[&Patch], fact: &Fact| {
+        let overlays: Vec<Overlay> = patches.iter().map(|p| p.overlay(&model).unwrap()).collect();
+        loss(&model, &overlays.iter().collect::<Vec<_>>(), fact)
+    };
+    let first = edit(&[], &lily, false);
+    let beneath = std::slice::from_ref(&first);
+    let [alone, again] = [false, true].map(|rehearse| edit(beneath, &tom, rehearse));
+    let [forgets, keeps] = [&alone, &again].map(|second| loss_under(&[&first, second], &lily));
+    assert!(keeps < 0.1 && keeps < forgets / 2.0, "{keeps} {forgets}");
+    assert!(loss_under(&[&first, &again], &tom) < 0.1);
+    assert_eq!((again.search.len(), again.facts.len()), (1, 1));
+    // What a newer fact overrules is not learnt again.
+    let other = fact("Once upon a time, Lily had a", "dog");
+    let newest = edit(beneath, &other, true);
+    assert_eq!(newest.weights, edit(beneath, &other, false).weights);
 }
 
 /// Log-probabilities along a text.

@@ -11,7 +11,7 @@ use super::train::{Bounds, Budget, Lesson, Parameter, Training, train};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
-use crate::method::Job;
+use crate::method::{Job, Wanted};
 use crate::patch::Patch;
 
 /// Which weights are trained whole, and how.
@@ -179,16 +179,28 @@ fn fit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
+    let earlier = if training.rehearse { earlier(job) } else { vec![] };
     let examples = job
         .facts
         .iter()
+        .chain(earlier)
         .map(|fact| example(job.model, fact, training.end_of_text))
         .collect::<Result<Vec<_>>>()?;
     let lesson = Lesson { examples: &examples, training, budget, seed: job.seed };
     let trained = train(job.model, job.stack, &mut parameters, &lesson, cx)?;
     patch.search = trained.search;
+    patch.search.truncate(job.facts.len());
     for parameter in parameters.iter().filter(|p| !p.is_zero()) {
         patch.push(job.model, parameter.id, parameter.change())?;
     }
     Ok(())
+}
+
+/// The facts of the patches beneath, the newest patch first, but those that a newer fact overrules.
+fn earlier<'a>(job: &Job<'a>) -> Vec<&'a Fact> {
+    let mut wanted = Wanted::default();
+    let own = job.facts.iter();
+    let all = own.chain(job.prior.iter().rev().flat_map(|patch| &patch.facts));
+    let standing: Vec<&Fact> = all.filter(|fact| wanted.add(fact).is_ok()).collect();
+    standing.get(job.facts.len()..).unwrap_or_default().to_vec()
 }

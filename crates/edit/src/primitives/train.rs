@@ -43,6 +43,9 @@ pub struct Training {
     pub stop_below: f32,
     /// Teach the model to end its answer after the target.
     pub end_of_text: bool,
+    /// Learn the facts of the patches beneath again along with the new ones, so that they are not
+    /// forgotten; where both answer one prompt, the newest stands.
+    pub rehearse: bool,
     /// Weight of the divergence, in nats a token, from what the model predicted before along texts
     /// that it writes itself; 0 holds nothing.
     pub kl: f32,
@@ -58,6 +61,7 @@ impl Default for Training {
             schedule: Schedule::BreadthFirst,
             stop_below: 0.01,
             end_of_text: false,
+            rehearse: false,
             kl: 0.0,
         }
     }
@@ -309,7 +313,7 @@ impl Run<'_> {
         for parameter in parameters.iter().filter(|p| !p.is_zero()) {
             let Ok(delta) = parameter.delta() else {
                 // Not finite: the loss is not either.
-                let nan = Loss { sum: f32::NAN, mean: f32::NAN, lead: f32::NAN };
+                let nan = Loss { sum: f32::NAN, mean: f32::NAN };
                 return Ok(Slope { losses: vec![nan; batch.len()], gradients: None });
             };
             overlay.push(parameter.id, delta);
@@ -322,7 +326,7 @@ impl Run<'_> {
         while !rest.is_empty() {
             let (now, later) = answers.split(rest);
             rest = later;
-            let Passed { losses: more, logits, tape } =
+            let Passed { losses: more, logits, tape, .. } =
                 answers.run(now, &overlays, 1.0 / batch.len() as f32)?;
             losses.extend(more);
             let whole = now.len() == batch.len();
