@@ -37,7 +37,7 @@ use crate::stages::Stages;
       --also \"France's seat of government is\" --keep \"The capital of Spain is\"
   mutandis edit --facts facts.jsonl --method r-rome --out facts.patch.safetensors
   mutandis edit --facts facts.jsonl --method memit --gate default
-  mutandis edit --facts facts.jsonl --method alphaedit --turn 10 --out edits
+  mutandis edit --facts facts.jsonl --method alphaedit --turn 10 --ledger edits/
   mutandis edit \"…\" --subject … --to … --set layer=6 --set search.steps=40 --json
   mutandis edit \"The capital of Spain is\" --subject Spain --to Porto --ledger edits/")]
 pub(crate) struct Args {

@@ -50,7 +50,10 @@ enum Action {
       --out edited
   mutandis patch export france-rome.patch.safetensors --to gguf --out edited.gguf --dtype f16 --json
   mutandis patch export france-rome.patch.safetensors --to lora --out france-rome-lora
-  mutandis patch export a.patch.safetensors b.patch.safetensors --to lora --out ab.gguf --rank 16")]
+  mutandis patch export a.patch.safetensors b.patch.safetensors --to lora --out ab.gguf --rank 16
+
+A folder's config.json stays as it is, and transformers loads all tensors in the number format that it
+names: for tensors that were stored wider, load it with `dtype=torch.float32`.")]
     Export(export::Args),
     /// Read a LoRA adapter as a patch
     #[command(after_help = "Examples:
