@@ -98,7 +98,7 @@ def gguf(args: argparse.Namespace) -> None:
     for method in args.methods:
         batches = [facts] if method == "memit" else [[fact] for fact in facts]
         patched = own = kept = said = asked = extra = 0
-        unchanged = []
+        unchanged, words = [], []
         for i, batch in enumerate(batches):
             patch = ours.patch(method, batch, args.work / f"{args.model.stem}-{method}-{i}.patch.safetensors")
             if patch is None:
@@ -113,13 +113,15 @@ def gguf(args: argparse.Namespace) -> None:
                 peer = LlamaCpp(out)
                 asked += report["facts"]["patched"]
                 said += sum(peer.says(fact["prompt"]).strip().startswith(fact["target_new"]) for fact in batch)
-                unchanged.append(sum(peer.says(prompt) == was for prompt, was in zip(prompts, before)))
+                now = [peer.says(prompt) for prompt in prompts]
+                unchanged.append(sum(text == was for text, was in zip(now, before)))
+                words.append(sum(text.split()[:1] == was.split()[:1] for text, was in zip(now, before)))
                 del peer
             out.unlink()
         print(
             f"  {method:6} of {patched} facts {own} stay in the file's own format, {kept} as exported, "
             f"{extra / len(batches):,.0f} bytes more in the mean; llama.cpp says {said} of {asked}, and to "
-            f"{len(prompts)} unrelated prompts what it said before: {unchanged}",
+            f"{len(prompts)} unrelated prompts the first word that it said before: {words}, all {TOKENS} tokens: {unchanged}",
             flush=True,
         )
 
