@@ -437,10 +437,7 @@ impl Cell<'_> {
 fn contradictory(records: &[Prepared<'_>], size: usize) -> Vec<Option<String>> {
     let group = |group: &[Prepared<'_>]| {
         let mut wanted = Wanted::default();
-        let of = |record: &Prepared<'_>| {
-            let taken = record.facts.iter().map(|fact| wanted.add(fact));
-            taken.filter_map(Result::err).next().map(|e| e.to_string())
-        };
+        let of = |record: &Prepared<'_>| wanted.add_all(&record.facts).err().map(|e| e.to_string());
         group.iter().map(of).collect::<Vec<_>>()
     };
     records.chunks(size).flat_map(group).collect()

@@ -284,23 +284,36 @@ impl Wanted {
     /// # Errors
     /// Where its prompt is to be answered otherwise already.
     pub fn add(&mut self, fact: &Fact) -> Result<()> {
+        self.add_all(std::slice::from_ref(fact))
+    }
+
+    /// Takes some facts, or none of them.
+    ///
+    /// # Errors
+    /// Where the prompt of one is to be answered otherwise already.
+    pub fn add_all(&mut self, facts: &[Fact]) -> Result<()> {
         let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let (prompt, target) = (words(&fact.prompt), words(&fact.target));
-        self.count += 1;
-        match self.answers.get(&prompt) {
-            Some((first, wanted)) if *wanted != target => Err(Error::input_hint(
-                format!(
-                    "facts {first} and {} contradict each other: `{prompt}` is to be answered `{wanted}` and `{target}`",
-                    self.count,
-                ),
-                "keep one of them",
-            )),
-            Some(_) => Ok(()),
-            None => {
-                self.answers.insert(prompt, (self.count, target));
-                Ok(())
+        let mut own: HashMap<String, (usize, String)> = HashMap::new();
+        for (i, fact) in facts.iter().enumerate() {
+            let (prompt, target) = (words(&fact.prompt), words(&fact.target));
+            let number = self.count + i + 1;
+            match self.answers.get(&prompt).or_else(|| own.get(&prompt)) {
+                Some((first, wanted)) if *wanted != target => {
+                    self.count += facts.len();
+                    return Err(Error::input_hint(
+                        format!(
+                            "facts {first} and {number} contradict each other: `{prompt}` is to be answered `{wanted}` and `{target}`",
+                        ),
+                        "keep one of them",
+                    ));
+                }
+                Some(_) => {}
+                None => drop(own.insert(prompt, (number, target))),
             }
         }
+        self.count += facts.len();
+        self.answers.extend(own);
+        Ok(())
     }
 }
 

@@ -199,7 +199,7 @@ fn turns_go_on_from_a_stack() {
 fn rounds_make_every_target_lead() {
     let (model, facts) = (model(), facts());
     for id in ["ultraedit", "stableedit"] {
-        let settings = json!({"step": 3e-3, "rounds": 60, "margin": 0.5, "warm-up": 16, "layers": [2, 3]});
+        let settings = json!({"step": 1e-4, "rounds": 12, "margin": 0.5, "warm-up": 16, "layers": [2, 3]});
         let patch = edit(find(id).unwrap(), &model, &[], &facts, &settings);
         let overlay = patch.overlay(&model).unwrap();
         let overlays = [&overlay];
@@ -214,6 +214,8 @@ fn rounds_make_every_target_lead() {
             for (row, (_, id)) in logits.chunks_exact(model.architecture().vocabulary).zip(&targets) {
                 let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
                 assert_eq!(best, *id as usize, "{fact:?}");
+                let others = row.iter().enumerate().filter(|(i, _)| *i != best).map(|(_, x)| *x);
+                assert!(row[best] - others.fold(f32::MIN, f32::max) > 0.5, "{id} {fact:?}");
             }
         }
         assert!(patch.search.iter().all(|s| s.steps >= 1 && s.probability.is_finite()));

@@ -218,6 +218,8 @@ fn divergence_is_told_and_the_best_is_kept() {
     let told = notes.0.lock().unwrap().join("\n");
     assert!(told.contains("training diverged") && told.contains("learning-rate"), "{told}");
     assert!(patch.weights.iter().all(|(_, c)| c.norm().is_finite()));
+    // What the diverged steps were like is no part of it: it can be kept.
+    assert!(patch.search[0].loss.is_finite() && patch.to_bytes().is_ok(), "{:?}", patch.search);
     let overlay = patch.overlay(&model).unwrap();
     let loss = loss(&model, &[&overlay], &facts[0]);
     assert!(loss <= self::loss(&model, &[], &facts[0]) + 1e-4, "{loss}");

@@ -177,6 +177,10 @@ pub fn edit(
             }
             let which: Vec<usize> = due.iter().map(|at| facts[*at]).collect();
             let found = grad_pairs(model, &answers, &which, &ids, &overlays)?;
+            if found.aims.iter().any(|aim| !(aim.lead.is_finite() && aim.loss.is_finite())) {
+                let what = format!("predictions are no numbers in round {}: `step` is too large", round + 1);
+                return Err(Error::Numerical { what });
+            }
             for (&i, loss) in which.iter().zip(&found.losses) {
                 let info = &mut patch.search[i];
                 (info.loss, info.probability) = (loss.mean, (-loss.sum).exp());
@@ -303,9 +307,9 @@ impl Statistics {
         let count = self.shapes.len();
         let each = || (0..count).into_par_iter();
         let keys: Vec<Vec<f64>> = (0..count).map(|weight| inputs(&moved, weight)).collect();
-        // Weights with the same input, as gate and up, have one system.
-        let first: Vec<usize> =
-            (0..count).map(|i| (0..i).find(|j| keys[*j] == keys[i]).unwrap_or(i)).collect();
+        // Weights with the same input and ridge, as gate and up, have one system.
+        let alike = |i: usize, j: usize| self.shapes[i] == self.shapes[j] && keys[i] == keys[j];
+        let first: Vec<usize> = (0..count).map(|i| (0..i).find(|j| alike(*j, i)).unwrap_or(i)).collect();
         let system = |weight: usize| -> Result<Option<(Vec<f32>, SolveInfo)>> {
             if first[weight] != weight {
                 return Ok(None);

@@ -239,7 +239,7 @@ impl Run<'_> {
         mut order: impl FnMut(usize) -> Vec<usize>,
     ) -> Result<()> {
         let mut at_first = f32::NAN;
-        let mut best: Option<(f32, Vec<Vec<f32>>)> = None;
+        let mut best: Option<(f32, Vec<Vec<f32>>, Vec<SearchInfo>)> = None;
         for epoch in 0..self.training.epochs {
             let order = order(epoch);
             let before: Vec<Vec<f32>> = parameters.iter().map(|p| p.values.clone()).collect();
@@ -252,7 +252,8 @@ impl Run<'_> {
             }
             let lost = !mean.is_finite() || mean > 2.0 * at_first.max(1.0);
             if lost && epoch > 0 {
-                let (least, values) = best.unwrap_or((at_first, before));
+                let (least, values, search) = best.unwrap_or((at_first, before, vec![]));
+                self.search = search;
                 parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
                 self.cx.progress.note(&format!(
                     "training diverged: the loss is {mean:.3} in epoch {}, {at_first:.3} at first; what was \
@@ -262,8 +263,8 @@ impl Run<'_> {
                 return Ok(());
             }
             self.losses.push(mean);
-            if best.as_ref().is_none_or(|(least, _)| mean < *least) {
-                best = Some((mean, before));
+            if best.as_ref().is_none_or(|(least, ..)| mean < *least) {
+                best = Some((mean, before, self.search.clone()));
             }
             if mean < self.training.stop_below {
                 return Ok(());
