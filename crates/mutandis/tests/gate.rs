@@ -284,6 +284,18 @@ fn a_sequence_goes_on_top_of_a_ledger_as_into_a_folder() {
     run("ledger", &["--turn", "2"]).ok();
     assert_eq!(ids("ledger"), whole);
 
+    // The same facts are not stacked on themselves.
+    for rest in [&["--turn", "1"][..], &["--turn", "2", "--seed", "1"], &["--turn", "2", "--set", "ridge=2"]]
+    {
+        run("ledger", rest).fails_with(&[
+            "has facts of this file",
+            "is of another sequence: its ",
+            "patch revert",
+        ]);
+    }
+    assert_eq!(ids("ledger"), whole);
+    run("facts.jsonl", &["--turn", "2"]).fails_with(&["is a file, expected the folder of a ledger"]);
+
     // On top of what is of another sequence.
     std::fs::write(sandbox.path("one.jsonl"), concat!(
         r#"{"prompt": "Once upon a time, Zoe had a", "subject": "Zoe", "target_new": "boat"}"#, "\n",

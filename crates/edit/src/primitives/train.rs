@@ -112,6 +112,12 @@ impl Training {
                 "0 trains for all epochs",
             );
         }
+        if self.rehearse && self.schedule == Schedule::DepthFirst {
+            return wrong(
+                "`rehearse` is true and `schedule` is depth-first: the last facts would be learnt at the cost of the others".into(),
+                "give `schedule=breadth-first`, or leave out `rehearse`",
+            );
+        }
         if !(self.kl.is_finite() && self.kl >= 0.0) {
             return wrong(format!("`kl` is {}, expected 0 or more", self.kl), "0 holds nothing, 1 much");
         }

@@ -14,6 +14,7 @@ use mutandis_edit::{Context, Error, Fact, Ledger, Patch};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::super::patch::ledger::writer;
 use super::place::join;
 use super::{Args, Order, unanswered, writable};
 use crate::answers::{Question, answers};
@@ -97,7 +98,7 @@ pub(super) fn run(
         questions.iter().try_for_each(|asked| gate.fits(asked))?;
     }
     let store = Store::new(args)?;
-    store.check(args, turns.len())?;
+    store.check(args, turns.len(), session)?;
 
     let model = session.load()?.model;
     let stages = Stages::new(&session.progress);
@@ -207,8 +208,18 @@ impl Store {
     }
 
     /// Finds out before the work that nothing could be kept.
-    fn check(&self, args: &Args, turns: usize) -> anyhow::Result<()> {
-        let Self::Folder(folder) = self else { return Ok(()) };
+    fn check(&self, args: &Args, turns: usize, session: &Session<'_>) -> anyhow::Result<()> {
+        let folder = match self {
+            Self::Ledger(folder) if Ledger::is_at(folder) => {
+                return writer(session, folder, None, &args.writing).map(drop);
+            }
+            Self::Ledger(folder) if folder.exists() && !folder.is_dir() => {
+                let what = format!("`{}` is a file, expected the folder of a ledger", folder.display());
+                return Err(Error::input_hint(what, "give another name with `--ledger`").into());
+            }
+            Self::Ledger(_) => return Ok(()),
+            Self::Folder(folder) => folder,
+        };
         std::fs::create_dir_all(folder).map_err(|e| {
             let hint = "with `--turn`, give a folder with `--out`";
             Error::input_hint(format!("cannot make the folder `{}`: {e}", folder.display()), hint)
@@ -246,6 +257,20 @@ impl Watch<'_> {
             if own.all(|(patch, facts)| self.differs(patch, facts).is_none()) {
                 return Ok(made);
             }
+        }
+        // A sequence that is there, but not as it would be made now, is not stacked on itself.
+        for (number, patch) in all.patches.iter().enumerate() {
+            let turn = turns.iter().find(|facts| facts.iter().any(|fact| patch.facts.contains(fact)));
+            let Some(facts) = turn else { continue };
+            let why = self.differs(patch, facts).map_or_else(
+                || "others lie on top of it".to_owned(),
+                |what| format!("it is of another sequence: its {what} differ"),
+            );
+            return Err(Error::input_hint(
+                format!("patch {} of the ledger has facts of this file, and {why}", number + 1),
+                "take it out with `patch revert`, give another `--ledger`, or the same command as before to go on",
+            )
+            .into());
         }
         Ok(0)
     }
