@@ -16,7 +16,7 @@ use mutandis_engine::{Architecture, Model};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::perplexity::{TEXT, Window, windows};
+use crate::gate::text;
 use crate::record::{Measures, Prepared, unedited};
 use crate::results::{Scores, means};
 use crate::run::{Cell, Mode, Whole};
@@ -100,7 +100,7 @@ pub fn sweep(
     let each = |(i, fact): (usize, &Fact)| Prepared::of_facts(model, i + 1, std::slice::from_ref(fact), &[]);
     let records = facts.iter().enumerate().map(each).collect::<Result<Vec<Prepared<'_>>>>()?;
     let before = unedited(model, &records.iter().collect::<Vec<_>>(), &Measures::COMPAT, seed)?;
-    let text = if mode == Mode::Single { vec![] } else { windows(model, TEXT, Window::default())? };
+    let text = if mode == Mode::Single { vec![] } else { text(model)? };
     let whole = Whole::new(model, text, vec![])?;
     // Progress is of candidates, not of what each edit does.
     let values = Some(Values::ahead(facts));

@@ -221,8 +221,7 @@ impl Entry {
                 fact.subject_range()?;
             }
         }
-        let mut wanted = Wanted::default();
-        job.facts.iter().try_for_each(|fact| wanted.add(fact))?;
+        Wanted::default().add_all(job.facts)?;
         self.check_settings(settings)?;
         let mut patch = (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)?;
         if let Some(corpus) = &cx.corpus {

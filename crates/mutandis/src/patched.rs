@@ -21,6 +21,11 @@ impl Patched {
     /// Reads and verifies patch files and ledgers, in order, and checks that they were made for this
     /// model.
     pub(crate) fn load(paths: &[PathBuf], model: &Model) -> anyhow::Result<Self> {
+        Self::of(Self::read(paths, model)?, model)
+    }
+
+    /// The patches of files and ledgers, in order, read and verified but not laid over the model.
+    pub(crate) fn read(paths: &[PathBuf], model: &Model) -> anyhow::Result<Vec<Patch>> {
         // All files are read before any is used: a damaged one is told before a foreign one.
         let mut patches = vec![];
         for path in paths {
@@ -34,7 +39,7 @@ impl Patched {
                 patches.push(Patch::load(path)?);
             }
         }
-        Self::of(patches, model)
+        Ok(patches)
     }
 
     /// Patches in order, each checked that it was made for this model.

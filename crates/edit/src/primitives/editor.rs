@@ -111,7 +111,10 @@ pub fn edit(settings: &Settings, job: &Job<'_>, cx: &Context<'_>, patch: &mut Pa
         patch.search.extend(found.losses.iter().map(info));
         for (i, sum) in changes.iter_mut().enumerate() {
             let more = editor.change(i, &found.pairs[i])?.scaled(settings.scale);
-            *sum = Some(sum.take().map_or_else(|| more.clone(), |sum| sum.plus(&more)));
+            *sum = Some(match sum.take() {
+                Some(sum) => sum.plus(&more),
+                None => more,
+            });
         }
         cx.progress.step(facts.last().map_or(0, |i| i + 1));
     }

@@ -204,8 +204,10 @@ pub fn edit(
                 if at == 0 && round == 0 {
                     patch.solve.push(SolveInfo { layer: Some(ids[i].layer), ..info });
                 }
-                let sum = changes[i].take();
-                changes[i] = Some(sum.map_or_else(|| more.clone(), |sum| sum.plus(&more)));
+                changes[i] = Some(match changes[i].take() {
+                    Some(sum) => sum.plus(&more),
+                    None => more,
+                });
             }
         }
         cx.progress.step(facts.last().map_or(0, |i| i + 1));

@@ -257,8 +257,8 @@ impl Run<'_> {
                 at_first = mean;
             }
             let lost = !mean.is_finite() || mean > 2.0 * at_first.max(1.0);
-            if lost && epoch > 0 {
-                let (least, values, search) = best.unwrap_or((at_first, before, vec![]));
+            // Of the first epoch there is no better one yet.
+            if lost && let Some((least, values, search)) = best {
                 self.search = search;
                 parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
                 self.cx.progress.note(&format!(

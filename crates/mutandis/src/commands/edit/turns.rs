@@ -14,10 +14,10 @@ use mutandis_edit::{Context, Error, Fact, Ledger, Patch};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::super::patch::ledger::writer;
 use super::place::join;
 use super::{Args, Order, unanswered, writable};
 use crate::answers::{Question, answers};
+use crate::commands::patch::ledger::writer;
 use crate::gated::{asked, measure, told};
 use crate::patched::Patched;
 use crate::report::NO;
@@ -117,17 +117,14 @@ pub(super) fn run(
         model: &model,
     };
 
-    let mut patched = match &store {
-        Store::Ledger(folder) if Ledger::is_at(folder) => {
-            Patched::load(std::slice::from_ref(folder), &model)?
-        }
-        Store::Ledger(_) => Patched::default(),
-        Store::Folder(_) => Patched::load(&args.patches, &model)?,
-    };
+    let ledger = args.ledger.as_deref().filter(|folder| Ledger::is_at(folder));
+    let ledger = ledger.map(Ledger::open).transpose()?;
+    let below = if ledger.is_some() { args.ledger.as_slice() } else { &args.patches };
+    let mut patches = Patched::read(below, &model)?;
     // In a ledger, what an earlier run has made lies on top.
-    let made = if let Store::Ledger(_) = &store { watch.made(&turns, &patched)? } else { 0 };
-    let mut on_top = patched.patches.split_off(patched.patches.len() - made).into_iter();
-    let mut patched = Patched::of(patched.patches, &model)?;
+    let made = if ledger.is_some() { watch.made(&turns, &patches)? } else { 0 };
+    let mut on_top = patches.split_off(patches.len() - made).into_iter();
+    let mut patched = Patched::of(patches, &model)?;
     let beneath = patched.patches.len();
     let was = answers(&model, &patched, &asks(&order.facts), session.interrupt)?;
     unanswered(&order.facts, &was)?;
@@ -135,10 +132,13 @@ pub(super) fn run(
     let (mut done, mut stopped): (Vec<Turn>, _) = (vec![], None);
     for (i, (facts, asked)) in turns.iter().zip(&questions).enumerate() {
         let turn = i + 1;
-        let kept = match (&store, on_top.next()) {
-            (Store::Ledger(folder), Some(patch)) => Some((Ledger::open(folder)?.place(&patch.id()?), patch)),
-            (Store::Ledger(_), None) => None,
+        let kept = match (&store, &ledger) {
             (Store::Folder(folder), _) => watch.kept(&folder.join(file(args, turn)), facts, &patched)?,
+            (Store::Ledger(_), None) => None,
+            (Store::Ledger(_), Some(ledger)) => match on_top.next() {
+                Some(patch) => Some((ledger.place(&patch.id()?), patch)),
+                None => None,
+            },
         };
         let (path, found) = match kept {
             Some((path, patch)) => {
@@ -250,16 +250,16 @@ enum Ended {
 
 impl Watch<'_> {
     /// How many of the uppermost patches are those of the first turns.
-    fn made(&self, turns: &[&[Fact]], all: &Patched) -> anyhow::Result<usize> {
-        let count = all.patches.len();
+    fn made(&self, turns: &[&[Fact]], all: &[Patch]) -> anyhow::Result<usize> {
+        let count = all.len();
         for made in (1..=count.min(turns.len())).rev() {
-            let mut own = all.patches[count - made..].iter().zip(turns);
+            let mut own = all[count - made..].iter().zip(turns);
             if own.all(|(patch, facts)| self.differs(patch, facts).is_none()) {
                 return Ok(made);
             }
         }
         // A sequence that is there, but not as it would be made now, is not stacked on itself.
-        for (number, patch) in all.patches.iter().enumerate() {
+        for (number, patch) in all.iter().enumerate() {
             let turn = turns.iter().find(|facts| facts.iter().any(|fact| patch.facts.contains(fact)));
             let Some(facts) = turn else { continue };
             let why = self.differs(patch, facts).map_or_else(
