@@ -74,9 +74,10 @@ pub struct Norms {
 pub struct SearchInfo {
     /// Steps taken.
     pub steps: usize,
-    /// Last loss, in nats.
+    /// Loss when the method last looked, in nats. One that writes and does not look again, as
+    /// `mend` or the published `ultraedit`, saw it before its change.
     pub loss: f32,
-    /// Last mean probability of the target.
+    /// Mean probability of the target at that time.
     pub probability: f32,
     /// Norm of the MLP's output with the value found, before any anchor.
     #[serde(default)]

@@ -196,6 +196,31 @@ fn turns_go_on_from_a_stack() {
 }
 
 #[test]
+fn a_shape_goes_on_from_the_last_patch_that_has_it() {
+    let (model, facts) = (model(), facts());
+    let method = find("ultraedit").unwrap();
+    let of = |modules: Value| json!({"layers": [2, 3], "modules": modules, "step": 1e-4, "warm-up": 16});
+    let out = edit(method, &model, &[], &facts[..2], &of(json!(["mlp-out"])));
+    let up = edit(method, &model, &[], &facts[..2], &of(json!(["mlp-up"])));
+    let both = |prior: &[Patch]| edit(method, &model, prior, &facts[2..], &of(json!(["mlp-out", "mlp-up"])));
+    let kept = both(&[out.clone(), up.clone()]);
+    // The statistics of both, whichever lies on top; the weights beneath are other ones.
+    let names: Vec<&String> = out.state.keys().chain(up.state.keys()).collect();
+    assert_eq!(names.len(), kept.state.len());
+    // The count lies in two halves.
+    let count = |patch: &Patch, name: &String| patch.state[name][1];
+    for (patch, other) in [(&out, &up), (&up, &out)] {
+        let alone = both(std::slice::from_ref(patch));
+        for name in other.state.keys() {
+            // What the patch beneath lacks was warmed up, as before a first edit.
+            let warm = both(&[]);
+            assert_eq!(count(&alone, name), count(&warm, name), "{name}");
+            assert!(count(&kept, name) > count(&warm, name), "{name}");
+        }
+    }
+}
+
+#[test]
 fn rounds_make_every_target_lead() {
     let (model, facts) = (model(), facts());
     for id in ["ultraedit", "stableedit"] {

@@ -112,6 +112,33 @@ fn a_killed_training_goes_on_to_the_same_editor() {
 }
 
 #[test]
+fn a_training_killed_at_its_very_end_is_ended() {
+    let sandbox = Sandbox::new();
+    write(&sandbox, "facts.json", &records());
+    let rest = ["mend", "--set", "steps=4", "--out", "editor.safetensors"];
+    let model = fixture("stories260K.gguf");
+    let mut child = sandbox
+        .command(&arguments(&model, &rest))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Both files are there from the last validation to the end: kept as a kill would leave them.
+    let (partial, best) = (sandbox.path("editor.safetensors.partial"), sandbox.path("kept"));
+    while child.try_wait().unwrap().is_none() {
+        if let Ok(bytes) = std::fs::read(&partial) {
+            std::fs::write(&best, bytes).unwrap();
+        }
+    }
+    let editor = std::fs::read(sandbox.path("editor.safetensors")).unwrap();
+    std::fs::rename(&best, &partial).unwrap();
+    let resumed = train(&sandbox, &rest).ok();
+    assert!(resumed.stderr.contains("going on after step 4"), "{resumed:?}");
+    assert!(!partial.exists());
+    assert!(std::fs::read(sandbox.path("editor.safetensors")).unwrap() == editor);
+}
+
+#[test]
 fn broken_records_are_counted_named_and_skipped() {
     let sandbox = Sandbox::new();
     let mut all = records();
@@ -133,6 +160,8 @@ fn what_cannot_be_trained_or_used_is_refused() {
     train(&sandbox, &["rome"]).fails_with(&["rome", "mend"]);
     train(&sandbox, &["mnd"]).fails_with(&["mnd", "mend"]);
     train(&sandbox, &["mend", "--set", "rank=100000"]).fails_with(&["rank"]);
+    train(&sandbox, &["mend", "--set", "step=1e30"]).fails_with(&["before training", "`step` lower"]);
+    assert!(!sandbox.path("editor.safetensors").exists());
     train(&sandbox, &["mend", "--set", "steps=0"]).fails_with(&["steps", "1 or more"]);
     train(&sandbox, &["mend", "--limit", "3"]).fails_with(&["3 records", "validation"]);
     let model = fixture("stories260K.gguf");

@@ -328,6 +328,9 @@ impl Editor {
                     left.extend(row[inn..].iter().map(|g| -rate * along * g));
                 }
                 let hold = Hold::Ridge(f64::from(self.ridges[weight]).exp());
+                if inputs.is_empty() {
+                    return Ok((left, vec![]));
+                }
                 let system = System { f: inn, keys: inputs, past: &[], past_weight: 0.0, hold, slack: 1.0 };
                 Ok((left, system.solve()?.right))
             }
@@ -428,9 +431,12 @@ fn side_by_side(pair: &Pair, [out, inn]: [usize; 2]) -> Vec<f32> {
     rows.filter(|(x, dy)| !is_zero(x) && !is_zero(dy)).flat_map(|(x, dy)| [x, dy].concat()).collect()
 }
 
-/// `leftᵀ · right`, `[n, out]` and `[n, in]`, as a change.
+/// `leftᵀ · right`, `[n, out]` and `[n, in]`, as a change; of no rows, one that changes nothing.
 fn low_rank([out, inn]: [usize; 2], left: &[f64], right: &[f64]) -> WeightChange {
     let rank = left.len() / out;
+    if rank == 0 {
+        return WeightChange::LowRank { rank: 1, left: vec![0.0; out], right: vec![0.0; inn] };
+    }
     let turned = |rows: &[f64], width: usize| -> Vec<f32> {
         (0..width).flat_map(|i| rows.chunks_exact(width).map(move |row| row[i] as f32)).collect()
     };

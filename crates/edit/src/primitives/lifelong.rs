@@ -115,8 +115,9 @@ impl Settings {
             let found = self.warm_up;
             return wrong(format!("`warm-up` is {found}, expected at most {MOST_TEXTS}"), "32 are plenty");
         }
-        if !(self.margin >= 0.0 && self.margin.is_finite()) {
-            return wrong(format!("`margin` is {}, expected 0 or more", self.margin), "1 is a clear lead");
+        if !(0.0..=MOST_MARGIN).contains(&self.margin) {
+            let found = self.margin;
+            return wrong(format!("`margin` is {found}, expected 0 to {MOST_MARGIN}"), "1 is a clear lead");
         }
         Ok(())
     }
@@ -124,6 +125,9 @@ impl Settings {
 
 /// Texts of a warm-up, at most.
 const MOST_TEXTS: usize = 4096;
+/// A margin at most, in nats: what the others have left of a token that leads by more than 16 is
+/// lost in the rounding of its probability, and with it how far there is to go.
+const MOST_MARGIN: f32 = 10.0;
 
 /// Edits in turns, and fills the patch.
 ///
@@ -144,7 +148,7 @@ pub fn edit(
     let ids: Vec<WeightId> = targets.iter().map(|(id, _)| *id).collect();
     let lowest = ids.iter().map(|id| id.layer).min().unwrap_or(0);
     let mut statistics = Statistics::new(&targets, normalise, job.prior, &patch.method);
-    if statistics.are_empty() && settings.warm_up > 0 {
+    if statistics.lack() && settings.warm_up > 0 {
         warm_up(&mut statistics, model, &ids, settings.warm_up, job.seed, cx)?;
     }
     let examples = job
@@ -198,7 +202,9 @@ pub fn edit(
                 }
                 continue;
             }
-            wanting.iter().for_each(|at| patch.search[facts[*at]].steps += 1);
+            // The first round moves all, later ones those that want something.
+            let moved = if aimed.is_some() { wanting } else { due };
+            moved.iter().for_each(|at| patch.search[facts[*at]].steps += 1);
             let solved = statistics.solve(settings, &roots, &turn, aimed, model)?;
             for (i, (more, info)) in solved.into_iter().enumerate() {
                 if at == 0 && round == 0 {
@@ -226,7 +232,6 @@ pub fn edit(
 type Roots = BTreeMap<[usize; 2], Mat<f64>>;
 
 /// Statistics of weights, those of one shape together.
-#[derive(Clone)]
 struct Statistics {
     /// By shape: of inputs, and of gradients.
     by_shape: BTreeMap<[usize; 2], (Running, Running)>,
@@ -235,36 +240,40 @@ struct Statistics {
 }
 
 impl Statistics {
-    /// Goes on from the last patch of the same method that has any.
+    /// Each shape goes on from the last patch of the same method that has it.
     fn new(weights: &[(WeightId, [usize; 2])], normalise: Normalise, prior: &[Patch], method: &str) -> Self {
-        let shapes: Vec<[usize; 2]> = weights.iter().map(|(_, shape)| *shape).collect();
-        let whole = normalise == Normalise::Whiten;
-        let none =
-            |&[out, inn]: &[usize; 2]| ([out, inn], (Running::new(inn, false), Running::new(out, whole)));
-        let mut statistics = Self { by_shape: shapes.iter().map(none).collect(), shapes, normalise };
-        let mut newest_first = prior.iter().rev().filter(|p| p.method == method);
-        newest_first.find(|patch| statistics.take(&patch.state));
+        let shapes = weights.iter().map(|(_, shape)| *shape).collect();
+        let mut statistics = Self { by_shape: BTreeMap::new(), shapes, normalise }.emptied();
+        for patch in prior.iter().rev().filter(|p| p.method == method) {
+            statistics.take(&patch.state);
+        }
         statistics
     }
 
-    /// Takes what a state has of its shapes in place of its own; whether that was all.
-    fn take(&mut self, state: &BTreeMap<String, Vec<f32>>) -> bool {
+    /// Of the same weights, before anything was seen.
+    fn emptied(&self) -> Self {
         let whole = self.normalise == Normalise::Whiten;
-        let mut all = true;
-        for (&[out, inn], own) in &mut self.by_shape {
+        let none =
+            |&[out, inn]: &[usize; 2]| ([out, inn], (Running::new(inn, false), Running::new(out, whole)));
+        Self { by_shape: self.shapes.iter().map(none).collect(), shapes: self.shapes.clone(), ..*self }
+    }
+
+    /// Takes what a state has of the shapes that lack statistics.
+    fn take(&mut self, state: &BTreeMap<String, Vec<f32>>) {
+        let whole = self.normalise == Normalise::Whiten;
+        for (&[out, inn], own) in self.by_shape.iter_mut().filter(|(_, (inputs, _))| inputs.is_empty()) {
             let of = |what: &str, width: usize, whole: bool| {
                 Running::from_state(state.get(&name([out, inn], what))?, width, whole)
             };
-            match of("inputs", inn, false).zip(of("gradients", out, whole)) {
-                Some(kept) => *own = kept,
-                None => all = false,
+            if let Some(kept) = of("inputs", inn, false).zip(of("gradients", out, whole)) {
+                *own = kept;
             }
         }
-        all
     }
 
-    fn are_empty(&self) -> bool {
-        self.by_shape.values().all(|(inputs, _)| inputs.is_empty())
+    /// Whether nothing was seen yet of some shape.
+    fn lack(&self) -> bool {
+        self.by_shape.values().any(|(inputs, _)| inputs.is_empty())
     }
 
     fn add(&mut self, pairs: &[Pair]) {

@@ -137,10 +137,8 @@ pub(crate) fn train(model: &Model, plan: &Plan<'_>, order: &Order<'_>, cx: &Cont
         }
     };
     cx.progress.end();
-    let (_, kept, _) = store::load(&run.best)?;
-    std::fs::rename(&run.best, order.out).map_err(Error::io("write", order.out))?;
-    std::fs::remove_file(&run.partial).map_err(Error::io("remove", &run.partial))?;
-    Ok(Outcome { steps: state.about.steps, before, reached: kept.reached.unwrap_or_default(), ended })
+    let reached = run.end(&state.about)?;
+    Ok(Outcome { steps: state.about.steps, before, reached, ended })
 }
 
 /// Matrices of a model's MLPs: not all families have a gate.
@@ -199,16 +197,16 @@ impl Run<'_> {
         self.take_statistics(&mut editor)?;
         editor.start(settings.step, settings.ridge);
         let before = self.score(&editor, held_out)?;
+        if !before.loss.is_finite() {
+            return Err(Error::input_hint(
+                format!("before training the loss is {}: its change breaks the model", before.loss),
+                format!("set `step` lower than {}", settings.step),
+            ));
+        }
         self.cx.progress.note(&format!("before training: {before}"));
         if self.partial.exists() {
             let (editor, kept, optimizers) = store::load(&self.partial)?;
-            let same = About { steps: 0, reached: None, stale: 0, ..kept.clone() } == about;
-            if !same {
-                return Err(Error::input_hint(
-                    format!("{} is of another training", self.partial.display()),
-                    "give its settings, data, model and seed to go on, or remove it to begin anew",
-                ));
-            }
+            self.same(&self.partial, &kept, &about)?;
             self.cx.progress.note(&format!("going on after step {}", kept.steps));
             let best = kept.reached.map_or(f64::INFINITY, |s| s.loss);
             return Ok((State { editor, optimizers, about: kept, best }, before));
@@ -306,6 +304,33 @@ impl Run<'_> {
             state.about.stale += 1;
         }
         store::save(&self.partial, &state.editor, &state.about, &state.optimizers)
+    }
+
+    /// Puts the best editor in its place, and forgets the training; what it reached. A sitting that
+    /// was killed between the two left the editor in its place already.
+    fn end(&self, about: &About) -> Result<Scores> {
+        let place = self.order.out;
+        let best = if self.best.exists() { &self.best } else { place };
+        let (_, kept, _) = store::load(best)?;
+        self.same(best, &kept, about)?;
+        if best != place {
+            std::fs::rename(best, place).map_err(Error::io("write", place))?;
+        }
+        std::fs::remove_file(&self.partial).map_err(Error::io("remove", &self.partial))?;
+        Ok(kept.reached.unwrap_or_default())
+    }
+
+    /// Checks that what a file holds is of one training with the other.
+    fn same(&self, file: &Path, kept: &About, about: &About) -> Result<()> {
+        let plan = |about: &About| About { steps: 0, reached: None, stale: 0, ..about.clone() };
+        if plan(kept) == plan(about) {
+            return Ok(());
+        }
+        let hint = "give its settings, data, model and seed to go on, or remove";
+        Err(Error::input_hint(
+            format!("{} is of another training", file.display()),
+            format!("{hint} {} to begin anew", self.partial.display()),
+        ))
     }
 
     /// Mean scores over records.

@@ -23,8 +23,8 @@ const TEXT: (usize, usize) = (16, 4);
 /// Version of what is kept: raised when the texts or the form change.
 const FORMAT: u32 = 1;
 
-/// Fills statistics with gradients of the unedited model, from the context's memo or cache, or
-/// measured.
+/// Fills statistics of shapes that have none with gradients of the unedited model, from the
+/// context's memo or cache, or measured.
 ///
 /// # Errors
 /// Where the model has no tokenizer or cannot be run, or the user stops the work.
@@ -43,11 +43,14 @@ pub(super) fn warm_up(
     let key = blake3::hash(identity.to_string().as_bytes()).to_hex()[..32].to_owned();
     let path = cx.cache.as_ref().map(|c| c.join("gradients").join(format!("{key}.safetensors")));
     let state = cx.memo.get(format!("gradients {key}"), || {
-        let kept = path.as_deref().and_then(load);
-        if let Some(state) = kept.filter(|state| statistics.clone().take(state)) {
-            return Ok(state);
+        let mut measured = statistics.emptied();
+        if let Some(state) = path.as_deref().and_then(load) {
+            measured.take(&state);
+            if !measured.lack() {
+                return Ok(state);
+            }
+            measured = statistics.emptied();
         }
-        let mut measured = statistics.clone();
         measure(&mut measured, model, ids, count, seed, cx)?;
         let state = measured.to_state();
         if let Some(path) = &path

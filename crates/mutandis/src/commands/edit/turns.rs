@@ -109,11 +109,6 @@ pub(super) fn run(
         session,
         store: &store,
         settings: order.entry.resolved(&model, cx.recipe.as_ref(), &order.settings)?,
-        whole: Whole::new(
-            &model,
-            text(&model)?,
-            order.gate.as_ref().map(|gate| gate.suites().to_vec()).unwrap_or_default(),
-        )?,
         model: &model,
     };
 
@@ -128,6 +123,8 @@ pub(super) fn run(
     let beneath = patched.patches.len();
     let was = answers(&model, &patched, &asks(&order.facts), session.interrupt)?;
     unanswered(&order.facts, &was)?;
+    let suites = order.gate.as_ref().map(|gate| gate.suites().to_vec()).unwrap_or_default();
+    let whole = Whole::new(&model, text(&model)?, suites)?;
 
     let (mut done, mut stopped): (Vec<Turn>, _) = (vec![], None);
     for (i, (facts, asked)) in turns.iter().zip(&questions).enumerate() {
@@ -145,7 +142,7 @@ pub(super) fn run(
                 patched.push(vec![patch], &model)?;
                 (path, None)
             }
-            None => match watch.turn(turn, facts, asked, patched, &cx)? {
+            None => match watch.turn(turn, (facts, asked), &whole, patched, &cx)? {
                 Ended::Good(now, path, found) => {
                     session.progress.note(&format!(
                         "turn {turn} of {}: {}",
@@ -236,7 +233,6 @@ struct Watch<'a> {
     store: &'a Store,
     /// As patches hold them.
     settings: Value,
-    whole: Whole,
     model: &'a Model,
 }
 
@@ -310,10 +306,10 @@ impl Watch<'_> {
     }
 
     /// How many times the unedited model's perplexity is; nothing where it is no number.
-    fn times(&self, patched: &Patched) -> anyhow::Result<Option<f64>> {
+    fn times(&self, whole: &Whole, patched: &Patched) -> anyhow::Result<Option<f64>> {
         let overlays = patched.overlays();
         let prefix = patched.prefix.as_deref().unwrap_or_default();
-        let rise = self.whole.rise(&Edited { model: self.model, overlays: &overlays, prefix })?;
+        let rise = whole.rise(&Edited { model: self.model, overlays: &overlays, prefix })?;
         Ok(rise.map(|rise| 1.0 + rise))
     }
 
@@ -337,8 +333,8 @@ impl Watch<'_> {
     fn turn(
         &self,
         turn: usize,
-        facts: &[Fact],
-        asked: &Asked,
+        (facts, asked): (&[Fact], &Asked),
+        whole: &Whole,
         mut patched: Patched,
         cx: &Context<'_>,
     ) -> anyhow::Result<Ended> {
@@ -351,7 +347,7 @@ impl Watch<'_> {
             Err(error) => return Err(error),
         };
         let measures = match &self.order.gate {
-            Some(_) => measure(self.model, asked, &self.whole, &patched, &patch, cx)?,
+            Some(_) => measure(self.model, asked, whole, &patched, &patch, cx)?,
             None => vec![],
         };
         let gate = self.order.gate.as_ref().map(|gate| gate.judge(&measures));
@@ -359,7 +355,7 @@ impl Watch<'_> {
         let now = answers(self.model, &patched, &asks(facts), self.session.interrupt)?;
         let times = match measures.iter().find(|measure| measure.name == "perplexity") {
             Some(measure) => measure.value.map(|rise| 1.0 + rise),
-            None => self.times(&patched)?,
+            None => self.times(whole, &patched)?,
         };
         let alarm = self.args.alarm;
         let why = match times {

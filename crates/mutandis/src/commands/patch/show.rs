@@ -71,7 +71,7 @@ pub(super) fn searched(searches: &[SearchInfo]) -> Option<String> {
     let least = searches.iter().map(|s| s.probability).fold(1.0, f32::min);
     let refused = searches.iter().filter(|s| s.refused).count();
     let mut text = format!(
-        "{} in {steps} steps at most: target at {:.1} % in the mean, {:.1} % at least",
+        "{} in {steps} steps at most: target last seen at {:.1} % in the mean, {:.1} % at least",
         searches.len(),
         100.0 * mean,
         100.0 * least
