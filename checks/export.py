@@ -3,17 +3,23 @@
     python checks/export.py gguf --mutandis ./mutandis --model MODEL.gguf --shared ../shared --work FOLDER
     python checks/export.py safetensors --mutandis ./mutandis --model FOLDER --shared ../shared --work FOLDER
 
-`gguf` needs llama-cpp-python 0.3.36; `safetensors` needs torch 2.9.1 and transformers 5.5.4. Facts are
-the first of CounterFact, unrelated prompts the first of known_1000. `rome` and `ft-m` edit each fact
-alone, `memit` all at once. What was made in FOLDER is taken again.
+`gguf` asks llama.cpp, `safetensors` transformers, in the environment that `environment.py` makes in
+FOLDER. Facts are the first of CounterFact, unrelated prompts the first of known_1000. `memit` edits all
+facts at once, the other methods each alone. What was made in FOLDER is taken again.
 """
 
 import argparse
 import json
 import subprocess
+import sys
 from pathlib import Path
 
+import environment
+from environment import Row
+
+METHODS = ["r-rome", "rome", "memit", "ft-m"]
 TOKENS = 8  # of an answer
+UNCHANGED = 45  # of 50 unrelated prompts
 
 
 class Ours:
@@ -88,13 +94,14 @@ def unrelated(shared: Path, facts: list[dict], count: int) -> list[str]:
     return [r["prompt"] for r in records if r["subject"] not in subjects][:count]
 
 
-def gguf(args: argparse.Namespace) -> None:
+def gguf(args: argparse.Namespace) -> list[Row]:
     ours = Ours(args)
     facts = facts_of(args.shared, args.facts)
     prompts = unrelated(args.shared, facts, 50)
     plain = LlamaCpp(args.model)
     before = [plain.says(prompt) for prompt in prompts]
     print(f"{args.model.name}")
+    rows = []
     for method in args.methods:
         batches = [facts] if method == "memit" else [[fact] for fact in facts]
         patched = own = kept = said = asked = extra = 0
@@ -124,14 +131,31 @@ def gguf(args: argparse.Namespace) -> None:
             f"{len(prompts)} unrelated prompts the first word that it said before: {words}, all {TOKENS} tokens: {unchanged}",
             flush=True,
         )
+        most = len(prompts)
+        rows += [
+            Row("gguf", method, "facts kept in the file's own format", f"{own} of {patched}"),
+            Row("gguf", method, "facts kept as exported", f"{kept} of {patched}", "all", 0 < patched == kept),
+            Row("gguf", method, "bytes more, in the mean", f"{extra / len(batches):,.0f}"),
+            Row("gguf", method, "facts said by llama.cpp", f"{said} of {asked}", "all", 0 < asked == said),
+            Row(
+                "gguf", method, f"first words of {most} unrelated prompts as before", " ".join(map(str, words)),
+                f"{UNCHANGED}", bool(words) and min(words) >= UNCHANGED,
+            ),
+            Row("gguf", method, f"all {TOKENS} tokens of these as before", " ".join(map(str, unchanged))),
+        ]
+    return rows
 
 
-def safetensors(args: argparse.Namespace) -> None:
+def safetensors(args: argparse.Namespace) -> list[Row]:
     ours = Ours(args)
     facts = facts_of(args.shared, 50)
     prompts = unrelated(args.shared, facts, 49)
+    rows = []
     for method in args.methods:
         patch = ours.patch(method, facts[:1], args.work / f"{args.model.name}-{method}.patch.safetensors")
+        if patch is None:
+            rows.append(Row("safetensors", method, "could not be edited", "", "", False))
+            continue
         for dtype in ("own", "f32"):
             out = args.work / "edited"
             report = ours.export(patch, "safetensors", out, "--dtype", dtype)
@@ -141,10 +165,14 @@ def safetensors(args: argparse.Namespace) -> None:
                 text = mine.json("ask", prompt, "--max-tokens", TOKENS)["text"]
                 same += text == peer.says(prompt)
             tensor = report["tensors"][0]
-            print(f"  {method:6} {dtype:4} {tensor['from']} → {tensor['to']}: {same} of 50 answers the same; lost {tensor['lost']:.4f}", flush=True)
+            lost = "not measured" if tensor["lost"] is None else f"{tensor['lost']:.4f}"
+            print(f"  {method:6} {dtype:4} {tensor['from']} → {tensor['to']}: {same} of 50 answers the same; lost {lost}", flush=True)
+            what = f"greedy answers as ours, stored as {tensor['to']}"
+            rows.append(Row("safetensors", method, what, f"{same} of 50", "50", same == 50))
+    return rows
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("form", choices=["gguf", "safetensors"])
     parser.add_argument("--mutandis", type=Path, required=True)
@@ -153,11 +181,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--facts", type=int, default=50)
     parser.add_argument("--peers", type=int, default=5, help="single edits that are loaded in llama.cpp, of each method")
-    parser.add_argument("--methods", nargs="+", default=["rome", "memit", "ft-m"])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     args = parser.parse_args()
+    environment.enter(args.work)
     args.work.mkdir(parents=True, exist_ok=True)
-    {"gguf": gguf, "safetensors": safetensors}[args.form](args)
+    return environment.table({"gguf": gguf, "safetensors": safetensors}[args.form](args))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

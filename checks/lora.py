@@ -3,7 +3,7 @@
 
     python checks/lora.py --mutandis target/release/mutandis --model SmolLM2-135M-Instruct.Q4_1.gguf --work /tmp/lora
 
-Needs torch, transformers, peft, gguf, safetensors and llama-cpp-python in the Python that runs it. The
+The other programs are in the environment that `environment.py` makes in the folder of `--work`. The
 base is the GGUF, once through transformers as a folder of f32 and once dequantised as a GGUF of f32, so
 that nothing but the adapter is compared. For each patch (`rome`: one weight of rank 1; `memit`: several
 layers; `ft-m`: a dense change, cut to low rank; `lora`: query and value of all layers) it prints
@@ -22,6 +22,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+import environment
+from environment import Row
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutandis", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--methods", nargs="*")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    # What is imported next is there.
+    environment.enter(arguments().work)
 
 import gguf
 import numpy as np
@@ -56,27 +73,24 @@ ROLES = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mutandis", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--methods", nargs="*", default=list(EDITS))
-    args = parser.parse_args()
+    args = arguments()
+    args.methods = args.methods or list(EDITS)
     args.work.mkdir(parents=True, exist_ok=True)
+    return environment.table(compare(args))
+
+
+def compare(args):
+    """The rows of all methods."""
     utils.logging.disable_progress_bar()
     folder = as_folder(args)
     # Our tokens: transformers' reading of a GGUF's vocabulary splits words otherwise.
     ids = [torch.tensor([run(args, "tokens", prompt)["ids"]]) for prompt in PROMPTS]
     plain = as_f32_gguf(args.model, args.work / "base-f32.gguf", {})
-    worst = 0.0
-    for method in args.methods:
-        worst = max(worst, check(args, method, folder, plain, ids))
-    print(f"largest distance {worst:.1e}, limit {LIMIT:.0e}: {'pass' if worst <= LIMIT else 'FAIL'}")
-    return int(worst > LIMIT)
+    return [row for method in args.methods for row in check(args, method, folder, plain, ids)]
 
 
 def check(args, method, folder, plain, ids):
-    """Makes, exports and compares the patch of one method; the largest distance."""
+    """Makes, exports and compares the patch of one method; its rows."""
     patch = args.work / f"{method}.patch.safetensors"
     if not patch.exists():
         edit(args, method, patch)
@@ -105,7 +119,8 @@ def check(args, method, folder, plain, ids):
     cut = f", cut: {100 * lost:.2f} % of the norm lost" if lost > 1e-6 else ""
     print(f"{method}: {len(report['modules'])} modules, rank {report['rank']}{cut}; the edit moves logits by up to "
           f"{moved:.2f}; peft {in_peft:.1e}, llama.cpp {in_llama:.1e}, ours {ours:.1e}", flush=True)
-    return max(in_peft, in_llama, ours)
+    distances = {"peft, adapter and merged": in_peft, "llama.cpp, adapter and merged": in_llama, "ours and peft": ours}
+    return [Row("lora", method, what, f"{far:.1e}", f"{LIMIT:.0e}", far <= LIMIT) for what, far in distances.items()]
 
 
 def run(args, *command):

@@ -4,10 +4,12 @@
 //! what of it a format keeps, tensor by tensor, and gives the change as stored as an overlay, so that
 //! a caller can ask the model before anything is written.
 
+mod apart;
+mod beneath;
 mod folder;
 mod inputs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use mutandis_engine::checkpoint::{Checkpoint, Container, Dtype, Layout, Replacement, Replacements};
@@ -17,7 +19,14 @@ use serde::Serialize;
 use crate::atomic;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
+pub use apart::check_apart;
+pub use beneath::check_beneath;
 use inputs::Seen;
+
+/// Least cosine between a change as stored and the change that was meant, where no fact can say whether
+/// it was kept: what is off is then a seventh of what is stored (√(1 − 0.99²) = 0.14). Where the steps of
+/// a format are larger than the change, hardly any likeness is left.
+pub const ALIKE: f64 = 0.99;
 
 /// What patches change of a model's stored tensors.
 #[derive(Debug)]
@@ -71,8 +80,9 @@ pub struct StoredTensor {
     /// Cosine between stored - base and ΔW. Low where much is rounded, which can be harmless.
     pub cosine: f64,
     /// ‖(stored - base - ΔW) X‖ / ‖ΔW X‖ over the inputs X of the facts' own texts: what is lost
-    /// where the facts are asked. 0 where there are none.
-    pub lost: f64,
+    /// where the facts are asked. `None` where that was not measured: no facts are known, or the tensor
+    /// is not stored by rows.
+    pub lost: Option<f64>,
 }
 
 /// A written export.
@@ -80,8 +90,13 @@ pub struct StoredTensor {
 pub struct Written {
     /// Bytes of the files that hold weights.
     pub bytes: u64,
-    /// Files of the base's folder that were left out: other forms of its weights, unedited.
+    /// What of the base's folder was left out: other forms of its weights, which are unedited, folders
+    /// (ending in `/`) and hidden files.
     pub left_out: Vec<String>,
+    /// The number format that `config.json` names, where a tensor is stored wider: transformers loads
+    /// all tensors in it, and rounds that one back, unless it is told another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loads_as: Option<&'static str>,
 }
 
 impl<'a> Export<'a> {
@@ -153,6 +168,20 @@ impl<'a> Export<'a> {
             tensor.inputs = inputs;
         }
         Ok(export)
+    }
+
+    /// Names of the tensors that a patch changes.
+    ///
+    /// # Errors
+    /// Where the model has no such weight.
+    pub fn tensors_of(&self, patch: &Patch) -> Result<Vec<String>> {
+        let checkpoint = self.model.checkpoint();
+        patch.weights.iter().map(|(id, _)| Ok(layout(checkpoint, *id)?.tensor)).collect()
+    }
+
+    /// Whether [`Self::store`] makes a tensor wider for this format.
+    pub fn is_narrower_than(&self, least: Dtype) -> bool {
+        self.touched.iter().any(|touched| bits(least) > bits(touched.dtype))
     }
 
     /// The tensors with their changes, in their own format or, where that is narrower, in `least`.
@@ -236,7 +265,10 @@ impl Touched {
     }
 
     /// [`StoredTensor::lost`].
-    fn lost(&self, moved: &[f32]) -> f64 {
+    fn lost(&self, moved: &[f32]) -> Option<f64> {
+        if self.inputs.is_empty() {
+            return None;
+        }
         let (mut lost, mut whole) = (0.0, 0.0);
         for x in self.inputs.chunks_exact(self.inn) {
             for (moved, change) in moved.chunks_exact(self.inn).zip(self.change.chunks_exact(self.inn)) {
@@ -249,7 +281,7 @@ impl Touched {
                 whole += should.powi(2);
             }
         }
-        ratio(lost.sqrt(), whole.sqrt())
+        Some(ratio(lost.sqrt(), whole.sqrt()))
     }
 }
 
@@ -259,12 +291,22 @@ impl Stored {
         self.tensors.iter().map(|t| t.bytes_after as i64 - t.bytes_before as i64).sum()
     }
 
-    /// Writes a copy of the base's GGUF file with these tensors, and reads it again.
+    /// The least cosine between what is stored of a change and the change, over the tensors of these
+    /// names; `None` where there are none.
+    pub fn alike(&self, names: &BTreeSet<String>) -> Option<f64> {
+        // Where changes cancel out, there is nothing to be like.
+        let named = self.tensors.iter().filter(|t| t.change > 0.0 && names.contains(&t.tensor));
+        named.map(|t| t.cosine).reduce(f64::min)
+    }
+
+    /// Writes a copy of the base's GGUF file with these tensors, and reads it again before it gets its
+    /// name.
     ///
     /// # Errors
-    /// Where the base is no single GGUF file, or the file cannot be written.
+    /// Where the base is no single GGUF file, or `path` is that file; where it cannot be written.
     pub fn write_gguf(&self, model: &Model, path: &Path) -> Result<Written> {
         let checkpoint = model.checkpoint();
+        check_apart(checkpoint, path)?;
         let mut files = checkpoint.files();
         let (Some((file, _)), None) = (files.next(), files.next()) else {
             return Err(Error::input_hint(
@@ -275,16 +317,21 @@ impl Stored {
         let Some(rewritten) = checkpoint.rewritten(file, &self.replaced)? else {
             return Err(Error::input(format!("`{}` holds none of the changed tensors", file.display())));
         };
-        atomic::write(path, |to| rewritten.write(to)).map_err(|e| Error::unwritable(path, &e))?;
-        self.verify(checkpoint, path)?;
-        Ok(Written { bytes: file_length(path)?, left_out: vec![] })
+        let failed = |e: std::io::Error| Error::unwritable(path, &e);
+        let mut builder = tempfile::Builder::new();
+        let beside = builder.prefix(atomic::PREFIX).tempdir_in(atomic::folder_of(path)).map_err(failed)?;
+        let copy = beside.path().join(path.file_name().unwrap_or_default());
+        atomic::write(&copy, |to| rewritten.write(to)).map_err(failed)?;
+        self.verify(checkpoint, &copy)?;
+        atomic::promote(&copy, path).map_err(failed)?;
+        Ok(Written { bytes: file_length(path)?, ..Written::default() })
     }
 
     /// Writes a copy of the base's folder with these tensors in its safetensors files, and reads it
-    /// again. Files of weights that hold none of them are hard links where that can be.
+    /// again. Files of weights that hold none of them are copies.
     ///
     /// # Errors
-    /// Where `folder` exists and is not to be replaced (`force`), or cannot be written.
+    /// As [`check_folder`]; where `folder` cannot be written.
     pub fn write_safetensors(&self, model: &Model, folder: &Path, force: bool) -> Result<Written> {
         folder::write(model.checkpoint(), &self.replaced, folder, force, |written| {
             self.verify(model.checkpoint(), written)
@@ -331,6 +378,15 @@ pub fn check_form(model: &Model, form: Container) -> Result<()> {
         format!("the model is {is}: an export keeps the form of its base"),
         format!("export with `--to {other}`, or make the edit on the other form of the model"),
     ))
+}
+
+/// Checks that a copy of the model's folder can be made at a place, before anything is computed.
+///
+/// # Errors
+/// Where `folder` exists and is not to be replaced (`force`), or holds anything but an earlier export;
+/// where it holds the model.
+pub fn check_folder(model: &Model, folder: &Path, force: bool) -> Result<()> {
+    folder::check(model.checkpoint(), folder, force)
 }
 
 fn layout(checkpoint: &Checkpoint, id: WeightId) -> Result<Layout> {

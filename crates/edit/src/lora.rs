@@ -17,6 +17,7 @@ use mutandis_engine::{Architecture, Model, Role, WeightId};
 use rayon::prelude::*;
 use serde_json::json;
 
+use crate::atomic::folder_of;
 use crate::error::{Error, Result};
 use crate::patch::{Patch, WeightChange};
 use factors::Factors;
@@ -99,14 +100,19 @@ impl Adapter {
         Ok(Self { container, family: a.family, rank: rank.unwrap_or(largest), modules })
     }
 
-    /// Reads an adapter: a folder that `peft` wrote, or llama.cpp's GGUF file. Scales are
-    /// multiplied in.
+    /// Reads an adapter: a folder that `peft` wrote, which one of its two files stands for, or
+    /// llama.cpp's GGUF file. Scales are multiplied in.
     ///
     /// # Errors
     /// Where it is no such adapter, is damaged, or holds what no change of weights can (DoRA,
     /// biases, embeddings, modules saved whole), by name.
     pub fn read(path: &Path, family: Family) -> Result<Self> {
-        if path.is_dir() { peft::read(path, family) } else { gguf::read(path, family) }
+        let is_part = path.file_name().is_some_and(|name| name == peft::CONFIG || name == peft::WEIGHTS);
+        match path.is_dir() {
+            true => peft::read(path, family),
+            false if is_part => peft::read(folder_of(path), family),
+            false => gguf::read(path, family),
+        }
     }
 
     /// Writes it, whole or not at all. Alpha is the rank, so that its scale is 1.
@@ -123,7 +129,8 @@ impl Adapter {
     /// The adapter as a patch of a model.
     ///
     /// # Errors
-    /// Where the model has no such module, its shape is another, or a rank is above the matrix's.
+    /// Where the model has no such module, its shape is another, or a rank is above the matrix's; where
+    /// it changes nothing.
     pub fn patch(&self, model: &Model) -> Result<Patch> {
         let known = places(model, self.container);
         let from = match self.container {
@@ -148,6 +155,15 @@ impl Adapter {
                     WeightChange::LowRank { rank: m.rank, left, right: right.collect() },
                 )?;
             }
+        }
+        if patch.norms.iter().all(|norms| norms.delta == 0.0) {
+            return Err(Error::input_hint(
+                format!(
+                    "the adapter changes nothing: B · A is 0 in all of its {} modules",
+                    self.modules.len()
+                ),
+                "it was saved before it was trained: give one that was",
+            ));
         }
         Ok(patch)
     }
@@ -188,6 +204,18 @@ impl Module {
         }
         check_rank(&self.name, rank, rows, inn)
     }
+}
+
+/// Multiplies the scale that an α gives into B; `setting` is what it is called.
+fn scale(module: &str, setting: &str, alpha: f64, by: f64, b: &mut [f32]) -> Result<()> {
+    b.iter_mut().for_each(|x| *x = (f64::from(*x) * by) as f32);
+    if b.iter().all(|x| x.is_finite()) {
+        return Ok(());
+    }
+    Err(Error::input_hint(
+        format!("`{setting}` is {alpha:e}: multiplied by it, the factors of `{module}` overflow"),
+        "adapters have an α of about their rank: give one whose α is as it was trained",
+    ))
 }
 
 /// Refuses a rank that a matrix cannot have.

@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use mutandis_edit::export::{ALIKE, check_apart, check_beneath};
 use mutandis_edit::method::Family;
-use mutandis_edit::patch::WeightChange;
+use mutandis_edit::patch::{WeightChange, chain};
 use mutandis_edit::{Export, Patch};
 use mutandis_engine::checkpoint::{Checkpoint, Container, Dtype};
 use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Role, Sequence, Storage, WeightId};
@@ -154,37 +155,33 @@ fn patches_are_added_up() {
 
 #[test]
 fn a_folder_keeps_its_files_and_only_touched_shards_are_rewritten() {
-    let base = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(fixtures().join("llama3_rope_old")).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, base.path().join(path.file_name().unwrap())).unwrap();
-    }
-    std::fs::write(base.path().join("tokenizer_config.json"), "{}").unwrap();
+    let base = sharded();
     std::fs::write(base.path().join("pytorch_model.bin"), "old").unwrap();
+    std::fs::write(base.path().join(".gitattributes"), "").unwrap();
+    std::fs::create_dir(base.path().join("onnx")).unwrap();
     let model = load(base.path());
-    let mut patch = patch(&model, 5);
-    let is_first = |id: &WeightId| {
-        let name = model.checkpoint().layout(id.role, id.layer).unwrap().unwrap().tensor;
-        model.checkpoint().tensor(&name).unwrap().path.ends_with("model-00001-of-00002.safetensors")
-    };
-    patch.weights.retain(|(id, _)| is_first(id));
-    assert!(!patch.weights.is_empty());
+    let patch = of_first_shard(&model, 5);
     let stored = Export::new(&model, &[patch]).unwrap().store(None).unwrap();
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("edited");
     let written = stored.write_safetensors(&model, &folder, false).unwrap();
-    assert_eq!(written.left_out, ["pytorch_model.bin"]);
+    assert_eq!(written.left_out, [".gitattributes", "onnx/", "pytorch_model.bin"]);
+    assert_eq!(written.loads_as, None);
     for entry in std::fs::read_dir(base.path()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let read = |folder: &Path| std::fs::read(folder.join(&name)).ok();
-        let expected_same = !["model-00001-of-00002.safetensors", "pytorch_model.bin"].contains(&&*name);
-        assert_eq!(read(base.path()) == read(&folder), expected_same, "{name}");
+        let is_left_out = written.left_out.iter().any(|left| left.trim_end_matches('/') == name);
+        assert_eq!(folder.join(&name).exists(), !is_left_out, "{name}");
+        if !is_left_out {
+            let expected_same = name != FIRST;
+            assert_eq!(read(base.path()) == read(&folder), expected_same, "{name}");
+        }
     }
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 1);
 
     // The header of a rewritten shard is the base's, byte for byte: nothing changed its format.
     let header = |folder: &Path| {
-        let bytes = std::fs::read(folder.join("model-00001-of-00002.safetensors")).unwrap();
+        let bytes = std::fs::read(folder.join(FIRST)).unwrap();
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         bytes[..8 + length].to_vec()
     };
@@ -199,10 +196,181 @@ fn a_folder_keeps_its_files_and_only_touched_shards_are_rewritten() {
     assert!(error.to_string().contains("holds the model itself"), "{error}");
     let error = stored.write_safetensors(&model, &out.path().join("gone/edited"), false).unwrap_err();
     assert!(error.to_string().contains("gone"), "{error}");
-    let plain = out.path().join("plain");
-    std::fs::create_dir(&plain).unwrap();
-    let error = stored.write_safetensors(&model, &plain, true).unwrap_err();
-    assert!(error.to_string().contains("is no checkpoint"), "{error}");
+    let file = out.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let error = stored.write_safetensors(&model, &file, true).unwrap_err();
+    assert!(error.to_string().contains("is a file, expected a folder"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+}
+
+const FIRST: &str = "model-00001-of-00002.safetensors";
+
+/// A copy of a model in two shards, with a file of a tokenizer.
+fn sharded() -> tempfile::TempDir {
+    let base = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixtures().join("llama3_rope_old")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, base.path().join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::write(base.path().join("tokenizer_config.json"), "{}").unwrap();
+    base
+}
+
+/// A patch of weights that lie in the first shard.
+fn of_first_shard(model: &Model, seed: u64) -> Patch {
+    let mut patch = patch(model, seed);
+    let is_first = |id: &WeightId| {
+        let name = model.checkpoint().layout(id.role, id.layer).unwrap().unwrap().tensor;
+        model.checkpoint().tensor(&name).unwrap().path.ends_with(FIRST)
+    };
+    patch.weights.retain(|(id, _)| is_first(id));
+    assert!(!patch.weights.is_empty());
+    patch
+}
+
+#[test]
+fn a_folder_with_anything_but_an_export_is_not_replaced() {
+    let base = sharded();
+    let model = load(base.path());
+    let stored = Export::new(&model, &[of_first_shard(&model, 11)]).unwrap().store(None).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("edited");
+    stored.write_safetensors(&model, &folder, false).unwrap();
+    let refused = |name: &str| {
+        let error = stored.write_safetensors(&model, &folder, true).unwrap_err();
+        let text = format!("{error}; {}", error.hint().unwrap());
+        assert!(text.contains(&format!("holds `{name}`")) && text.contains("--force"), "{text}");
+    };
+    for name in ["notes.md", ".gitignore", "model-00003-of-00003.safetensors"] {
+        std::fs::write(folder.join(name), "mine").unwrap();
+        refused(name);
+        assert_eq!(std::fs::read(folder.join(name)).unwrap(), b"mine");
+        std::fs::remove_file(folder.join(name)).unwrap();
+    }
+    std::fs::create_dir(folder.join("checkpoints")).unwrap();
+    refused("checkpoints/");
+    std::fs::remove_dir(folder.join("checkpoints")).unwrap();
+    // A file that an export writes, and that was changed by hand since.
+    std::fs::write(folder.join("tokenizer_config.json"), "[]").unwrap();
+    refused("tokenizer_config.json");
+    std::fs::write(folder.join("tokenizer_config.json"), "{}").unwrap();
+    stored.write_safetensors(&model, &folder, true).unwrap();
+
+    #[cfg(unix)]
+    {
+        // A link stays one, and leads to the new export.
+        let link = out.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        stored.write_safetensors(&model, &link, true).unwrap();
+        assert!(link.is_symlink() && Checkpoint::open(&folder).is_ok());
+    }
+}
+
+#[test]
+fn an_export_shares_nothing_with_its_base() {
+    let base = sharded();
+    let model = load(base.path());
+    let stored = Export::new(&model, &[of_first_shard(&model, 12)]).unwrap().store(None).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("edited");
+    stored.write_safetensors(&model, &folder, false).unwrap();
+    let untouched = "model-00002-of-00002.safetensors";
+    let was = std::fs::read(base.path().join(untouched)).unwrap();
+    // Written in place, as a program with a mapped file does.
+    let mut file = std::fs::OpenOptions::new().write(true).open(folder.join(untouched)).unwrap();
+    std::io::Write::write_all(&mut file, &[0; 64]).unwrap();
+    assert_eq!(std::fs::read(base.path().join(untouched)).unwrap(), was);
+}
+
+#[test]
+fn a_wider_export_tells_its_size_and_what_reads_it_narrower() {
+    let base = sharded();
+    let model = load(base.path());
+    let stored = Export::new(&model, &[of_first_shard(&model, 13)]).unwrap().store(Some(Dtype::F32)).unwrap();
+    assert!(stored.extra_bytes() > 0);
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("edited");
+    let written = stored.write_safetensors(&model, &folder, false).unwrap();
+    assert_eq!(written.loads_as, Some("BF16"));
+    let index = |folder: &Path| -> serde_json::Value {
+        let text = std::fs::read(folder.join("model.safetensors.index.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    let (was, is) = (index(base.path()), index(&folder));
+    let total = |index: &serde_json::Value| index["metadata"]["total_size"].as_i64().unwrap();
+    assert_eq!(total(&is), total(&was) + stored.extra_bytes());
+    let copy = Checkpoint::open(&folder).unwrap();
+    let bytes: usize = copy.tensor_names().map(|name| copy.tensor(name).unwrap().bytes.len()).sum();
+    assert_eq!(total(&is), bytes as i64);
+    assert_eq!(is["weight_map"], was["weight_map"]);
+    // Its own index does not make it look like something else.
+    stored.write_safetensors(&model, &folder, true).unwrap();
+}
+
+#[test]
+fn the_model_itself_is_never_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::copy(fixtures().join("llama.gguf"), &path).unwrap();
+    let model = load(&path);
+    let was = std::fs::read(&path).unwrap();
+    let stored = Export::new(&model, &[patch(&model, 14)]).unwrap().store(None).unwrap();
+    std::fs::create_dir(folder.path().join("sub")).unwrap();
+    let mut names = vec![path.clone(), folder.path().join("sub/../model.gguf")];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(&path, folder.path().join("link.gguf")).unwrap();
+        names.push(folder.path().join("link.gguf"));
+    }
+    for name in names {
+        let error = stored.write_gguf(&model, &name).unwrap_err();
+        assert!(error.to_string().contains("a file of the model itself"), "{error}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), was);
+    assert!(check_apart(model.checkpoint(), &folder.path().join("other.gguf")).is_ok());
+
+    let base = sharded();
+    let model = load(base.path());
+    let names = [FIRST, "config.json", "tokenizer_config.json", "model.safetensors.index.json", ""];
+    for name in names {
+        assert!(check_apart(model.checkpoint(), &base.path().join(name)).is_err(), "{name}");
+    }
+    std::fs::write(base.path().join("a.patch.safetensors"), "").unwrap();
+    assert!(check_apart(model.checkpoint(), &base.path().join("a.patch.safetensors")).is_ok());
+}
+
+#[test]
+fn without_facts_nothing_is_said_to_be_kept() {
+    let model = load(&fixtures().join("llama3_rope_old"));
+    // Far below a step of BF16.
+    let mut small = of_first_shard(&model, 15);
+    for (_, change) in &mut small.weights {
+        *change = change.clone().scaled(1e-4);
+    }
+    let export = Export::new(&model, std::slice::from_ref(&small)).unwrap();
+    let names = export.tensors_of(&small).unwrap().into_iter().collect();
+    let (own, wide) = (export.store(None).unwrap(), export.store(Some(Dtype::F32)).unwrap());
+    assert!(own.tensors.iter().chain(&wide.tensors).all(|tensor| tensor.lost.is_none()));
+    let (lost, kept) = (own.alike(&names).unwrap(), wide.alike(&names).unwrap());
+    assert!(lost < 0.9 && kept > ALIKE, "{lost} {kept}");
+    assert_eq!(own.alike(&Default::default()), None);
+    assert!(export.is_narrower_than(Dtype::F32) && !export.is_narrower_than(Dtype::F16));
+}
+
+#[test]
+fn a_patch_has_those_before_it_that_it_was_computed_on() {
+    let model = load(&fixtures().join("llama"));
+    let [a, b] = [16, 17].map(|seed| patch(&model, seed));
+    let on_a = Patch { under: Some(chain(None, &a.id().unwrap())), ..patch(&model, 18) };
+    let list = |patches: &[&Patch]| patches.iter().map(|patch| (*patch).clone()).collect::<Vec<_>>();
+    for whole in [&[&a, &on_a][..], &[&a, &b, &on_a], &[&b, &a], &[]] {
+        check_beneath(&list(whole)).unwrap();
+    }
+    for broken in [&[&on_a][..], &[&b, &on_a], &[&on_a, &a], &[&b, &a, &on_a]] {
+        let error = check_beneath(&list(broken)).unwrap_err();
+        assert!(error.to_string().contains("on top of other patches"), "{error}");
+        assert!(error.hint().unwrap().contains("--independent"));
+    }
 }
 
 #[test]

@@ -337,6 +337,45 @@ fn an_adapter_that_is_more_than_low_rank_is_refused_by_name() {
 }
 
 #[test]
+fn a_file_of_an_adapter_stands_for_its_folder() {
+    let model = model("llama");
+    let folder = fixture("lora/llama");
+    let weights = |path: &Path| imported(path, &model).unwrap().weights;
+    for file in ["adapter_model.safetensors", "adapter_config.json"] {
+        assert_eq!(weights(&folder.join(file)), weights(&folder), "{file}");
+    }
+}
+
+#[test]
+fn an_adapter_that_changes_nothing_is_refused() {
+    for part in ["lora_A", "lora_B"] {
+        let zeros = |all: &mut Tensors| {
+            let parts = all.iter_mut().filter(|(name, _)| name.contains(part));
+            parts.for_each(|(_, (_, numbers))| numbers.fill(0.0));
+        };
+        told(tampered(&|_| (), &zeros), &["changes nothing", "before it was trained"]);
+    }
+}
+
+#[test]
+fn an_alpha_that_is_too_large_is_named() {
+    told(tampered(&|config| config["lora_alpha"] = json!(1e60), &|_| ()), &["`lora_alpha` is 1e60", "_proj"]);
+    let own = |config: &mut Value| config["alpha_pattern"]["layers.0.self_attn.q_proj"] = json!(1e60);
+    told(tampered(&own, &|_| ()), &["`alpha_pattern` is 1e60", "q_proj"]);
+    // No number of JSON at all.
+    let folder = tempfile::tempdir().unwrap();
+    let own = fixture("lora/llama");
+    std::fs::copy(own.join("adapter_model.safetensors"), folder.path().join("adapter_model.safetensors"))
+        .unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(own.join("adapter_config.json")).unwrap()).unwrap();
+    config["lora_alpha"] = json!(12345);
+    let text = config.to_string().replace("12345", "1e999");
+    std::fs::write(folder.path().join("adapter_config.json"), text).unwrap();
+    told(imported(folder.path(), &model("llama")), &["out of range", "`lora_alpha`"]);
+}
+
+#[test]
 fn a_damaged_adapter_is_refused() {
     let key = |part: &str| format!("{Q}{part}.weight");
     told(tampered(&|config| config["r"] = json!(5), &|_| ()), &["says rank 5"]);

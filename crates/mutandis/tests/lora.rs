@@ -185,4 +185,36 @@ fn the_difference_of_two_checkpoints_is_a_patch() {
     );
     let text = diff(&["--linear-only", "--force"]).ok().stdout;
     assert!(text.contains("1 weights change by low rank, 1 at most\nskipped  model.norm.weight"), "{text}");
+    // Numbers that are no weights, and change what is computed from them.
+    let config = std::fs::read_to_string(sandbox.path("edited/config.json")).unwrap();
+    let other = config.replace("\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": 1e-06");
+    assert_ne!(config, other);
+    std::fs::write(sandbox.path("edited/config.json"), other).unwrap();
+    let told = "`rms_norm_eps` is 0.00001 in the base and 0.000001 in what it became";
+    diff(&["--force"]).fails_with(&["compute differently", told, "--linear-only"]);
+    let ran = diff(&["--linear-only", "--json", "--force"]).ok();
+    assert_eq!(ran.json()["skipped"], json!(["model.norm.weight", told]));
+    assert!(ran.stderr.contains(told), "{ran:?}");
+}
+
+#[test]
+fn an_adapter_and_a_patch_leave_the_model_as_it_is() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("model")).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(Path::new(&fixture("llama")).join(file), sandbox.path("model").join(file)).unwrap();
+    }
+    let adapter = fixture("lora/llama/adapter_model.safetensors");
+    let run = |rest: &[&str]| sandbox.run(&[&["patch"], rest, &["--model", "model"]].concat());
+    run(&["from-lora", &adapter, "--out", "a.p"]).ok();
+    for file in ["config.json", "model.safetensors"] {
+        let out = format!("model/{file}");
+        run(&["from-lora", &adapter, "--out", &out, "--force"]).fails_with(&["a file of the model itself"]);
+        let base = fixture("llama");
+        let diff = ["patch", "from-diff", &base, "model", "--out", &out, "--force"];
+        sandbox.run(&diff).fails_with(&["a file of the model itself"]);
+    }
+    let to_lora = ["export", "a.p", "--to", "lora", "--out", "model", "--force"];
+    run(&to_lora).fails_with(&["the folder of the model itself", "hint: "]);
+    assert_eq!(left(&sandbox), ["a.p", "model/config.json", "model/model.safetensors"]);
 }

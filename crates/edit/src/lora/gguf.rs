@@ -8,7 +8,7 @@ use mutandis_engine::checkpoint::{
     Container, Dtype, Gguf, GgufTensor, GgufWriter, Value, check_finite, gguf_architecture,
 };
 
-use super::{Adapter, Module};
+use super::{Adapter, Module, scale};
 use crate::atomic;
 use crate::error::{Error, Result};
 
@@ -91,10 +91,9 @@ pub(super) fn read(path: &Path, family: Family) -> Result<Adapter> {
             return Err(corrupt(format!("the factors of `{name}` are {:?} and {:?}", a.shape, b.shape)));
         }
         // As llama.cpp has it: without an alpha the factors are taken as they are.
-        let scale = if alpha == 0.0 { 1.0 } else { alpha / rank as f64 };
+        let by = if alpha == 0.0 { 1.0 } else { alpha / rank as f64 };
         let (a, mut b) = (numbers(&bytes, a)?, numbers(&bytes, b)?);
-        b.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
-        check_finite(name, &b)?;
+        scale(name, ALPHA, alpha, by, &mut b)?;
         modules.push(Module { name: name.to_owned(), rank, a, b, lost: 0.0 });
     }
     let rank = modules.iter().map(|m| m.rank).max().ok_or_else(|| corrupt("it holds no factors".into()))?;

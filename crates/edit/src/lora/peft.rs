@@ -9,12 +9,12 @@ use safetensors::tensor::{SafeTensors, TensorView};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Adapter, Module};
+use super::{Adapter, Module, scale};
 use crate::atomic;
 use crate::error::{Error, Result};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// What stands before every module's name: `peft`'s wrapper and the model in it.
 const PREFIX: &str = "base_model.model.";
@@ -129,9 +129,8 @@ pub(super) fn read(folder: &Path, family: Family) -> Result<Adapter> {
             )));
         }
         let (a, mut b) = (numbers(&name, &a)?, numbers(&name, &b)?);
-        let scale = config.scale(&name, rank)?;
-        b.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
-        check_finite(&name, &b)?;
+        let (setting, alpha) = config.alpha(&name)?;
+        scale(&name, setting, alpha, alpha / config.divisor(rank), &mut b)?;
         modules.push(Module { name, rank, a, b, lost: 0.0 });
     }
     let rank = modules.iter().map(|m| m.rank).max();
@@ -146,11 +145,17 @@ impl Config {
         Ok(own.map_or(self.r, |rank| usize::try_from(rank).unwrap_or(usize::MAX)))
     }
 
-    /// What `B · A` is multiplied by: α / r, or α / √r (rank-stabilised, arXiv 2312.03732).
-    fn scale(&self, module: &str, rank: usize) -> Result<f64> {
-        let own = matching(&self.alpha_pattern, "alpha_pattern", module)?.and_then(Value::as_f64);
-        let rank = rank as f64;
-        Ok(own.unwrap_or(self.lora_alpha) / if self.use_rslora { rank.sqrt() } else { rank })
+    /// α of a module, and the setting that it stands in.
+    fn alpha(&self, module: &str) -> Result<(&'static str, f64)> {
+        let setting = "alpha_pattern";
+        let own = matching(&self.alpha_pattern, setting, module)?.and_then(Value::as_f64);
+        Ok(own.map_or(("lora_alpha", self.lora_alpha), |alpha| (setting, alpha)))
+    }
+
+    /// What α is divided by to give what `B · A` is multiplied by: r, or √r (rank-stabilised,
+    /// arXiv 2312.03732).
+    fn divisor(&self, rank: usize) -> f64 {
+        if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 }
     }
 }
 
@@ -177,8 +182,10 @@ fn matching<'a>(patterns: &'a Map<String, Value>, setting: &str, module: &str) -
 }
 
 fn read_config(text: &[u8], path: &Path) -> Result<Config> {
-    let corrupt =
-        |e: serde_json::Error| Error::Corrupt { path: path.to_owned(), what: "adapter", why: e.to_string() };
+    let corrupt = |e: serde_json::Error| {
+        let at = near(text, &e).map(|name| format!(", at `{name}`")).unwrap_or_default();
+        Error::Corrupt { path: path.to_owned(), what: "adapter", why: format!("{e}{at}") }
+    };
     let mut fields: Map<String, Value> = serde_json::from_slice(text).map_err(corrupt)?;
     // `null` is how `peft` writes what is not set.
     fields.retain(|_, value| !value.is_null());
@@ -206,6 +213,12 @@ fn read_config(text: &[u8], path: &Path) -> Result<Config> {
         return Err(not_lora(&format!("`peft_type` is `{}` in `{CONFIG}`", config.peft_type)));
     }
     Ok(config)
+}
+
+/// The setting that an error in a config is about: the last text in quotes before it.
+fn near<'a>(text: &'a [u8], error: &serde_json::Error) -> Option<&'a str> {
+    let line = std::str::from_utf8(text).ok()?.lines().nth(error.line().checked_sub(1)?)?;
+    line.get(..error.column().min(line.len()))?.rsplit('"').nth(1)
 }
 
 fn numbers(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {

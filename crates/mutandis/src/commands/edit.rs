@@ -6,7 +6,7 @@ mod report;
 mod turns;
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use mutandis_bench::run::COLLAPSE;
 use mutandis_edit::{Context, Entry, Error, Fact, Job, Ledger, Patch, find};
 use serde_json::Value;
 
-pub(crate) use self::place::{corpus, writable};
+pub(crate) use self::place::{apart, corpus, writable, writable_by};
 use self::place::{default_name, join};
 use self::questions::{Questions, SHOWN};
 use self::report::{AlsoReport, FactReport, KeepReport, Report, Seconds};
@@ -118,13 +118,13 @@ impl Order {
     fn new(args: &Args) -> anyhow::Result<Self> {
         let entry = find(&args.method)?;
         let facts = facts(args)?;
-        let editor = args.editor.iter().map(|path| format!("editor={}", path.display()));
-        let settings = settings(entry, &args.settings.iter().cloned().chain(editor).collect::<Vec<_>>())?;
+        let settings = with_editor(args, entry, settings(entry, &args.settings)?)?;
         if args.also.iter().chain(&args.keep).any(|p| p.trim().is_empty()) {
             let hint = "give the beginning of a sentence, as in `--keep \"The capital of Spain is\"`";
             return Err(Error::input_hint("a prompt of `--also` or `--keep` is empty", hint).into());
         }
         args.corpus.as_deref().map(corpus).transpose()?;
+        args.ledger.as_deref().map(Ledger::check_place).transpose()?;
         let gate = args.gate.as_deref().map(Gated::read).transpose()?;
         Ok(Self { entry, facts, settings, gate })
     }
@@ -174,6 +174,7 @@ fn once(args: &Args, order: &Order, session: &Session<'_>) -> anyhow::Result<Exi
     let out = args.out.clone().or_else(|| args.ledger.is_none().then(|| default_name(&order.facts)));
     if let Some(out) = &out {
         writable(out, args.force)?;
+        apart(session, session.model.as_deref(), out)?;
     }
     let beneath = match &args.ledger {
         Some(folder) if Ledger::is_at(folder) => std::slice::from_ref(folder),
@@ -292,6 +293,23 @@ fn facts(args: &Args) -> anyhow::Result<Vec<Fact>> {
         args.prompt.as_deref().ok_or_else(|| missing("the prompt", "`edit \"The capital of France is\"`"))?;
     let target = args.target.as_deref().ok_or_else(|| missing("the new answer", "`--to Rome`"))?;
     Ok(vec![Fact::new(prompt, args.subject.as_deref().unwrap_or_default(), target)?])
+}
+
+/// Settings with the trained editor that is given, which is found out before the work to be none.
+fn with_editor(args: &Args, entry: &Entry, mut settings: Value) -> anyhow::Result<Value> {
+    if let Some(path) = &args.editor {
+        entry.check_editor()?;
+        let text = path.to_str().ok_or_else(|| {
+            let what =
+                format!("the editor's path `{}` is not UTF-8, as a patch has to name it", path.display());
+            Error::input_hint(what, "give the file or its folder another name")
+        })?;
+        settings["editor"] = text.into();
+    }
+    if let Some(path) = settings["editor"].as_str() {
+        place::editor(Path::new(path), entry.id)?;
+    }
+    Ok(settings)
 }
 
 /// Refuses facts that the model answers as asked already.

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use mutandis::engine::Model;
+use mutandis::engine::checkpoint::Checkpoint;
 use mutandis_edit::atomic::PREFIX;
+use mutandis_edit::export::check_apart;
+use mutandis_edit::primitives::editor::about;
 use mutandis_edit::{Error, Fact, Patch};
 
 use super::Args;
@@ -34,13 +37,19 @@ pub(super) fn default_name(facts: &[Fact]) -> PathBuf {
 
 /// Finds out before the work, not after it, that a file cannot be written there.
 pub(crate) fn writable(path: &Path, force: bool) -> anyhow::Result<()> {
+    writable_by("--out", "rome.patch.safetensors", path, force)
+}
+
+/// As [`writable`], for a file that is named by another option or is of another kind than a patch;
+/// `example` is a name that it might have.
+pub(crate) fn writable_by(option: &str, example: &str, path: &Path, force: bool) -> anyhow::Result<()> {
     let shown = path.display();
     if path.is_dir() || path.file_name().is_none() {
-        let hint = "give a file name, as in `--out rome.patch.safetensors`";
+        let hint = format!("give a file name, as in `{option} {example}`");
         return Err(Error::input_hint(format!("`{shown}` is not a file name"), hint).into());
     }
     if path.exists() && !force {
-        let hint = "choose another name with `--out`, or overwrite it with `--force`";
+        let hint = format!("choose another name with `{option}`, or overwrite it with `--force`");
         return Err(Error::input_hint(format!("`{shown}` exists"), hint).into());
     }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -52,9 +61,21 @@ pub(crate) fn writable(path: &Path, force: bool) -> anyhow::Result<()> {
             // The name of the trial file would only mislead.
             kind => kind.to_string(),
         };
-        let hint = "choose a folder that exists and can be written to, with `--out`";
+        let hint = format!("choose a folder that exists and can be written to, with `{option}`");
         Error::input_hint(format!("cannot write `{shown}`: {why}"), hint)
     })?;
+    Ok(())
+}
+
+/// Finds out before the work that what is written would take the place of a file of a model, or of its
+/// folder; `model` is a name as `--model` takes it.
+pub(crate) fn apart(session: &Session<'_>, model: Option<&str>, out: &Path) -> anyhow::Result<()> {
+    // What is not there yet is no model's, nor is it where a model is yet to be fetched.
+    if out.exists()
+        && let Some(located) = session.models().locate(model)?
+    {
+        check_apart(&Checkpoint::open(&located.path)?, out)?;
+    }
     Ok(())
 }
 
@@ -67,6 +88,20 @@ pub(crate) fn corpus(path: &Path) -> anyhow::Result<String> {
         Error::input_hint(format!("cannot read the corpus `{}`: {error}", path.display()), hint)
     })?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Finds out before the work that a file holds no trained editor.
+pub(super) fn editor(path: &Path, method: &str) -> anyhow::Result<()> {
+    let what = match std::fs::File::open(path) {
+        Err(error) => format!("cannot read the editor `{}`: {error}", path.display()),
+        Ok(_) if about(path).is_none() => format!("`{}` is no editor", path.display()),
+        Ok(_) => return Ok(()),
+    };
+    let hint = format!(
+        "`mutandis train {method} --data FILE` trains one, and `edit` finds it by itself unless `--out` put it \
+         elsewhere"
+    );
+    Err(Error::input_hint(what, hint).into())
 }
 
 /// Adds a patch to a ledger; says where it is, and with what it is in conflict. Should the ledger

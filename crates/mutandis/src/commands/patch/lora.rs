@@ -1,15 +1,16 @@
 //! `mutandis patch export --to lora`: patches as an adapter for `peft` or llama.cpp.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
 use mutandis::engine::checkpoint::Container;
+use mutandis_edit::Error;
 use mutandis_edit::lora::{Adapter, Module};
-use mutandis_edit::{Error, Patch};
 use serde_json::json;
 
-use crate::commands::edit::writable;
+use super::export::Given;
+use crate::commands::edit::{apart, writable};
 use crate::session::Session;
 
 /// What an adapter is to be.
@@ -37,7 +38,7 @@ pub(super) enum Form {
 /// Below this a loss is the rounding of f32.
 const EXACT: f64 = 1e-7;
 
-pub(super) fn run(args: &Options<'_>, files: &[PathBuf], session: &Session<'_>) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Options<'_>, given: &Given, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let ends_in_gguf = args.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let (form, container) = match args.form {
         Some(Form::Gguf) => ("gguf", Container::Gguf),
@@ -48,8 +49,9 @@ pub(super) fn run(args: &Options<'_>, files: &[PathBuf], session: &Session<'_>) 
         Container::Gguf => writable(args.out, args.force)?,
         Container::Safetensors => writable_folder(args.out, args.force)?,
     }
-    let patches = files.iter().map(|file| Patch::load(file)).collect::<Result<Vec<_>, _>>()?;
+    apart(session, session.model.as_deref(), args.out)?;
     let model = session.load()?.model;
+    let patches = given.read(&model)?;
     let adapter = model.install(|| Adapter::new(&patches, &model, container, args.rank))?;
     adapter.write(args.out)?;
     let modules: Vec<_> = adapter
