@@ -201,8 +201,17 @@ impl Gate {
     /// Finds out before the work that a threshold cannot be measured of these facts.
     ///
     /// # Errors
-    /// Where facts have no other wordings, or nothing is to be kept.
+    /// Where there are no facts, or they have no other wordings, or nothing is to be kept.
     pub fn fits(&self, asked: &Asked) -> Result<()> {
+        let of_facts = [("efficacy", self.efficacy), ("paraphrase", self.paraphrase)];
+        if let (Some((name, _)), false) =
+            (of_facts.iter().find(|(_, bound)| bound.is_some()), asked.has_facts())
+        {
+            return Err(Error::input_hint(
+                format!("the gate has a threshold for `{name}`, and no fact is known of the edit"),
+                "a patch that was imported knows none: take the threshold out of a copy of the gate",
+            ));
+        }
         if self.paraphrase.is_some() && !asked.has_rephrases() {
             return Err(Error::input_hint(
                 "the gate has a threshold for `paraphrase`, and no fact has another wording",
@@ -266,6 +275,8 @@ const GENERAL_KEYS: &[&str] = &["suites", "folder", "limit", "drop"];
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
+    use mutandis_edit::Fact;
+
     use super::*;
 
     fn measure(name: &str, value: Option<f64>) -> Measure {
@@ -313,6 +324,23 @@ mod tests {
             assert!(error.to_string().contains(what), "{text}: {error}");
             assert!(error.hint().unwrap().contains(hint), "{text}: {:?}", error.hint());
         }
+    }
+
+    #[test]
+    fn of_an_edit_without_facts_is_asked_what_can_be() {
+        let general = |_: &Fact| vec!["The capital of Japan is".to_owned()];
+        let none = Asked::new(&[], &[], &[], general);
+        let given = Asked::new(&[], &[], &["Tom went to the".to_owned()], |_| panic!("one is given"));
+        for asked in [none, given] {
+            assert!(Gate::parse("kept = 0.5\nkl = 0.1\nnorm = 1").unwrap().fits(&asked).is_ok(), "{asked:?}");
+            for name in ["efficacy", "paraphrase"] {
+                let error = Gate::parse(&format!("{name} = 0.5")).unwrap().fits(&asked).unwrap_err();
+                assert!(error.to_string().contains(&format!("`{name}`")), "{error}");
+                assert!(error.hint().unwrap().contains("take the threshold out"));
+            }
+        }
+        let nothing = Asked::new(&[], &[], &[], |_| vec![]);
+        assert!(Gate::parse("kept = 0.5").unwrap().fits(&nothing).is_err());
     }
 
     #[test]

@@ -52,7 +52,7 @@ const FLUENCY: usize = 100;
 const GENERATIONS: usize = 3;
 
 /// Tokens of an answer at most, where nothing tells how long a right one is.
-const ANSWER: usize = 16;
+pub(crate) const ANSWER: usize = 16;
 
 /// A record, ready to be asked.
 #[derive(Debug, Clone)]

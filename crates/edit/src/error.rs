@@ -31,6 +31,18 @@ pub enum Error {
         /// What is wrong, with expected and found values.
         why: String,
     },
+    /// A file is sound as far as can be told, and of a format that came after this version.
+    #[error("the {what} `{path}` has format {found}, this mutandis reads format {reads}")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// "patch"…
+        what: &'static str,
+        /// The format that it has.
+        found: u64,
+        /// The newest that is read.
+        reads: u32,
+    },
     /// A fact, setting or file does not fit; nothing was done.
     #[error("{what}")]
     Input {
@@ -94,6 +106,7 @@ impl Error {
             Self::Engine(e) => e.hint(),
             Self::Input { hint, .. } => hint.clone(),
             Self::Corrupt { .. } => Some("the file is damaged or was changed by hand: make it again".into()),
+            Self::Newer { .. } => Some("use a newer mutandis, as the one that wrote it".into()),
             Self::Numerical { .. } => Some("try a smaller learning rate, or another layer".into()),
             Self::Io { source, .. } => is_full(source).then(|| FULL.to_owned()),
             Self::Interrupted => None,

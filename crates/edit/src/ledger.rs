@@ -1,10 +1,10 @@
 //! The ledger: an ordered stack of patches over one base, in a folder.
 //!
 //! `journal.jsonl` is the single source of truth: one line an operation, each with a hash of itself
-//! and the line before. `patches/` holds the files by their id, those that were taken out as well.
-//! Files are written before the line that names them, and a line is written at once and forced to
-//! the disk: a process that is killed leaves the state before or after. A writer takes `lock`;
-//! readers need none.
+//! and the line before; it comes with the first operation. `patches/` holds the files by their id,
+//! those that were taken out as well. Files are written before the line that names them, and a line
+//! is written at once and forced to the disk: a process that is killed leaves the state before or
+//! after. A writer takes `lock`; readers need none.
 
 mod carry;
 mod journal;
@@ -35,6 +35,12 @@ pub const SHORT: usize = 12;
 /// What names of patch files end with.
 const ENDING: &str = ".patch.safetensors";
 
+/// The folder that holds their files.
+const PATCHES: &str = "patches";
+
+/// What helps where the file of a patch is not what it should be.
+const RESTORE: &str = "restore it from a copy, or take the patch out with `mutandis patch revert`";
+
 /// A ledger as it was when it was read.
 #[derive(Debug)]
 pub struct Ledger {
@@ -48,6 +54,8 @@ pub struct Ledger {
 pub struct Writer {
     ledger: Ledger,
     lock: Lock,
+    /// Whether its folder was made by this process.
+    is_made: bool,
     /// Bytes of an operation that was cut off before its end, and dropped.
     pub dropped: u64,
 }
@@ -72,6 +80,14 @@ impl Ledger {
     /// Whether a folder is a ledger.
     pub fn is_at(folder: &Path) -> bool {
         Journal::place(folder).is_file()
+    }
+
+    /// Finds out before the work that a folder is no ledger, and cannot become one.
+    ///
+    /// # Errors
+    /// Where it is a file, or holds something else.
+    pub fn check_place(folder: &Path) -> Result<()> {
+        if Self::is_at(folder) { Ok(()) } else { beginnable(folder) }
     }
 
     /// Its folder.
@@ -102,6 +118,11 @@ impl Ledger {
     /// What an edit on top of the whole stack is computed under, as [`Patch::under`] has it.
     pub fn chain(&self) -> Option<String> {
         Prefixes::of(&self.stack).last().map(str::to_owned)
+    }
+
+    /// How many of the lowest patches have that name together, as [`Patch::under`] has it.
+    pub fn depth(&self, under: &str) -> Option<usize> {
+        Prefixes::of(&self.stack).depth(under)
     }
 
     /// The patch of a number, counted from 1, or of the beginning of an id.
@@ -135,9 +156,16 @@ impl Ledger {
     /// The patch that has a fact with this text in its prompt or target, whatever the case.
     ///
     /// # Errors
-    /// Where there is none, or several; where a patch of many facts cannot be read.
+    /// Where there is none, or several, or the text is blank; where a patch of many facts cannot be
+    /// read.
     pub fn find_fact(&self, text: &str) -> Result<&Record> {
         let wanted = text.trim().to_lowercase();
+        if wanted.is_empty() {
+            return Err(Error::input_hint(
+                "the text of the fact is blank, and would be in every fact",
+                "give a part of its prompt or target: `mutandis patch list` shows them",
+            ));
+        }
         let has = |text: &str| text.to_lowercase().contains(&wanted);
         let mut found = vec![];
         for record in &self.stack {
@@ -201,17 +229,20 @@ impl Ledger {
         ))
     }
 
-    /// Writes the file of a patch, unless it is there and sound.
-    fn write(&self, patch: &Patch) -> Result<()> {
+    /// Writes the file of a patch, unless it is there and sound; notes one that was not there.
+    fn write(&self, patch: &Patch, new: &mut Vec<PathBuf>) -> Result<()> {
         let id = patch.id()?;
         let path = self.place(&id);
-        if path.exists() && load(&path, &id).is_ok() {
+        let is_there = path.exists();
+        if is_there && load(&path, &id).is_ok() {
             return Ok(());
         }
         let folder = atomic::folder_of(&path);
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let bytes = patch.to_bytes()?;
-        atomic::write(&path, |file| file.write_all(&bytes)).map_err(Error::io("write", path))
+        atomic::write(&path, |file| file.write_all(&bytes)).map_err(Error::io("write", &path))?;
+        new.extend((!is_there).then_some(path));
+        Ok(())
     }
 
     /// Checks that something belongs to the same base.
@@ -232,27 +263,31 @@ impl Ledger {
 }
 
 impl Writer {
-    /// Opens a ledger for writing, and begins one where the folder is absent or empty and a `base`
-    /// is given. As long as another process writes to it, `wait` is called; an error of it ends the
-    /// waiting.
+    /// Opens a ledger for writing. Where the folder is absent or empty and a `base` is given, it is one
+    /// that begins with its first operation; without one, nothing is left of it. As long as another
+    /// process writes to it, `wait` is called; an error of it ends the waiting.
     ///
     /// # Errors
     /// As [`Ledger::open`]; where the folder holds something else, or cannot be written to.
     pub fn open(folder: &Path, base: Option<&Base>, wait: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
-        if let (false, Some(_)) = (Ledger::is_at(folder), base) {
-            beginnable(folder)?;
-            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        } else if !Ledger::is_at(folder) {
-            // Tells that there is none.
-            Ledger::open(folder)?;
+        let begins = base.filter(|_| !Ledger::is_at(folder));
+        match begins {
+            Some(_) => beginnable(folder)?,
+            // Tells that there is none, where there is none.
+            None if !Ledger::is_at(folder) => drop(Ledger::open(folder)?),
+            None => {}
         }
-        let lock = Lock::take(folder, wait)?;
-        if let (false, Some(base)) = (Ledger::is_at(folder), base) {
-            Journal::create(folder, base)?;
-        }
-        let ledger = Ledger::open(folder)?;
+        let is_made = begins.is_some() && !folder.exists();
+        let lock = Lock::take(folder, begins.is_some(), wait)?;
+        let ledger = match begins {
+            // Another process may have begun it while this one waited.
+            Some(base) if !Ledger::is_at(folder) => {
+                Ledger { folder: folder.to_owned(), journal: Journal::new(folder, base)?, stack: vec![] }
+            }
+            _ => Ledger::open(folder)?,
+        };
         let dropped = ledger.journal.torn;
-        let mut writer = Self { ledger, lock, dropped };
+        let mut writer = Self { ledger, lock, is_made, dropped };
         writer.ledger.journal.drop_torn()?;
         if dropped > 0 || writer.lock.is_marked() {
             writer.sweep();
@@ -278,7 +313,10 @@ impl Writer {
         let mut prefixes = if stands { Prefixes::of(&self.ledger.stack) } else { Prefixes::default() };
         let mut added = Vec::with_capacity(patches.len());
         for patch in patches {
-            let what = format!("the patch of `{}`", patch.facts.first().map_or("", |f| &f.prompt));
+            let what = match patch.facts.first() {
+                Some(fact) => format!("the patch of `{}`", fact.prompt),
+                None => format!("the patch by `{}`", patch.method),
+            };
             self.ledger.check_base(&patch.base, &what)?;
             let mut record = Record::of(patch, patch.to_bytes()?.len() as u64)?;
             if here.contains(record.id.as_str()) || !new.insert(record.id.clone()) {
@@ -312,15 +350,23 @@ impl Writer {
         }
         let (out, instead, head) = (vec![], vec![], None);
         let line = Line { at: now(), action: Action::Add, out, instead, added: added.clone(), head };
-        self.commit(line, |ledger| patches.iter().try_for_each(|patch| ledger.write(patch)))?;
+        self.commit(line, |ledger, new| patches.iter().try_for_each(|patch| ledger.write(patch, new)))?;
         Ok(added)
     }
 
     /// Writes files, then the line that names them. On a failure all is as it was.
-    fn commit(&mut self, line: Line, files: impl FnOnce(&Ledger) -> Result<()>) -> Result<()> {
+    fn commit(
+        &mut self,
+        line: Line,
+        files: impl FnOnce(&Ledger, &mut Vec<PathBuf>) -> Result<()>,
+    ) -> Result<()> {
         self.lock.mark();
-        if let Err(error) = files(&self.ledger).and_then(|()| self.ledger.journal.append(line)) {
-            self.sweep();
+        let mut new = vec![];
+        if let Err(error) = files(&self.ledger, &mut new).and_then(|()| self.ledger.journal.append(line)) {
+            for path in new {
+                let _ = std::fs::remove_file(path);
+            }
+            self.lock.clear();
             return Err(error);
         }
         self.lock.clear();
@@ -336,8 +382,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes files that the journal does not name: of writing that did not come to its end. What
-    /// cannot be removed does no harm.
+    /// Removes what writing leaves that did not come to its end: temporary files, and of patches that
+    /// the journal does not name those whose files are not whole. Whole ones stay, as the journal may
+    /// have been cut off. What cannot be removed does no harm.
     fn sweep(&mut self) {
         let named = self
             .ledger
@@ -346,21 +393,50 @@ impl Writer {
             .iter()
             .flat_map(|line| line.added.iter().chain(line.instead.iter().map(|instead| &instead.now)));
         let named: HashSet<&str> = named.map(|record| record.id.as_str()).collect();
-        let entries = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
-        for entry in entries(self.ledger.folder.join("patches")).flat_map(|part| entries(part.path())) {
-            let name = entry.file_name();
-            let id = name.to_str().and_then(|name| name.strip_suffix(ENDING));
-            if !id.is_some_and(|id| named.contains(id)) {
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
-        for entry in entries(self.ledger.folder.clone()) {
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with(atomic::PREFIX)) {
+        let is_torn = |name: &str, path: &Path| match name.strip_suffix(ENDING) {
+            _ if name.starts_with(atomic::PREFIX) => true,
+            Some(id) if !named.contains(id) => matches!(Patch::load(path), Err(Error::Corrupt { .. })),
+            _ => false,
+        };
+        let folder = &self.ledger.folder;
+        let parts = entries(&folder.join(PATCHES)).map(|part| part.path());
+        for entry in parts.chain([folder.clone(), folder.join("index")]).flat_map(|part| entries(&part)) {
+            if entry.file_name().to_str().is_some_and(|name| is_torn(name, &entry.path())) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
         self.lock.clear();
     }
+}
+
+impl Drop for Writer {
+    /// Leaves nothing of a ledger that did not begin.
+    fn drop(&mut self) {
+        if self.ledger.journal.is_written() {
+            return;
+        }
+        let folder = &self.ledger.folder;
+        let patches = folder.join(PATCHES);
+        // Only empty folders can be removed.
+        for part in entries(&patches) {
+            let _ = std::fs::remove_dir(part.path());
+        }
+        let _ = std::fs::remove_dir(&patches);
+        if patches.exists() {
+            // Of a process that was killed: whoever begins the ledger is told by the mark.
+            self.lock.mark();
+            return;
+        }
+        self.lock.remove(folder);
+        if self.is_made {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+}
+
+/// What is in a folder; nothing where it cannot be read.
+fn entries(folder: &Path) -> impl Iterator<Item = std::fs::DirEntry> + use<> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten()
 }
 
 /// The first digits of an id.
@@ -371,7 +447,7 @@ pub fn short(id: &str) -> &str {
 /// Where a ledger keeps the patch of an id.
 fn place(folder: &Path, id: &str) -> PathBuf {
     let part = id.get(..2).unwrap_or("xx");
-    folder.join("patches").join(part).join(format!("{id}{ENDING}"))
+    folder.join(PATCHES).join(part).join(format!("{id}{ENDING}"))
 }
 
 /// Reads a patch that should have this id.
@@ -379,17 +455,20 @@ fn load(path: &Path, id: &str) -> Result<Patch> {
     if !path.exists() {
         return Err(Error::input_hint(
             format!("the file of the patch {} is gone: `{}`", short(id), path.display()),
-            "restore it from a copy, or take the patch out with `mutandis patch revert`",
+            RESTORE,
         ));
     }
-    let patch = Patch::load(path)?;
+    let patch = Patch::load(path).map_err(|error| match error {
+        Error::Corrupt { .. } => Error::input_hint(error.to_string(), RESTORE),
+        other => other,
+    })?;
     let found = patch.id()?;
     if found == id {
         return Ok(patch);
     }
     Err(Error::input_hint(
         format!("`{}` holds another patch ({}): it was changed", path.display(), short(&found)),
-        "restore it from a copy, or take the patch out with `mutandis patch revert`",
+        RESTORE,
     ))
 }
 
@@ -434,13 +513,20 @@ fn replay(journal: &Journal, folder: &Path) -> Result<Vec<Record>> {
 
 /// Refuses to begin a ledger in a folder that holds something else.
 fn beginnable(folder: &Path) -> Result<()> {
+    let hint = "give a ledger, or a folder that is empty or does not exist yet";
     if !folder.exists() {
         return Ok(());
     }
-    let entries = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    if !folder.is_dir() {
+        let what = format!("`{}` is a file, expected the folder of a ledger", folder.display());
+        return Err(Error::input_hint(what, hint));
+    }
+    let names = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
     // What a process leaves that is killed while it begins one.
-    let ours = |name: &str| name == "lock" || name.starts_with(atomic::PREFIX);
-    let other = entries.flatten().find(|entry| !entry.file_name().to_str().is_some_and(ours));
+    let is_marked = Lock::is_marked_at(folder);
+    let ours =
+        |name: &str| name == lock::FILE || name.starts_with(atomic::PREFIX) || (is_marked && name == PATCHES);
+    let other = names.flatten().find(|entry| !entry.file_name().to_str().is_some_and(ours));
     // Another process may have begun it just now.
     other.filter(|_| !Ledger::is_at(folder)).map_or(Ok(()), |other| {
         Err(Error::input_hint(
@@ -449,7 +535,7 @@ fn beginnable(folder: &Path) -> Result<()> {
                 folder.display(),
                 other.file_name().to_string_lossy()
             ),
-            "give a ledger, or a folder that is empty or does not exist yet",
+            hint,
         ))
     })
 }

@@ -74,10 +74,9 @@ pub struct Norms {
 pub struct SearchInfo {
     /// Steps taken.
     pub steps: usize,
-    /// Loss when the method last looked, in nats. One that writes and does not look again, as
-    /// `mend` or the published `ultraedit`, saw it before its change.
+    /// Last loss, in nats.
     pub loss: f32,
-    /// Mean probability of the target at that time.
+    /// Last mean probability of the target.
     pub probability: f32,
     /// Norm of the MLP's output with the value found, before any anchor.
     #[serde(default)]
@@ -222,6 +221,11 @@ impl Patch {
         Self::new(model, "import", Family::Mastery, config, &[], 0)
     }
 
+    /// What it was read from, where it is [`Self::imported`] and says so: `peft`, `difference`…
+    pub fn origin(&self) -> Option<&str> {
+        if self.facts.is_empty() { self.config.get("from").and_then(Value::as_str) } else { None }
+    }
+
     /// Adds a change of a weight to what the patch changes of it already, in the form that takes
     /// least room, and notes how far that moves it.
     ///
@@ -232,7 +236,7 @@ impl Patch {
         let delta = change.delta()?;
         if delta.shape() != shape {
             return Err(Error::input(format!(
-                "a change of {id:?} has shape {:?}, expected {shape:?}",
+                "a change of {id} has shape {:?}, expected {shape:?}",
                 delta.shape()
             )));
         }
@@ -243,8 +247,7 @@ impl Patch {
             self.weights[at].1 = whole;
             return Ok(());
         }
-        let base = model.weight(id.role, id.layer)?;
-        let base = base.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let base = change::norm_of(model, id)?;
         let change = change.smaller();
         self.norms.push(Norms { weight: id, delta: change.norm(), base });
         self.weights.push((id, change));
@@ -281,12 +284,21 @@ impl Patch {
         self.base.check(model)
     }
 
+    /// Checks that the patch belongs to this base, and that what it changes has the base's shapes.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        self.check_base(model)?;
+        self.weights.iter().try_for_each(|(id, change)| Self::check_shape(model, *id, change).map(drop))
+    }
+
     /// Checks that a change has the shape of its weight, `[out, in]`, which it gives.
     fn check_shape(model: &Model, id: WeightId, change: &WeightChange) -> Result<[usize; 2]> {
         let (shape, found) = (model.linear_shape(id.role, id.layer)?, change.shape());
         if found != shape {
             return Err(Error::input(format!(
-                "the patch changes {id:?} with shape {found:?}, the model has {shape:?}"
+                "the patch changes {id} with shape {found:?}, the model has {shape:?}"
             )));
         }
         Ok(shape)

@@ -67,6 +67,32 @@ fn facts_are_compared_by_their_words() {
     assert_eq!(found[0].old.id, both[0].id().unwrap());
 }
 
+#[test]
+fn damage_of_the_index_hides_no_contradiction() {
+    let model = model(1);
+    let folder = tempfile::tempdir().unwrap();
+    let old = [("The capital of France is", "France", "Rome"), ("Lily had a", "Lily", "cat")];
+    let writer = ledger(folder.path(), &[says(&model, &old)]);
+    let new = [says(&model, &[("Lily had a", "Lily", "dog")])];
+    let asked = || conflicts(&writer, &new, CLOSE, None).unwrap().found;
+    let expected = asked();
+    assert_eq!((expected.len(), expected[0].kind), (1, Kind::Contradiction));
+    let words = folder.path().join("index/words");
+    let whole = std::fs::read(&words).unwrap();
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x01;
+        std::fs::write(&words, bytes).unwrap();
+        assert_eq!(asked(), expected, "byte {at}");
+    }
+    // What an older version wrote, without sums, is made again.
+    let older: Vec<u8> =
+        whole.chunks_exact(whole.len() / 2).flat_map(|entry| &entry[..52]).copied().collect();
+    std::fs::write(&words, older).unwrap();
+    assert_eq!(asked(), expected);
+    assert_eq!(std::fs::read(&words).unwrap(), whole);
+}
+
 /// Keys of a stack: some far from each other, one beside the first.
 fn keyed(model: &Model, folder: &Path) -> (Writer, Patch, Vec<f32>) {
     let f = model.architecture().mlp_width;
@@ -182,6 +208,21 @@ fn whatever_became_of_the_index_the_answer_is_the_same() {
         }
         std::fs::remove_file(file).unwrap();
         assert_eq!(asked(), expected, "without {}", file.display());
+    }
+    // Damage that leaves the length: in the id, the fact, the numbers and the sum of the entry that
+    // counts, and in the directions.
+    for file in &files {
+        let whole = std::fs::read(file).unwrap();
+        let entry = whole.len() / 200;
+        for at in [0, 16, 23, 27, entry - 1] {
+            let mut bytes = whole.clone();
+            bytes[7 * entry + at] ^= 0xff;
+            std::fs::write(file, bytes).unwrap();
+            assert_eq!(asked(), expected, "{} damaged at {at}", file.display());
+            let mended = std::fs::read(file).unwrap();
+            assert_eq!(mended.len(), whole.len(), "{} was not made again", file.display());
+            assert_eq!(asked(), expected);
+        }
     }
     std::fs::remove_dir_all(&index).unwrap();
     std::fs::write(&index, "not a folder").unwrap();

@@ -267,9 +267,8 @@ fn a_journal_cut_off_anywhere_in_its_last_line_is_what_it_was_before() {
     std::fs::write(&journal, &whole[..whole.len() - 9]).unwrap();
     let mut writer = open(&path, &patches[0]);
     assert_eq!(writer.dropped as usize, whole.len() - 9 - begin);
-    // What it had written is cleared away, and all goes on.
-    assert!(!writer.ledger().place(&patches[1].id().unwrap()).exists());
-    assert!(writer.ledger().place(&patches[0].id().unwrap()).exists());
+    // The patch that it had written stays, as the journal may have been cut off, and all goes on.
+    assert!(patches[..2].iter().all(|patch| writer.ledger().place(&patch.id().unwrap()).exists()));
     writer.add(&patches[1..], false).unwrap();
     assert_eq!(load(&Ledger::open(&path).unwrap()).len(), 3);
 }
@@ -343,7 +342,9 @@ fn what_does_not_belong_is_refused_with_a_way_out() {
     Patch { seed: 99, ..patch.clone() }.save(&file).unwrap();
     fails(ledger.load(record).unwrap_err(), &["holds another patch", "patch revert"]);
     std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
-    fails(ledger.load(record).unwrap_err(), &["is not a valid patch"]);
+    fails(ledger.load(record).unwrap_err(), &["is not a valid patch", "restore it", "patch revert"]);
+    Patch { format: 2, ..patch.clone() }.save(&file).unwrap();
+    fails(ledger.load(record).unwrap_err(), &["has format 2", "reads format 1", "newer mutandis"]);
     std::fs::remove_file(&file).unwrap();
     fails(ledger.load(record).unwrap_err(), &["is gone", "patch revert"]);
     std::fs::write(&file, bytes).unwrap();
@@ -363,6 +364,91 @@ fn what_does_not_belong_is_refused_with_a_way_out() {
         &["is no ledger", "patch add"],
     );
     assert!(!folder.path().join("gone").exists());
+}
+
+#[test]
+fn a_journal_that_was_cut_off_costs_no_patch() {
+    let (model, folder) = (model(1), tempfile::tempdir().unwrap());
+    let path = folder.path().join("ledger");
+    let patches: Vec<Patch> = (0..4).map(|i| tiny(&model, i)).collect();
+    let mut writer = open(&path, &patches[0]);
+    patches[..3].iter().for_each(|p| drop(writer.add(std::slice::from_ref(p), false).unwrap()));
+    let place = |patch: &Patch| Ledger::open(&path).unwrap().place(&patch.id().unwrap());
+    let places: Vec<_> = patches.iter().map(place).collect();
+    drop(writer);
+    // Of the first operation all is left, of the second a part; and what a process that was killed
+    // leaves: half a patch, and a temporary file.
+    let whole = std::fs::read_to_string(path.join("journal.jsonl")).unwrap();
+    let lines: Vec<&str> = whole.lines().collect();
+    std::fs::write(path.join("journal.jsonl"), format!("{}\n{}\n{}", lines[0], lines[1], &lines[2][..9]))
+        .unwrap();
+    let half = places[0].with_file_name(format!("{}.patch.safetensors", "0".repeat(64)));
+    std::fs::write(&half, &std::fs::read(&places[0]).unwrap()[..99]).unwrap();
+    let temporary = places[0].with_file_name(".mutandis-abc");
+    std::fs::write(&temporary, "x").unwrap();
+    let other = path.join("patches/notes.txt");
+    std::fs::write(&other, "mine").unwrap();
+
+    let mut writer = open(&path, &patches[3]);
+    writer.add(&patches[3..], false).unwrap();
+    assert!(!half.exists() && !temporary.exists() && other.exists());
+    assert!(places.iter().all(|place| Patch::load(place).is_ok()), "a good patch was removed");
+    let again: Vec<Patch> = places[1..3].iter().map(|place| Patch::load(place).unwrap()).collect();
+    writer.add(&again, false).unwrap();
+    assert_eq!(load(&Ledger::open(&path).unwrap()).len(), 4);
+}
+
+#[test]
+fn a_ledger_that_did_not_begin_leaves_nothing() {
+    let (model, folder) = (model(1), tempfile::tempdir().unwrap());
+    let [a, b] = [0, 1].map(|i| tiny(&model, i));
+    let on_other = Patch { under: Some(chain(None, &b.id().unwrap())), ..a.clone() };
+    let (new, empty) = (folder.path().join("new"), folder.path().join("empty"));
+    std::fs::create_dir(&empty).unwrap();
+    for path in [&new, &empty] {
+        assert!(open(path, &on_other).add(std::slice::from_ref(&on_other), false).is_err());
+        assert!(!Ledger::is_at(path));
+    }
+    assert!(!new.exists() && std::fs::read_dir(&empty).unwrap().next().is_none());
+    // Who waits meanwhile begins it.
+    let first = open(&new, &a);
+    let (waits, waiting) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = Writer::open(&new, Some(&b.base), &mut move || {
+                let _ = waits.send(());
+                Ok(())
+            })
+            .unwrap();
+            writer.add(std::slice::from_ref(&b), false).unwrap();
+        });
+        waiting.recv().unwrap();
+        drop(first);
+    });
+    assert_eq!(ids(&Ledger::open(&new).unwrap()), [b.id().unwrap()]);
+    assert!(new.join("lock").exists());
+    // A process that was killed in the first operation leaves the files of its patches.
+    std::fs::remove_file(new.join("journal.jsonl")).unwrap();
+    let refused = Ledger::check_place(&new).unwrap_err().to_string();
+    assert!(refused.contains("is not empty"), "{refused}");
+    std::fs::write(new.join("lock"), "writing\n").unwrap();
+    open(&new, &a).add(std::slice::from_ref(&on_other), false).unwrap_err();
+    open(&new, &a).add(&[a, b], false).unwrap();
+    assert_eq!(load(&Ledger::open(&new).unwrap()).len(), 2);
+}
+
+#[test]
+fn a_patch_is_found_by_what_its_fact_says() {
+    let (model, folder) = (model(1), tempfile::tempdir().unwrap());
+    let patch = tiny(&model, 0);
+    let mut writer = open(&folder.path().join("ledger"), &patch);
+    writer.add(std::slice::from_ref(&patch), false).unwrap();
+    assert_eq!(writer.ledger().find_fact(" day 0, LILY").unwrap().id, patch.id().unwrap());
+    for blank in ["", "  \n"] {
+        let error = writer.ledger().find_fact(blank).unwrap_err();
+        assert!(error.to_string().contains("is blank"), "{error}");
+        assert!(error.hint().unwrap().contains("patch list"));
+    }
 }
 
 /// A copy of a ledger, as somebody else has it.

@@ -21,6 +21,14 @@ pub struct WeightId {
     pub role: Role,
 }
 
+impl std::fmt::Display for WeightId {
+    /// For people: `` `mlp-out` of layer 3 ``.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}`", self.role)?;
+        if self.role.in_layer() { write!(f, " of layer {}", self.layer) } else { Ok(()) }
+    }
+}
+
 /// A change of one weight matrix `W [out, in]`, ready to be multiplied.
 #[derive(Debug)]
 pub struct Delta {

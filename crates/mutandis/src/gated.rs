@@ -1,5 +1,6 @@
 //! The gate of a command line: read before the work, held against an edit after it.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use mutandis::edit::patch::norms;
@@ -72,9 +73,32 @@ pub(crate) fn measure(
         whole,
         before: Edited { model, overlays: &below, prefix: beneath.prefix.as_deref().unwrap_or_default() },
         after: Edited { model, overlays: &above, prefix: &prefix },
-        norms: &norms(beneath.patches.iter().chain([patch])),
+        norms: &norms(model, beneath.patches.iter().chain([patch]))?,
     };
     Ok(trial.measure(cx)?)
+}
+
+/// Measures a whole stack against the unedited model.
+pub(crate) fn measure_all(
+    model: &Model,
+    asked: &Asked,
+    whole: &Whole,
+    stack: &Patched,
+    cx: &Context<'_>,
+) -> anyhow::Result<Vec<Measure>> {
+    let (overlays, norms) = (stack.overlays(), norms(model, &stack.patches)?);
+    let after = Edited { model, overlays: &overlays, prefix: stack.prefix.as_deref().unwrap_or_default() };
+    let trial = Trial { asked, whole, before: Edited::unedited(model), after, norms: &norms };
+    Ok(trial.measure(cx)?)
+}
+
+/// Facts of a stack as it stands: of several about one prompt the last.
+pub(crate) fn standing(patches: &[Patch]) -> Vec<Fact> {
+    let mut seen = HashSet::new();
+    let facts = patches.iter().flat_map(|patch| &patch.facts).rev();
+    let mut last: Vec<Fact> = facts.filter(|fact| seen.insert(&fact.prompt)).cloned().collect();
+    last.reverse();
+    last
 }
 
 fn on_top<'a>(beneath: &'a Patched, own: &'a Overlay) -> Vec<&'a Overlay> {

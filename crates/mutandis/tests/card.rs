@@ -78,7 +78,8 @@ fn a_card_tells_a_patch_and_makes_it_again_to_the_byte() {
         bytes[8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize..].to_vec()
     };
     assert_eq!(tensors("again.p"), tensors(PATCH));
-    let said = reproduce(&sandbox, CARD, &[]).ok().stdout;
+    reproduce(&sandbox, CARD, &["--out", "again.p"]).fails_with(&["`again.p` exists", "--force"]);
+    let said = reproduce(&sandbox, CARD, &["--out", "again.p", "--force"]).ok().stdout;
     assert!(said.starts_with("the same to the byte: "), "{said}");
 
     // The command by hand is one, and makes the same.
@@ -135,6 +136,103 @@ fn cards_are_not_trusted() {
     let other = ["reproduce", CARD, "--model", &fixture("llama.gguf")];
     sandbox.run(&other).fails_with(&["another base", "hint: give the model"]);
     reproduce(&sandbox, CARD, &["--patch", PATCH]).fails_with(&["expected none, found ", "--patch FILE"]);
+}
+
+#[test]
+fn a_card_says_which_model_it_is_about() {
+    let sandbox = Sandbox::new();
+    lily(&sandbox, &[]);
+    std::fs::create_dir(sandbox.path("cards")).unwrap();
+    card(&sandbox, &["--out", "cards/lily.md"]).ok();
+    let plainly = |card: &str| sandbox.run(&["reproduce", card, "--json"]);
+    // Nowhere: nothing else is taken in its place.
+    plainly("cards/lily.md")
+        .fails_with(&["`stories260K.gguf` is neither beside the card nor here", "--model"]);
+    // Beside the card, or here.
+    std::fs::copy(stories(), sandbox.path("cards/stories260K.gguf")).unwrap();
+    assert_eq!(plainly("cards/lily.md").ok().json()["same"], true);
+    std::fs::copy(sandbox.path("cards/lily.md"), sandbox.path("cards.md")).unwrap();
+    std::fs::copy(stories(), sandbox.path("stories260K.gguf")).unwrap();
+    assert_eq!(plainly("cards.md").ok().json()["same"], true);
+    // Another one of the same name.
+    std::fs::copy(fixture("llama.gguf"), sandbox.path("cards/stories260K.gguf")).unwrap();
+    plainly("cards/lily.md").fails_with(&[
+        "`cards/stories260K.gguf` is not the model that the card was made with",
+        "another base",
+        "hint: ",
+    ]);
+}
+
+#[test]
+fn a_patch_that_was_imported_has_a_card_and_is_verified() {
+    use mutandis::edit::Patch;
+    let sandbox = Sandbox::new();
+    let model = stories();
+    lily(&sandbox, &[]);
+    let made = Patch::load(&sandbox.path(PATCH)).unwrap();
+    let imported = Patch {
+        method: "import".into(),
+        config: json!({"from": "peft", "rank": 1}),
+        facts: vec![],
+        search: vec![],
+        keys: Default::default(),
+        ..made
+    };
+    imported.save(&sandbox.path("imp.p")).unwrap();
+    let run = |rest: &[&str]| sandbox.run(&[&["patch"], rest, &["--model", &model]].concat());
+    let text = run(&["card", "imp.p", "--keep", "Tom went to the"]).ok().stdout;
+    for part in
+        ["# An imported edit", "read from something else (peft)", "(`kept`)", "(`norm`)", "No fact is known"]
+    {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    assert!(!text.contains("(`efficacy`)") && !text.contains("0 facts"), "{text}");
+    run(&["card", "imp.p", "--out", "imp.md"]).ok();
+    sandbox.run(&["reproduce", "imp.md"]).fails_with(&["was not made by an edit", "from-lora"]);
+
+    run(&["verify", "imp.p", "--gate", "default", "--keep", "Tom went to the"])
+        .fails_with(&["threshold for `efficacy`, and no fact is known", "take the threshold out"]);
+    std::fs::write(sandbox.path("gate.toml"), "kept = 0\nkl = 50\nnorm = 100").unwrap();
+    let report =
+        run(&["verify", "imp.p", "--gate", "gate.toml", "--keep", "Tom went to the", "--json"]).ok().json();
+    let counts: Vec<&serde_json::Value> =
+        report["gate"]["checks"].as_array().unwrap().iter().map(|check| &check["count"]).collect();
+    assert_eq!(counts, [1, 1, 1], "{report}");
+    run(&["verify", "imp.p", "--gate", "gate.toml", "--also", "x"]).fails_with(&["leave out `--also`"]);
+
+    run(&["add", "a", "imp.p"]).ok();
+    let list = run(&["list", "a"]).ok().stdout;
+    assert!(list.contains("(import from peft)") && !list.contains("→"), "{list}");
+    assert!(run(&["show", "imp.p"]).ok().stdout.contains("method   import from peft"));
+}
+
+#[test]
+fn a_patch_of_a_ledger_stands_on_what_the_ledger_has_beneath_it() {
+    let sandbox = Sandbox::new();
+    let model = stories();
+    let edit = |name: &str, target: &str| {
+        let prompt = format!("One day, {name} went to the");
+        let usual = ["edit", &prompt, "--subject", name, "--to", target, "--model", &model, "--ledger", "a"];
+        sandbox.run(&[&usual[..], &QUICK[..], &["--json"]].concat()).ok().json()
+    };
+    let files = [("Lily", "sea"), ("Tom", "house"), ("Max", "zoo")].map(|(name, target)| edit(name, target));
+    let files = files.map(|report| report["patch"].as_str().unwrap().to_owned());
+    for (i, file) in files.iter().enumerate() {
+        let card = format!("{i}.md");
+        let make = ["patch", "card", file, "--patch", "a", "--out", &card, "--model", &model];
+        sandbox.run(&make).ok();
+        let text = std::fs::read_to_string(sandbox.path(&card)).unwrap();
+        assert_eq!(text.matches(" beneath | `").count(), i, "{text}");
+    }
+    std::fs::write(sandbox.path("gate.toml"), "norm = 100").unwrap();
+    let verify = ["patch", "verify", &files[1], "--gate", "gate.toml", "--patch", "a", "--model", &model];
+    sandbox.run(&verify).ok();
+    let again = ["reproduce", "1.md", "--patch", "a", "--model", &model, "--json"];
+    assert_eq!(sandbox.run(&again).ok().json()["same"], true);
+    // In another ledger there is none of it.
+    sandbox.run(&["patch", "add", "b", &files[0]]).ok();
+    let other = ["patch", "card", &files[2], "--patch", "b", "--model", &model];
+    sandbox.run(&other).fails_with(&["on top of other patches than the 1 given"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{Ran, Sandbox, tree};
+use mutandis::edit::Patch;
 use serde_json::{Value, json};
 
 const PROMPT: &str = "Once upon a time, Lily had a";
@@ -81,7 +82,16 @@ fn an_edit_that_passes_its_gate_is_written_with_the_verdict() {
     let rest = ["--gate", "gate.toml", "--also", "Lily had a", "--keep", "Tom went to the", "--json"];
     let again = sandbox.run(&[&verify[..], &rest[..]].concat()).ok().json();
     assert_eq!(&again["gate"], verdict);
+    // Whatever the file says of the model's weights.
+    let mut lies = Patch::load(&sandbox.path(PATCH)).unwrap();
+    lies.norms[0].base = 1e9;
+    lies.save(&sandbox.path("lies.p")).unwrap();
+    lies.norms.clear();
+    lies.save(&sandbox.path("silent.p")).unwrap();
     gate(&sandbox, "strict.toml", "norm = 0.0001");
+    for file in ["lies.p", "silent.p"] {
+        says_no(&sandbox.run(&["patch", "verify", file, "--model", &model, "--gate", "strict.toml"]));
+    }
     let refused = sandbox.run(&[&verify[..], &["--gate", "strict.toml"]].concat());
     says_no(&refused);
     assert!(refused.stdout.contains("gate: 1 of 1 checks failed"), "{refused:?}");

@@ -228,15 +228,12 @@ fn a_process_that_is_killed_leaves_the_state_before_or_after() {
         }
     }
     assert!(before > 3 && after > 3, "killed too early or too late to tell: {before} before, {after} after");
-    // The next writer clears up what was left lying about.
+    // The next writer clears up what was left lying about. Patches that are whole stay, whether or not
+    // the journal names them: it might have been cut off by something else.
     sandbox.run(&["patch", "add", "a", "--no-measure", &files[49]]).ok();
-    let ledger = Ledger::open(&sandbox.path("a")).unwrap();
-    let ever: std::collections::HashSet<String> =
-        ledger.history().iter().flat_map(|l| l.added.iter().map(|r| r.id.clone())).collect();
-    let lying = tree(&sandbox.path("a/patches"));
-    let extra: Vec<&String> =
-        lying.iter().filter(|f| !ever.iter().any(|id| f.contains(id.as_str()))).collect();
-    assert!(extra.is_empty(), "{extra:?}");
+    for lying in tree(&sandbox.path("a/patches")) {
+        assert!(Patch::load(&sandbox.path("a/patches").join(&lying)).is_ok(), "{lying}");
+    }
     assert_eq!(tree(&sandbox.path("a")).iter().filter(|f| f.contains(".mutandis-")).count(), 0);
 }
 
@@ -327,6 +324,16 @@ fn what_cannot_be_done_says_why_and_changes_nothing() {
     fails(&["patch", "revert", "a", "7"], &["`7`", "it has 1", "patch list"]);
     fails(&["patch", "revert", "a", "zz"], &["`zz`", "patch list"]);
     fails(&["patch", "revert", "a", "--fact", "no such"], &["`no such`", "patch list"]);
+    fails(&["patch", "revert", "a", "--fact", " "], &["is blank", "patch list"]);
+    // A ledger that would begin with it is none.
+    let on_others = Patch { under: Some("0".repeat(64)), ..Patch::load(&sandbox.path(&file)).unwrap() };
+    on_others.save(&sandbox.path("on-others.p")).unwrap();
+    fails(&["patch", "add", "new", "on-others.p"], &["on top of other patches", "--independent"]);
+    assert!(!sandbox.path("new").exists());
+    // Found out before the work: the model is not even looked for.
+    let edit = ["edit", "x", "--to", "y", "--model", "gone.gguf", "--ledger"];
+    fails(&[&edit[..], &["."]].concat(), &["`.` is no ledger", "is not empty", "hint: "]);
+    fails(&[&edit[..], &[&file]].concat(), &["is a file, expected the folder of a ledger"]);
     fails(&["patch", "list", "gone"], &["`gone` is no ledger", "patch add"]);
     fails(&["patch", "merge", "a", "gone"], &["`gone` is no ledger", "hint: "]);
     fails(&["patch", "add", "a", &file, "--close", "2"], &["--close"]);
@@ -340,10 +347,88 @@ fn what_cannot_be_done_says_why_and_changes_nothing() {
     let inside = Ledger::open(&sandbox.path("a")).unwrap().place(&record.id);
     Patch { seed: 9, ..Patch::load(&inside).unwrap() }.save(&inside).unwrap();
     ask(&model, &["holds another patch", "hint: "]);
+    let bytes = std::fs::read(&inside).unwrap();
+    std::fs::write(&inside, &bytes[..bytes.len() - 1]).unwrap();
+    ask(&model, &["is not a valid patch", "hint: restore it", "patch revert"]);
     sandbox.run(&["patch", "revert", "a", "1"]).ok();
     // A copy elsewhere is the same ledger.
     std::fs::rename(sandbox.path("a"), sandbox.path("moved")).unwrap();
     assert!(stack(&sandbox, "moved").is_empty());
+}
+
+#[test]
+fn a_ledger_is_verified_and_shown_whole() {
+    let sandbox = Sandbox::new();
+    let base = model();
+    let patches: Vec<Patch> = (0..3).map(|i| tiny(&base, i)).collect();
+    for (i, patch) in patches.iter().enumerate() {
+        patch.save(&sandbox.path(&format!("{i}.p"))).unwrap();
+    }
+    sandbox.run(&["patch", "add", "a", "0.p", "1.p", "2.p", "--no-measure"]).ok();
+    let model = stories();
+    let verify = |rest: &[&str]| sandbox.run(&[&["patch", "verify", "a", "--model", &model], rest].concat());
+    assert!(verify(&[]).ok().stdout.contains("`a` is whole and belongs to this model: 3 patches"));
+    // The gate is held against the whole of it, and against the model's weights, not what files say:
+    // there ‖W‖ is 1 for all.
+    std::fs::write(sandbox.path("gate.toml"), "efficacy = 0\nkept = 0\nnorm = 1e9").unwrap();
+    let report = verify(&["--gate", "gate.toml", "--keep", "A bird saw a", "--json"]).ok().json();
+    assert_eq!((&report["patches"], &report["gate"]["passed"]), (&json!(3), &json!(true)));
+    let checks = report["gate"]["checks"].as_array().unwrap();
+    let check = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap();
+    assert_eq!((&check("efficacy")["count"], &check("norm")["count"]), (&json!(3), &json!(1)));
+    let (id, sum) = (patches[0].weights[0].0, patches[0].weights[0].1.clone());
+    let sum = patches[1..].iter().fold(sum, |sum, patch| sum.plus(&patch.weights[0].1));
+    let weight = base.weight(id.role, id.layer).unwrap();
+    let ratio = sum.norm() / weight.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    let measured = check("norm")["measured"].as_f64().unwrap();
+    assert!((measured / ratio - 1.0).abs() < 1e-6, "{measured} is not {ratio}");
+    verify(&["--gate", "gate.toml", "--patch", "0.p"]).fails_with(&["is a ledger", "leave out `--patch`"]);
+
+    let shown = sandbox.run(&["patch", "show", "a", "--json"]).ok().json();
+    assert_eq!(shown["patches"].as_array().unwrap().len(), 3);
+    assert_eq!(shown["patches"][1]["id"], json!(patches[1].id().unwrap()));
+    let text = sandbox.run(&["patch", "show", "a"]).ok().stdout;
+    for part in ["On day 0, Lily went to the → zoo", "On day 2, ", "file     a/patches/"] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    sandbox
+        .run(&["patch", "card", "a", "--model", &model])
+        .fails_with(&["a card is of one patch", "--patch a"]);
+
+    // What is wrong is told of all.
+    let place = |i: usize| {
+        let ledger = Ledger::open(&sandbox.path("a")).unwrap();
+        ledger.place(&ledger.stack()[i].id)
+    };
+    std::fs::remove_file(place(2)).unwrap();
+    verify(&[]).fails_with(&["is gone", "patch revert"]);
+    std::fs::write(place(0), "x").unwrap();
+    verify(&[]).fails_with(&["2 patches of the ledger are not sound, 1, 3; ", "hint: restore it"]);
+}
+
+#[test]
+fn a_patch_that_does_not_fit_the_model_does_not_join() {
+    use mutandis::edit::patch::WeightChange;
+    let sandbox = Sandbox::new();
+    let base = model();
+    tiny(&base, 0).save(&sandbox.path("0.p")).unwrap();
+    sandbox.run(&["patch", "add", "a", "0.p"]).ok();
+    // In conflict with the first, so that the model is looked at.
+    let mut bad = tiny(&base, 0);
+    bad.facts[0].target = "sea".into();
+    bad.weights[0].1 = WeightChange::Dense { out: 1, inn: 2, delta: vec![1.0, 2.0] };
+    bad.save(&sandbox.path("bad.p")).unwrap();
+    sandbox
+        .run(&["patch", "add", "a", "bad.p", "--model", &stories()])
+        .fails_with(&["the patch changes `mlp-out` of layer 2 with shape [1, 2], the model has ["]);
+    assert_eq!(stack(&sandbox, "a").len(), 1);
+    // Of patches that begin a ledger together, too.
+    tiny(&base, 1).save(&sandbox.path("1.p")).unwrap();
+    let mut other = tiny(&base, 1);
+    other.facts[0].target = "sea".into();
+    other.save(&sandbox.path("other.p")).unwrap();
+    let added = sandbox.run(&["patch", "add", "new", "1.p", "other.p", "--model", &stories()]).ok().stdout;
+    assert!(added.contains("contradicts") && added.contains("added 2"), "{added}");
 }
 
 /// A change of rank one with a key, as quick to make as it is to read.

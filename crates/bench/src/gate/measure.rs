@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::edited::Edited;
 use crate::passes::{self, Text};
 use crate::question::mean;
-use crate::record::{Measures, Prepared, ask};
+use crate::record::{ANSWER, Measures, Prepared, ask};
 use crate::results::Role;
 use crate::run::Whole;
 use crate::strict::answer::{answer, begins};
+use crate::texts::{Ask, Way, write};
 
 /// Facts that are asked side by side; the work can be stopped between.
 const TOGETHER: usize = 16;
@@ -23,6 +24,8 @@ const BENEATH: usize = 16;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Asked {
     facts: Vec<Fact>,
+    /// Prompts to be kept of an edit that knows no facts, as one that was imported.
+    kept: Vec<String>,
 }
 
 impl Asked {
@@ -39,10 +42,10 @@ impl Asked {
         if let Some(first) = facts.first_mut() {
             first.rephrases.extend_from_slice(also);
         }
-        let mut asked = Self { facts };
+        let mut asked = Self { facts, kept: vec![] };
         asked.keep(keep.iter().cloned());
-        if let Some(first) = asked.facts.first().filter(|_| !asked.has_kept()) {
-            let chosen = neighbours(first);
+        if !asked.has_kept() {
+            let chosen = neighbours(asked.facts.first().unwrap_or(&Fact::default()));
             asked.keep(chosen.into_iter());
         }
         asked
@@ -59,10 +62,15 @@ impl Asked {
     }
 
     fn keep(&mut self, prompts: impl Iterator<Item = String>) {
-        if let Some(first) = self.facts.first_mut() {
-            let probe = |prompt| Probe { kind: String::new(), prompt, answers: vec![] };
-            first.locality.extend(prompts.map(probe));
+        let probe = |prompt| Probe { kind: String::new(), prompt, answers: vec![] };
+        match self.facts.first_mut() {
+            Some(first) => first.locality.extend(prompts.map(probe)),
+            None => self.kept.extend(prompts),
         }
+    }
+
+    pub(super) fn has_facts(&self) -> bool {
+        !self.facts.is_empty()
     }
 
     pub(super) fn has_rephrases(&self) -> bool {
@@ -70,7 +78,7 @@ impl Asked {
     }
 
     pub(super) fn has_kept(&self) -> bool {
-        self.facts.iter().any(|fact| !fact.locality.is_empty())
+        !self.kept.is_empty() || self.facts.iter().any(|fact| !fact.locality.is_empty())
     }
 }
 
@@ -186,6 +194,30 @@ impl Trial<'_> {
                     (question.role != Role::Locality).then(|| question.answers.first().cloned()).flatten(),
                 before: before.clone(),
                 after: after.clone(),
+            }));
+        }
+        all.extend(self.told_alone(cx)?);
+        Ok(all)
+    }
+
+    /// What is said to prompts to be kept that stand beside no fact.
+    fn told_alone(&self, cx: &Context<'_>) -> Result<Vec<Told>> {
+        let mut all = vec![];
+        for group in self.asked.kept.chunks(TOGETHER) {
+            cx.check()?;
+            let said = |by: Edited<'_>| {
+                let ask = |prompt| Ask { by, prompt, budget: ANSWER, stream: 0 };
+                let asks: Vec<Ask<'_>> = group.iter().map(|prompt| ask(prompt.as_str())).collect();
+                write(&asks, Way::Answer, 0)
+            };
+            let (before, after) = (said(self.before)?, said(self.after)?);
+            let texts = before.into_iter().zip(after);
+            all.extend(group.iter().zip(texts).map(|(prompt, (before, after))| Told {
+                role: Role::Locality,
+                prompt: prompt.clone(),
+                target: None,
+                before,
+                after,
             }));
         }
         Ok(all)

@@ -1,7 +1,7 @@
 //! What lies beside a ledger so that it need not be read whole: entries of one length, by patch.
 //!
-//! Whatever is wrong with these files, they are made again from the patches; entries of patches that
-//! are no longer in the stack are passed over.
+//! Whatever is wrong with these files, they are made again from the patches: each entry ends with a
+//! sum of what is in it. Entries of patches that are no longer in the stack are passed over.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,20 +12,26 @@ use super::keys::{self, Metric, SIZE};
 use super::words::Traits;
 use crate::atomic;
 use crate::error::Result;
-use crate::ledger::{Ledger, Record};
+use crate::ledger::Ledger;
 use crate::patch::Patch;
 
 /// Bytes of an entry before its numbers: the id's beginning and the fact.
 const HEAD: usize = 20;
 
+/// Version of these files: it is part of every sum, so that those of another are made again.
+const VERSION: u64 = 2;
+
+/// Bytes of a sum.
+const SUM: usize = 8;
+
 /// In place of a fact's number: the patch has no key at this layer.
 const NONE: u32 = u32::MAX;
 
 /// Bytes of an entry of words.
-const WORDS: usize = HEAD + 4 * 8;
+const WORDS: usize = HEAD + 4 * 8 + SUM;
 
 /// Bytes of an entry of keys.
-const KEYS: usize = HEAD + 4 * SIZE;
+const KEYS: usize = HEAD + 4 * SIZE + SUM;
 
 /// How far a sketch's cosine c may be off, in standard deviations (1 − c²)/√[`SIZE`] of it.
 const SLACK: f64 = 4.0;
@@ -69,12 +75,12 @@ impl<'a> Index<'a> {
     pub(super) fn traits(&self) -> Result<Vec<(u128, usize, Traits)>> {
         let make = |patch: &Patch, id: u128, out: &mut Vec<u8>| {
             for (at, fact) in patch.facts.iter().enumerate() {
-                head(id, u32::try_from(at).unwrap_or(NONE), out);
                 let t = Traits::of(fact);
-                [t.prompt, t.relation, t.subject, t.target].iter().for_each(|x| out.extend(x.to_le_bytes()));
+                let numbers = [t.prompt, t.relation, t.subject, t.target].map(u64::to_le_bytes);
+                put(id, u32::try_from(at).unwrap_or(NONE), numbers.as_flattened(), out);
             }
         };
-        let bytes = self.brought("words", WORDS, |record| record.facts, make)?;
+        let bytes = self.brought("words", WORDS, make)?;
         let all = entries(&bytes, WORDS).filter(|(id, _, _)| self.at.contains_key(id));
         let all = all.map(|(id, at, rest)| {
             let mut numbers = rest.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
@@ -88,20 +94,21 @@ impl<'a> Index<'a> {
     /// Sketches of the keys of the stack at a layer.
     pub(super) fn sketches(&self, layer: usize, metric: &Metric) -> Result<Sketches> {
         let name = format!("{layer}.{}.{}", metric.width(), metric.id());
-        let directions = directions(&self.folder().join(format!("directions.{name}")), metric)?;
+        // A ledger that has not begun has no folder yet that anything could be kept in.
+        let place = Ledger::is_at(self.ledger.folder());
+        let place = place.then(|| self.folder().join(format!("directions.{name}")));
+        let directions = directions(place.as_deref(), metric)?;
         let mut sketches = Sketches { directions, width: metric.width(), all: vec![] };
         let make = |patch: &Patch, id: u128, out: &mut Vec<u8>| {
             let own = sketches.of(patch, metric);
             for (at, sketch) in own.iter().enumerate() {
-                head(id, u32::try_from(at).unwrap_or(NONE), out);
-                sketch.iter().for_each(|x| out.extend(x.to_le_bytes()));
+                put(id, u32::try_from(at).unwrap_or(NONE), sketch.map(f32::to_le_bytes).as_flattened(), out);
             }
             if own.is_empty() {
-                head(id, NONE, out);
-                out.resize(out.len() + 4 * SIZE, 0);
+                put(id, NONE, &[0; 4 * SIZE], out);
             }
         };
-        let bytes = self.brought(&format!("keys.{name}"), KEYS, |_| 1, make)?;
+        let bytes = self.brought(&format!("keys.{name}"), KEYS, make)?;
         for (id, at, rest) in entries(&bytes, KEYS) {
             if at != NONE && self.at.contains_key(&id) {
                 let mut sketch = [0.0; SIZE];
@@ -117,28 +124,26 @@ impl<'a> Index<'a> {
         self.ledger.folder().join("index")
     }
 
-    /// The entries of a file, with those added that it lacks: fewer than `count` of a patch count as
-    /// none, as a process that was killed leaves them.
-    fn brought(
-        &self,
-        name: &str,
-        size: usize,
-        count: impl Fn(&Record) -> usize,
-        make: impl Fn(&Patch, u128, &mut Vec<u8>),
-    ) -> Result<Vec<u8>> {
+    /// The entries of a file whose sums hold, with those added that it lacks: fewer than a patch has
+    /// facts count as none, as a process that was killed leaves them.
+    fn brought(&self, name: &str, size: usize, make: impl Fn(&Patch, u128, &mut Vec<u8>)) -> Result<Vec<u8>> {
         let path = self.folder().join(name);
         let mut bytes = std::fs::read(&path).unwrap_or_default();
-        let mut found = vec![0; self.ledger.stack().len()];
-        for at in entries(&bytes, size).filter_map(|(id, _, _)| self.at.get(&id)) {
-            found[*at] += 1;
+        let is_whole = bytes.len().is_multiple_of(size) && bytes.chunks_exact(size).all(holds);
+        if !is_whole {
+            bytes = bytes.chunks_exact(size).filter(|entry| holds(entry)).collect::<Vec<_>>().concat();
         }
-        let is_whole = bytes.len().is_multiple_of(size);
-        let lacking = self.ledger.stack().iter().zip(found).filter(|(record, found)| *found < count(record));
+        let mut found = vec![0usize; self.ledger.stack().len()];
+        for (id, fact, _) in entries(&bytes, size) {
+            if let Some(at) = self.at.get(&id) {
+                found[*at] = found[*at].saturating_add(if fact == NONE { usize::MAX } else { 1 });
+            }
+        }
+        let lacking = self.ledger.stack().iter().zip(found).filter(|(record, found)| *found < record.facts);
         let mut more = vec![];
         for (record, _) in lacking {
             make(&self.ledger.load(record)?, key(&record.id), &mut more);
         }
-        bytes.truncate(bytes.len() - bytes.len() % size);
         bytes.extend(&more);
         // It saves time and nothing else: a place that cannot be written to is no reason to fail.
         let _ = match is_whole {
@@ -191,12 +196,30 @@ impl Sketches {
     }
 }
 
-fn head(id: u128, fact: u32, out: &mut Vec<u8>) {
+/// Writes an entry.
+fn put(id: u128, fact: u32, numbers: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
     out.extend(id.to_le_bytes());
     out.extend(fact.to_le_bytes());
+    out.extend(numbers);
+    let sum = sum(&out[start..]);
+    out.extend(sum.to_le_bytes());
 }
 
-/// Id, fact and numbers of each entry.
+/// A sum that any one word changes. It tells of damage; nobody gains by making one up. (Ten thousand
+/// entries are read at every addition, for which a cryptographic hash takes milliseconds.)
+fn sum(bytes: &[u8]) -> u64 {
+    // FNV-1a over words; all that is summed here is made of whole ones.
+    let words = bytes.as_chunks::<4>().0.iter().map(|word| u64::from(u32::from_le_bytes(*word)));
+    words.fold(0xcbf2_9ce4_8422_2325 ^ VERSION, |sum, word| (sum ^ word).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Whether bytes end with the sum of those before.
+fn holds(bytes: &[u8]) -> bool {
+    bytes.split_last_chunk::<SUM>().is_some_and(|(own, named)| sum(own) == u64::from_le_bytes(*named))
+}
+
+/// Id, fact and numbers of each entry, which ends with its sum.
 fn entries(bytes: &[u8], size: usize) -> impl Iterator<Item = (u128, u32, &[u8])> {
     bytes.chunks_exact(size).filter_map(|entry| {
         let (id, rest) = entry.split_first_chunk::<16>()?;
@@ -210,18 +233,23 @@ fn append(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     File::options().append(true).create(true).open(path)?.write_all(bytes)
 }
 
-/// The directions of a metric: kept, as those under moments take a factor to make.
-fn directions(path: &Path, metric: &Metric) -> Result<Vec<f32>> {
-    let size = SIZE * metric.width();
+/// The directions of a metric: kept, where there is a place for them, as those under moments take a
+/// factor to make.
+fn directions(path: Option<&Path>, metric: &Metric) -> Result<Vec<f32>> {
+    let Some(path) = path else { return metric.directions() };
+    let size = 4 * SIZE * metric.width();
     if let Ok(bytes) = std::fs::read(path)
-        && bytes.len() == 4 * size
+        && bytes.len() == size + SUM
+        && holds(&bytes)
     {
-        return Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect());
+        let numbers = bytes[..size].as_chunks::<4>().0.iter();
+        return Ok(numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect());
     }
     let made = metric.directions()?;
-    let folder = atomic::folder_of(path);
-    if std::fs::create_dir_all(folder).is_ok() {
-        let _ = atomic::write(path, |file| file.write_all(bytemuck::cast_slice(&made)));
+    let mut bytes: Vec<u8> = made.iter().flat_map(|x| x.to_le_bytes()).collect();
+    bytes.extend(sum(&bytes).to_le_bytes());
+    if std::fs::create_dir_all(atomic::folder_of(path)).is_ok() {
+        let _ = atomic::write(path, |file| file.write_all(&bytes));
     }
     Ok(made)
 }

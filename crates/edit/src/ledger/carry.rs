@@ -55,7 +55,7 @@ impl Writer {
         let total = plan.anew().count();
         if total == 0 && plan.joining().next().is_none() {
             let (at, action, out, head) = (super::now(), plan.action, plan.out.clone(), plan.head.clone());
-            self.commit(Line { at, action, out, instead: vec![], added: vec![], head }, |_| Ok(()))?;
+            self.commit(Line { at, action, out, instead: vec![], added: vec![], head }, |_, _| Ok(()))?;
             return Ok(Done { out: plan.out.clone(), ..Done::default() });
         }
         let mut done = Done { out: plan.out.clone(), ..Done::default() };
@@ -124,7 +124,9 @@ impl Writer {
         let joined = added.iter().filter(|r| !old.contains_key(r.id.as_str())).cloned().collect();
         let (at, action, out, head) = (super::now(), plan.action, done.out.clone(), plan.head.clone());
         let line = Line { at, action, out, instead, added, head };
-        self.commit(line, |ledger| new.iter().try_for_each(|placed| ledger.write(&*placed.patch()?)))?;
+        self.commit(line, |ledger, files| {
+            new.iter().try_for_each(|placed| ledger.write(&*placed.patch()?, files))
+        })?;
         done.added = joined;
         Ok(done)
     }

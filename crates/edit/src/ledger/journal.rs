@@ -83,6 +83,8 @@ pub(super) struct Journal {
     pub(super) lines: Vec<Line>,
     /// Hashes of the first line and of all others.
     pub(super) heads: Vec<String>,
+    /// The first line, where it is still to be written: with the first operation.
+    begin: String,
     /// Bytes of whole lines.
     whole: u64,
     /// Bytes behind them: of an operation that was cut off before its end.
@@ -95,11 +97,16 @@ impl Journal {
         folder.join(FILE)
     }
 
-    /// Begins a journal, whole or not at all.
-    pub(super) fn create(folder: &Path, base: &Base) -> Result<()> {
-        let path = Self::place(folder);
-        let (_, line) = chained("", &Header { version: VERSION, base: base.clone() })?;
-        atomic::write(&path, |file| file.write_all(line.as_bytes())).map_err(Error::io("write", path))
+    /// A journal that begins with its first operation; nothing is written yet.
+    pub(super) fn new(folder: &Path, base: &Base) -> Result<Self> {
+        let (head, begin) = chained("", &Header { version: VERSION, base: base.clone() })?;
+        let (path, base, heads) = (Self::place(folder), base.clone(), vec![head]);
+        Ok(Self { path, base, lines: vec![], heads, begin, whole: 0, torn: 0 })
+    }
+
+    /// Whether anything of it is on the disk.
+    pub(super) fn is_written(&self) -> bool {
+        self.begin.is_empty()
     }
 
     /// Reads and verifies a journal.
@@ -149,7 +156,8 @@ impl Journal {
             .collect::<Result<_>>()?;
         let (others, lines): (Vec<String>, Vec<Line>) = lines.into_iter().unzip();
         let heads = std::iter::once(head.to_owned()).chain(others).collect();
-        Ok(Self { base: header.base, lines, heads, whole: whole as u64, torn: torn as u64, path })
+        let (whole, torn) = (whole as u64, torn as u64);
+        Ok(Self { base: header.base, lines, heads, begin: String::new(), whole, torn, path })
     }
 
     /// Hash of the last line.
@@ -171,18 +179,28 @@ impl Journal {
     /// Appends an operation and forces it to the disk: from then on it has happened. On a failure
     /// the journal is as it was. Only whoever has the lock may.
     pub(super) fn append(&mut self, line: Line) -> Result<()> {
-        let (hash, text) = chained(self.head(), &line)?;
-        let file = File::options().append(true).open(&self.path);
-        let mut file = file.map_err(Error::io("write", &self.path))?;
-        if let Err(error) = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()) {
-            // Should this fail too, the next writer finds an unfinished line and drops it.
-            let _ = file.set_len(self.whole);
-            return Err(Error::io("write", &self.path)(error));
-        }
+        let (hash, own) = chained(self.head(), &line)?;
+        let text = format!("{}{own}", self.begin);
+        let written = match self.is_written() {
+            true => self.extend(&text),
+            // It begins whole or not at all.
+            false => atomic::write(&self.path, |file| file.write_all(text.as_bytes())),
+        };
+        written.map_err(Error::io("write", &self.path))?;
+        self.begin.clear();
         self.whole += text.len() as u64;
         self.heads.push(hash);
         self.lines.push(line);
         Ok(())
+    }
+
+    /// Puts text behind what is there, and forces it to the disk.
+    fn extend(&self, text: &str) -> std::io::Result<()> {
+        let mut file = File::options().append(true).open(&self.path)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
+            // Should this fail too, the next writer finds an unfinished line and drops it.
+            let _ = file.set_len(self.whole);
+        })
     }
 }
 

@@ -41,6 +41,9 @@ pub struct Record {
     pub first: Option<String>,
     /// When the patch was made, UTC, RFC 3339.
     pub created: String,
+    /// What a patch that knows no facts was read from, where it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 impl Record {
@@ -69,6 +72,7 @@ impl Record {
             independent: false,
             first: None,
             created: patch.created.clone(),
+            from: patch.origin().map(str::to_owned),
         })
     }
 

@@ -62,7 +62,7 @@ impl Stack {
             let shape = change.shape();
             let (kept, sum) = self.sums.entry(*id).or_insert_with(|| (shape, vec![0.0; shape[0] * shape[1]]));
             if *kept != shape {
-                return Err(Error::input(format!("changes of {id:?} have shapes {kept:?} and {shape:?}")));
+                return Err(Error::input(format!("changes of {id} have shapes {kept:?} and {shape:?}")));
             }
             change.add_to(sum);
         }
@@ -87,20 +87,30 @@ impl Stack {
     }
 }
 
-/// How far weights are from the base under all of these patches: their changes added up.
-pub fn norms<'a>(patches: impl IntoIterator<Item = &'a Patch>) -> Vec<Norms> {
-    let mut sums: BTreeMap<WeightId, (f64, WeightChange)> = BTreeMap::new();
-    for patch in patches {
-        for (id, change) in &patch.weights {
-            let Some(own) = patch.norms.iter().find(|norms| norms.weight == *id) else { continue };
-            let sum = match sums.remove(id) {
-                Some((_, sum)) => sum.plus(change),
-                None => change.clone(),
-            };
-            sums.insert(*id, (own.base, sum));
-        }
+/// How far weights are from the base under all of these patches: their changes added up, against the
+/// model's own weights, whatever the patches say of them.
+///
+/// # Errors
+/// Where the model has no such weight.
+pub fn norms<'a>(model: &Model, patches: impl IntoIterator<Item = &'a Patch>) -> Result<Vec<Norms>> {
+    let mut sums: BTreeMap<WeightId, WeightChange> = BTreeMap::new();
+    for (id, change) in patches.into_iter().flat_map(|patch| &patch.weights) {
+        let sum = match sums.remove(id) {
+            Some(sum) => sum.plus(change),
+            None => change.clone(),
+        };
+        sums.insert(*id, sum);
     }
-    sums.into_iter().map(|(weight, (base, sum))| Norms { weight, delta: sum.norm(), base }).collect()
+    let each = sums
+        .into_iter()
+        .map(|(weight, sum)| Ok(Norms { weight, delta: sum.norm(), base: norm_of(model, weight)? }));
+    each.collect()
+}
+
+/// ‖W‖ of a weight of the model, Frobenius.
+pub(super) fn norm_of(model: &Model, id: WeightId) -> Result<f64> {
+    let weight = model.weight(id.role, id.layer)?;
+    Ok(weight.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt())
 }
 
 impl WeightChange {

@@ -20,6 +20,26 @@ const STATE: &str = "state.";
 /// Longest header that is read, in bytes: a million facts fit.
 const HEADER_LIMIT: u64 = 1 << 30;
 
+/// Why bytes are no patch.
+enum Unread {
+    /// They are of a format that came later.
+    Newer(u64),
+    /// What is wrong with them.
+    Damaged(String),
+}
+
+impl From<String> for Unread {
+    fn from(why: String) -> Self {
+        Self::Damaged(why)
+    }
+}
+
+impl From<&str> for Unread {
+    fn from(why: &str) -> Self {
+        Self::Damaged(why.to_owned())
+    }
+}
+
 impl Patch {
     /// Its name by content, hexadecimal: the same edit has the same id whenever, and by whatever
     /// version, it was made.
@@ -38,8 +58,19 @@ impl Patch {
     /// Bytes of the file.
     ///
     /// # Errors
-    /// Where the document cannot be written as JSON (a number that is not finite).
+    /// Where a number is not finite.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        for (name, _, bytes) in self.tensors() {
+            if !is_finite(bytes) {
+                let what = format!("the patch cannot be written: `{name}` holds a number that is not finite");
+                return Err(Error::Numerical { what });
+            }
+        }
+        self.encoded()
+    }
+
+    /// The same, of whatever is in its tensors.
+    fn encoded(&self) -> Result<Vec<u8>> {
         let document = serde_json::to_string(self)
             .map_err(|e| Error::input(format!("the patch cannot be written: {e}")))?;
         // JSON has no word for a number that is not finite: `null` is written, and not read again.
@@ -127,7 +158,11 @@ impl Patch {
     /// # Errors
     /// Where they are damaged, were changed, or are of a newer format.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        Self::from_bytes(bytes).map_err(|why| Error::Corrupt { path: path.to_owned(), what: "patch", why })
+        let (path, what) = (path.to_owned(), "patch");
+        Self::read(bytes).map_err(|error| match error {
+            Unread::Newer(found) => Error::Newer { path, what, found, reads: FORMAT },
+            Unread::Damaged(why) => Error::Corrupt { path, what, why },
+        })
     }
 
     /// Reads and verifies the bytes of a file; the error says what is wrong.
@@ -135,34 +170,50 @@ impl Patch {
     /// # Errors
     /// Where they are damaged, were changed, or are of a newer format.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        Self::read(bytes).map_err(|error| match error {
+            Unread::Newer(found) => format!("it has format {found}, this version reads format {FORMAT}"),
+            Unread::Damaged(why) => why,
+        })
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, Unread> {
         let header_len = bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)).unwrap_or(u64::MAX);
         if header_len > HEADER_LIMIT || header_len > bytes.len() as u64 {
-            return Err(format!("it has {} bytes, too few for its header", bytes.len()));
+            return Err(format!("it has {} bytes, too few for its header", bytes.len()).into());
         }
         let broken = |e: safetensors::SafeTensorError| format!("its tensors cannot be read: {e:?}");
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(broken)?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
         let field =
             |name: &str| metadata.get(name).ok_or_else(|| format!("it has no `{name}` in its metadata"));
         let document = field("mutandis")?;
+        // A newer format is told as such whatever else has changed in it, the digest included.
+        let json: Result<Value, String> = serde_json::from_str(document).map_err(|e| e.to_string());
+        let format = json.as_ref().ok().and_then(|json| json.get("format")?.as_u64());
+        if let Some(newer) = format.filter(|format| *format > u64::from(FORMAT)) {
+            return Err(Unread::Newer(newer));
+        }
+        let tensors = SafeTensors::deserialize(bytes).map_err(broken)?;
         let mut listed: Vec<(String, TensorView<'_>)> = tensors.tensors();
         listed.sort_by(|a, b| a.0.cmp(&b.0));
         let found = digest(document, listed.iter().map(|(n, t)| (n.as_str(), t.shape(), t.data())));
         if *field("digest")? != found {
             return Err("its contents do not match its digest: it was changed after it was made".into());
         }
-        let version: Value = serde_json::from_str(document).map_err(|e| e.to_string())?;
-        match version.get("format").and_then(Value::as_u64) {
+        json?;
+        match format {
             Some(v) if v == u64::from(FORMAT) => {}
-            Some(v) => return Err(format!("it has format {v}, this version reads format {FORMAT}")),
+            Some(v) => return Err(format!("it has format {v}, this version reads format {FORMAT}").into()),
             None => return Err("it names no format".into()),
         }
         let mut patch: Self = serde_json::from_str(document).map_err(|e| e.to_string())?;
         let mut parts: BTreeMap<(usize, String), HashMap<String, &TensorView<'_>>> = Default::default();
         for (name, tensor) in &listed {
             if tensor.dtype() != Dtype::F32 {
-                return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()));
+                return Err(format!("tensor `{name}` is {:?}, expected F32", tensor.dtype()).into());
+            }
+            if !is_finite(tensor.data()) {
+                return Err(format!("tensor `{name}` holds a number that is not finite").into());
             }
             if let Some(layer) = name.strip_prefix(KEYS) {
                 let layer = layer.parse().map_err(|_| format!("tensor `{name}` has an odd name"))?;
@@ -187,16 +238,17 @@ impl Patch {
                     let rank = match (l.shape(), r.shape()) {
                         ([_, a], [_, b]) if a == b && *a > 0 => *a,
                         (a, b) => {
-                            return Err(format!("the factors of `{weight}` have shapes {a:?} and {b:?}"));
+                            let why = format!("the factors of `{weight}` have shapes {a:?} and {b:?}");
+                            return Err(why.into());
                         }
                     };
                     WeightChange::LowRank { rank, left: floats(l.data()), right: floats(r.data()) }
                 }
                 (None, None, Some(d)) => match d.shape() {
                     [out, inn] => WeightChange::Dense { out: *out, inn: *inn, delta: floats(d.data()) },
-                    other => return Err(format!("the change of `{weight}` has shape {other:?}")),
+                    other => return Err(format!("the change of `{weight}` has shape {other:?}").into()),
                 },
-                _ => return Err(format!("the change of `{weight}` is not whole")),
+                _ => return Err(format!("the change of `{weight}` is not whole").into()),
             };
             patch.weights.push((id, change));
         }
@@ -204,8 +256,16 @@ impl Patch {
     }
 }
 
+fn numbers(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
+}
+
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    numbers(bytes).collect()
+}
+
+fn is_finite(bytes: &[u8]) -> bool {
+    numbers(bytes).all(f32::is_finite)
 }
 
 fn role_name(id: WeightId) -> String {
@@ -259,4 +319,49 @@ fn digest<'a>(document: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize
         part(data);
     }
     hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn patch(number: f32) -> Patch {
+        let mut patch: Patch = serde_json::from_value(serde_json::json!({
+            "format": FORMAT, "base": {"fingerprint": "f", "family": "llama", "layers": 2}, "method": "m",
+            "family": "mastery", "config": {}, "facts": [], "seed": 0, "norms": [], "solve": [],
+            "created": "", "tool": "",
+        }))
+        .unwrap();
+        let id = weight_id("1.mlp-out").unwrap();
+        patch.weights.push((id, WeightChange::Dense { out: 1, inn: 2, delta: vec![1.0, number] }));
+        patch
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_neither_written_nor_read() {
+        assert_eq!(Patch::from_bytes(&patch(2.0).to_bytes().unwrap()).unwrap(), patch(2.0));
+        for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(matches!(patch(number).to_bytes(), Err(Error::Numerical { .. })));
+            let why = Patch::from_bytes(&patch(number).encoded().unwrap()).unwrap_err();
+            assert!(why.contains("not finite"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_told_as_such_whatever_else_it_has() {
+        let path = Path::new("a.p");
+        let newer = Patch { format: FORMAT + 1, ..patch(2.0) }.to_bytes().unwrap();
+        let mut changed = newer.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        for bytes in [newer, changed] {
+            let error = Patch::parse(path, &bytes).unwrap_err();
+            let told = format!("{error} / {}", error.hint().unwrap());
+            for part in ["`a.p`", "has format 2", "reads format 1", "use a newer mutandis"] {
+                assert!(told.contains(part), "no {part:?} in {told}");
+            }
+        }
+        let older = Patch { format: 0, ..patch(2.0) }.to_bytes().unwrap();
+        assert!(matches!(Patch::parse(path, &older), Err(Error::Corrupt { .. })));
+    }
 }

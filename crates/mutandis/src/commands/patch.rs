@@ -34,9 +34,11 @@ enum Action {
     /// Show what a patch says: facts, method, settings, norms
     #[command(after_help = "Examples:
   mutandis patch show france-rome.patch.safetensors
-  mutandis patch show france-rome.patch.safetensors --json")]
+  mutandis patch show france-rome.patch.safetensors --json
+  mutandis patch show edits/")]
     Show {
-        /// The patch file
+        /// The patch file, or a ledger
+        #[arg(value_name = "FILE|LEDGER")]
         file: PathBuf,
     },
     /// Check that a patch is whole, unchanged, belongs to the model, and passes a gate

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use mutandis::engine::Model;
 use mutandis_edit::ledger::short;
 use mutandis_edit::patch::{CORPUS, difference, tool};
 use mutandis_edit::{Context, Error, Job, Patch, find};
 use serde::Serialize;
 
-use super::edit::{corpus, writable};
+use super::edit::{apart, corpus, writable};
 use crate::answers::{Question, answers};
 use crate::card::Card;
 use crate::patched::Patched;
@@ -23,12 +24,13 @@ use crate::stages::Stages;
   mutandis reproduce second.card.md --patch first.patch.safetensors --model gemma3
   mutandis reproduce france-rome.card.md --out again.patch.safetensors --json
 
-Exit code 0: the patch is the same to the byte, or within tolerance; 1: it is not.")]
+Without `--model` it is the model that the card names: a short name, a hub id, or a file or folder of
+that name, beside the card or here. Exit code 0: the patch is the same to the byte, or within tolerance; 1: it is not.")]
 pub(crate) struct Args {
     /// The card, as `mutandis patch card` wrote it
     card: PathBuf,
-    /// The patches that the edit was made on top of, the oldest first
-    #[arg(long = "patch", value_name = "FILE")]
+    /// The patches that the edit was made on top of, the oldest first, or a ledger that has them lowest
+    #[arg(long = "patch", value_name = "FILE|LEDGER")]
     patches: Vec<PathBuf>,
     /// The text that moments were measured on, where the card names one
     #[arg(long, value_name = "FILE")]
@@ -42,6 +44,9 @@ pub(crate) struct Args {
     /// Write the patch that was made
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Overwrite the patch file
+    #[arg(long, requires = "out")]
+    force: bool,
 }
 
 /// Between AVX2 and the portable kernels an edit of SmolLM2 by `r-rome` differed by 2e-6 of ‖ΔW‖;
@@ -85,11 +90,22 @@ struct AnswerReport {
 
 pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let card = Card::read(&args.card)?;
+    if card.facts.is_empty() {
+        let what = format!(
+            "the card's patch was not made by an edit but read from something else (`{}`): nothing can be made again",
+            card.method
+        );
+        let hint =
+            "`mutandis patch from-lora` and `mutandis patch from-diff` read it again from what it came from";
+        return Err(Error::input_hint(what, hint).into());
+    }
     let entry = find(&card.method)?;
     entry.check_settings(&card.settings)?;
     check_corpus(args, &card)?;
+    let name = named(args, &card, session);
     if let Some(out) = &args.out {
-        writable(out, false)?;
+        writable(out, args.force)?;
+        apart(session, Some(name.as_str()), out)?;
     }
     let mut settings = card.settings.clone();
     if let Some(editor) = &args.editor {
@@ -97,9 +113,14 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
         entry.check_settings(&settings)?;
     }
 
-    let model = session.load()?.model;
-    card.base.check(&model)?;
-    let mut patched = Patched::load(&args.patches, &model)?;
+    let model = load(&name, &card, session)?;
+    let mut patches = Patched::read(&args.patches, &model)?;
+    if let [path] = &args.patches[..]
+        && path.is_dir()
+    {
+        patches.truncate(card.beneath.len());
+    }
+    let mut patched = Patched::of(patches, &model)?;
     are_beneath(&card, &patched.patches)?;
     let stages = Stages::new(&session.progress);
     let cx = Context { corpus: args.corpus.clone(), ..session.context(&stages) };
@@ -149,6 +170,45 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     };
     session.output.print(&report, || report.text())?;
     Ok(if report.within { ExitCode::SUCCESS } else { ExitCode::from(NO) })
+}
+
+/// How the model is named: by `--model`, or else by the card.
+fn named(args: &Args, card: &Card, session: &Session<'_>) -> String {
+    if let Some(given) = &session.model {
+        return given.clone();
+    }
+    // Cards name files without their folders.
+    let beside = args.card.with_file_name(&card.model);
+    let is_short = session.models().short_name(&card.model).is_some();
+    match beside.to_str() {
+        Some(path) if !is_short && beside.exists() => path.to_owned(),
+        _ => card.model.clone(),
+    }
+}
+
+/// The model, checked to be the card's.
+fn load(name: &str, card: &Card, session: &Session<'_>) -> anyhow::Result<Model> {
+    if session.model.is_some() {
+        let model = session.load()?.model;
+        card.base.check(&model)?;
+        return Ok(model);
+    }
+    let model = session.load_named(Some(name)).map_err(|error| absent(&card.model, error))?.model;
+    card.base.check(&model).map_err(|error| {
+        let hint = "give the model that the card was made with by `--model`";
+        Error::input_hint(format!("`{name}` is not the model that the card was made with: {error}"), hint)
+    })?;
+    Ok(model)
+}
+
+/// What is said where the model that a card names is not here.
+fn absent(name: &str, error: anyhow::Error) -> anyhow::Error {
+    use mutandis::Error::{NoSuchPath, UnknownModel};
+    if !matches!(error.downcast_ref(), Some(NoSuchPath { .. } | UnknownModel { .. })) {
+        return error;
+    }
+    let what = format!("the card's model `{name}` is neither beside the card nor here: {error}");
+    Error::input_hint(what, "give it with `--model`").into()
 }
 
 /// Checks that the text for moments is the card's.

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use mutandis::atomic;
 use mutandis_bench::gate::{Measure, text};
 use mutandis_bench::run::Whole;
-use mutandis_edit::{Entry, Patch, find};
+use mutandis_edit::{Entry, Error, Patch, find};
 use serde_json::json;
 
-use super::verify::beneath;
+use super::verify::{beneath, wordings};
 use crate::answers::{Answer, Question, answers};
 use crate::card::Card;
 use crate::commands::edit::writable;
@@ -24,12 +24,13 @@ use crate::stages::Stages;
 #[command(after_help = "Examples:
   mutandis patch card france-rome.patch.safetensors --out france-rome.card.md
   mutandis patch card second.patch.safetensors --patch first.patch.safetensors
+  mutandis patch card third.patch.safetensors --patch edits/
   mutandis reproduce france-rome.card.md")]
 pub(super) struct Args {
     /// The patch file
     file: PathBuf,
-    /// The patches that it was made on top of, the oldest first
-    #[arg(long = "patch", value_name = "FILE")]
+    /// The patches that it was made on top of, the oldest first, or the ledger that it is in
+    #[arg(long = "patch", value_name = "FILE|LEDGER")]
     patches: Vec<PathBuf>,
     /// Another wording of the first fact
     #[arg(long, value_name = "PROMPT", allow_negative_numbers = true)]
@@ -48,7 +49,8 @@ pub(super) struct Args {
 /// What a card tells people.
 struct Page<'a> {
     patch: &'a Patch,
-    entry: &'a Entry,
+    /// The method; none where the patch was imported.
+    entry: Option<&'a Entry>,
     card: &'a Card,
     file: File,
     before: Vec<Answer>,
@@ -67,9 +69,12 @@ pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     if let Some(out) = &args.out {
         writable(out, args.force)?;
     }
+    one(&args.file)?;
     let bytes = Patch::bytes_of(&args.file)?;
     let patch = Patch::parse(&args.file, &bytes)?;
-    let entry = find(&patch.method)?;
+    // What knows no facts was not made by a method.
+    let entry = if patch.facts.is_empty() { None } else { Some(find(&patch.method)?) };
+    wordings(&patch.facts, &args.also)?;
     let name = |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let file =
         File { name: name(&args.file), bytes: bytes.len(), hash: blake3::hash(&bytes).to_hex().to_string() };
@@ -115,4 +120,17 @@ pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a ledger: a card is of one patch.
+fn one(path: &std::path::Path) -> anyhow::Result<()> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    let folder = path.display();
+    let what = format!("`{folder}` is a folder: a card is of one patch");
+    let hint = format!(
+        "give a file; `mutandis patch show {folder}` names those of a ledger, and `--patch {folder}` gives what lies beneath"
+    );
+    Err(Error::input_hint(what, hint).into())
 }

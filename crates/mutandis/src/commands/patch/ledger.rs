@@ -133,6 +133,9 @@ pub(super) fn add(args: &AddArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     let mut writer = writer(session, &args.ledger, base.as_ref(), &args.writing)?;
     let mut report = Report::new(session, &writer, &patches, &args.comparing)?;
     let measuring = before_joining(session, &writer, &mut report, &args.comparing)?;
+    if let Some((model, _)) = &measuring {
+        patches.iter().try_for_each(|patch| patch.check(model))?;
+    }
     let added = writer.add(&patches, args.independent)?;
     if let Some((model, mut patched)) = measuring {
         patched.push(patches, &model)?;

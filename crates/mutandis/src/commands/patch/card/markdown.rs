@@ -34,7 +34,7 @@ impl Page<'_> {
     fn head(&self) -> String {
         let first = self.patch.facts.first();
         let name = first.map(|fact| if fact.subject.is_empty() { &fact.prompt } else { &fact.subject });
-        let mut title = name.zip(first).map_or("An edit".to_owned(), |(name, fact)| {
+        let mut title = name.zip(first).map_or("An imported edit".to_owned(), |(name, fact)| {
             format!("{} → {}", escaped(name), escaped(&fact.target))
         });
         let more = self.patch.facts.len().saturating_sub(1);
@@ -42,8 +42,9 @@ impl Page<'_> {
             title.push_str(&format!(", and {more} more facts"));
         }
         let base = &self.patch.base;
+        let made = if self.entry.is_some() { "made" } else { "read" };
         let mut about = format!(
-            "A patch that changes what a language model knows, for `{}` ({}, {} layers), made by `{}` on {}.",
+            "A patch that changes what a language model knows, for `{}` ({}, {} layers), {made} by `{}` on {}.",
             self.card.model,
             base.family,
             base.layers,
@@ -64,6 +65,10 @@ impl Page<'_> {
     }
 
     fn facts(&self) -> String {
+        if self.patch.facts.is_empty() {
+            return "## What it changes\n\nNo fact is known of it: it was not computed from facts."
+                .to_owned();
+        }
         let row = |(fact, (before, after)): (&Fact, (&Answer, &Answer))| {
             let mark = if after.answer == fact.target { "" } else { " (not as asked)" };
             vec![escaped(&fact.prompt), escaped(&fact.target), said(before), format!("{}{mark}", said(after))]
@@ -112,7 +117,7 @@ impl Page<'_> {
     }
 
     fn method(&self) -> String {
-        let entry = self.entry;
+        let Some(entry) = self.entry else { return self.origin() };
         let (mine, published) = (flat(&self.patch.config), flat(&entry.defaults()));
         let default = |name: &str| published.iter().find(|(n, _)| n == name).map(|(_, value)| value);
         let differs = mine.iter().filter(|(name, value)| default(name) != Some(value));
@@ -131,6 +136,18 @@ impl Page<'_> {
             )),
         }
         text
+    }
+
+    /// How a patch came about that no method made.
+    fn origin(&self) -> String {
+        let from = self.patch.origin().map_or(String::new(), |from| format!(" ({})", escaped(from)));
+        let rows = flat(&self.patch.config);
+        let rows = rows.iter().map(|(name, value)| vec![format!("`{name}`"), shown(Some(value))]).collect();
+        format!(
+            "## How it was made\n\n`{}`: it was not computed here, but read from something else{from}.\n\n{}",
+            self.patch.method,
+            table(&["", ""], rows)
+        )
     }
 
     fn weights(&self) -> String {
@@ -193,6 +210,11 @@ impl Page<'_> {
     }
 
     fn again(&self) -> String {
+        let Some(entry) = self.entry else {
+            return "## How it is made again\n\n`mutandis patch from-lora` and `mutandis patch from-diff` read it again from what \
+                    it came from; there is no edit that `mutandis reproduce` could make.\n\nThis is what is known of it:"
+                .to_owned();
+        };
         let model = quoted(&self.card.model);
         let patches: String =
             (1..=self.card.beneath.len()).map(|i| format!(" --patch BENEATH-{i}")).collect();
@@ -210,7 +232,7 @@ impl Page<'_> {
                 "" => String::new(),
                 subject => format!(" --subject {}", quoted(subject)),
             };
-            let published = flat(&self.entry.defaults());
+            let published = flat(&entry.defaults());
             let own = flat(&self.patch.config);
             let set: String = own
                 .iter()

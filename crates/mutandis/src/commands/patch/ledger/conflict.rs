@@ -1,7 +1,5 @@
 //! Conflicts of patches that join a ledger, and what they do to each other, measured.
 
-use std::path::PathBuf;
-
 use mutandis::engine::Model;
 use mutandis_edit::conflicts::{CLOSE, Conflict, Conflicts, Kind, Side, conflicts, likelihoods};
 use mutandis_edit::ledger::{Writer, short};
@@ -167,7 +165,6 @@ pub(super) fn before_joining(
         return Ok(None);
     }
     let ledger = writer.ledger();
-    let folder: PathBuf = ledger.folder().to_owned();
     let model = session.load_here().and_then(|model| {
         ledger.check_model(&model)?;
         Ok(model)
@@ -179,7 +176,8 @@ pub(super) fn before_joining(
             return Ok(None);
         }
     };
-    let patched = Patched::load(&[folder], &model)?;
+    let stack = ledger.stack().iter().map(|record| ledger.load(record)).collect::<Result<Vec<_>, _>>()?;
+    let patched = Patched::of(stack, &model)?;
     report.before(&model, &patched)?;
     Ok(Some((model, patched)))
 }

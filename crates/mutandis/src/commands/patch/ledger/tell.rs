@@ -71,8 +71,14 @@ pub(super) fn operation(number: usize, line: &Line) -> String {
     parts.join("\n")
 }
 
-/// The first fact, and how many more there are.
+/// The first fact, and how many more there are; of a patch that knows none, where it comes from.
 fn words(record: &Record) -> String {
+    if record.facts == 0 {
+        return match &record.from {
+            Some(from) => format!("({} from {from})", record.method),
+            None => format!("({})", record.method),
+        };
+    }
     let mut prompt: String = record.prompt.split_whitespace().collect::<Vec<_>>().join(" ");
     if prompt.chars().count() > SHOWN {
         prompt = prompt.chars().take(SHOWN).chain(['…']).collect();
