@@ -53,12 +53,16 @@ pub struct Found {
 
 /// Relative strengths that are tried.
 const STRENGTHS: [f64; 6] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
+/// What a trained editor's change is multiplied by that is tried besides 1.
+const SCALES: [f64; 3] = [0.3, 0.6, 2.0];
 /// Shares of the keys' energy that are tried to keep out of reach.
 const ENERGIES: [f64; 4] = [0.5, 0.8, 0.95, 0.99];
 /// Weights of the subject's other statements that are tried.
 const BESIDES: [f64; 2] = [0.1, 1.0];
 /// Layers that a method of several layers writes at once.
 const WINDOW: usize = 3;
+/// What score a change of more layers has to be worth.
+const WORTH: f64 = 0.01;
 /// Prefixes of 5 and of 10 tokens that are tried, the first while all else is.
 const PREFIXES: [[usize; 2]; 4] = [[1, 1], [0, 0], [3, 2], [10, 10]];
 
@@ -91,7 +95,8 @@ pub fn sweep(
 ) -> Result<Found> {
     let defaults = method.defaults();
     let axes = axes(&defaults, mode, model.architecture());
-    if axes.is_empty() {
+    // The defaults alone are no sweep.
+    if axes.len() < 2 {
         return Err(Error::input_hint(
             format!("`{}` has no settings that a sweep could find", method.id),
             "it works on every model as it is",
@@ -111,7 +116,7 @@ pub fn sweep(
     let mut settings =
         if defaults.get("prefixes").is_some() { json!({ "prefixes": PREFIXES[0] }) } else { json!({}) };
     merge(&mut settings, start);
-    let mut best: Option<Trial> = None;
+    let mut best: Option<(Trial, usize)> = None;
     let mut why = None;
     let mut tried = HashSet::new();
     for axis in axes {
@@ -140,19 +145,23 @@ pub fn sweep(
                 change,
             };
             cx.progress.note(&format!("{} of {count}: {trial}", trials.len() + 1));
-            if best.as_ref().is_none_or(|b| trial.score > b.score) {
-                best = Some(trial.clone());
+            let width = all["layers"].as_array().map_or(0, Vec::len);
+            let worth = |(best, wide): &(Trial, usize)| {
+                trial.score > best.score - if width < *wide { WORTH } else { 0.0 }
+            };
+            if best.as_ref().is_none_or(worth) {
+                best = Some((trial.clone(), width));
             }
             trials.push(trial);
             cx.progress.step(trials.len());
         }
-        if let Some(best) = &best {
+        if let Some((best, _)) = &best {
             merge(&mut settings, &best.change);
             merge(&mut settings, start);
         }
     }
     cx.progress.end();
-    let best = best.ok_or_else(|| Error::input("nothing was tried"))?;
+    let (best, _) = best.ok_or_else(|| Error::input("nothing was tried"))?;
     if best.failed == facts.len() {
         let why = why.unwrap_or_default();
         return Err(Error::input_hint(
@@ -175,20 +184,20 @@ fn axes(defaults: &Value, mode: Mode, architecture: &Architecture) -> Vec<Vec<Va
         () if has("step") => (layers, (layers / 5).max(1)),
         () => ((2 * layers / 3).max(1), WINDOW),
     };
-    let places: Vec<Value> = (0..upper)
-        .step_by((layers / 12).max(1))
-        .filter_map(|from| match () {
+    let places = |window: usize| -> Vec<Value> {
+        let place = |from: usize| match () {
             () if has("layers") => {
                 Some(json!({ "layers": (from..(from + window).min(layers)).collect::<Vec<_>>() }))
             }
             () if has("layer") => Some(json!({ "layer": from })),
             () => None,
-        })
-        .collect();
+        };
+        (0..upper).step_by((layers / 12).max(1)).filter_map(place).collect()
+    };
     let strengths: Vec<Vec<Value>> = [
         ("null-space", &ENERGIES[..]),
         ("lambda", &STRENGTHS),
-        ("scale", &STRENGTHS),
+        ("scale", if has("editor") { &SCALES } else { &STRENGTHS }),
         ("learning-rate", &RATES),
     ]
     .into_iter()
@@ -210,8 +219,10 @@ fn axes(defaults: &Value, mode: Mode, architecture: &Architecture) -> Vec<Vec<Va
         if has("step") { STEPS.iter().map(with).collect() } else { vec![] }
     };
 
-    // Strengths come twice: first so that anything is written at all, then for the place found.
-    let mut axes = strengths.clone();
+    // The defaults first. Strengths come twice: so that anything is written at all, and for the
+    // place found.
+    let mut axes = vec![vec![json!({})]];
+    axes.extend(strengths.clone());
     axes.push([steps(false), steps(true)].concat());
     if has("search") {
         let way = |(i, search): (usize, &fn() -> Value)| {
@@ -226,13 +237,16 @@ fn axes(defaults: &Value, mode: Mode, architecture: &Architecture) -> Vec<Vec<Va
     if has("beside") {
         axes.push(BESIDES.iter().map(|x| json!({ "beside": x })).collect());
     }
-    axes.push(places.clone());
+    axes.push(places(window));
+    if has("step") {
+        axes.push(places((2 * window / 3).max(1)));
+    }
     if has("token") {
         let last = |mut place: Value| {
             place["token"] = json!("last");
             place
         };
-        axes.push(places.into_iter().map(last).collect());
+        axes.push(places(window).into_iter().map(last).collect());
     }
     axes.extend(strengths);
     axes.push(steps(true));

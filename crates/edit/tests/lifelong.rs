@@ -221,6 +221,31 @@ fn a_shape_goes_on_from_the_last_patch_that_has_it() {
 }
 
 #[test]
+fn one_fact_of_one_token_is_written() {
+    let model = model();
+    let fact = Fact::new("Once upon a time, Lily had a", "Lily", "big").unwrap();
+    assert_eq!(rows(&model, &fact).1.len(), 1);
+    for id in ["ultraedit", "stableedit"] {
+        let patch = edit(find(id).unwrap(), &model, &[], std::slice::from_ref(&fact), &json!({"step": 1e-4}));
+        assert!(patch.weights.iter().all(|(_, change)| change.norm() > 0.0), "{id}");
+    }
+}
+
+#[test]
+fn an_edit_that_goes_too_far_is_refused() {
+    let (model, facts) = (model(), facts());
+    for (set, why) in [
+        (json!({"step": 1e30}), "no numbers"),
+        (json!({"modules": ["head"], "layers": [0]}), "`head`"),
+        (json!({"margin": 20.0}), "`margin` is 20"),
+    ] {
+        let job = Job { model: &model, stack: &[], prior: &[], facts: &facts, seed: 7 };
+        let error = find("ultraedit").unwrap().edit(&set, &job, &Context::default()).unwrap_err();
+        assert!(error.to_string().contains(why), "{set}: {error}");
+    }
+}
+
+#[test]
 fn rounds_make_every_target_lead() {
     let (model, facts) = (model(), facts());
     for id in ["ultraedit", "stableedit"] {

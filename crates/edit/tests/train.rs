@@ -225,6 +225,37 @@ fn divergence_is_told_and_the_best_is_kept() {
     assert!(loss <= self::loss(&model, &[], &facts[0]) + 1e-4, "{loss}");
 }
 
+#[test]
+fn divergence_of_many_facts_and_of_the_last_step_is_told() {
+    let model = model("stories260K.gguf");
+    let facts = [("Lily", "red car"), ("Tom", "blue hat"), ("Ben", "big dog")]
+        .map(|(name, to)| Fact::new(format!("Once upon a time, {name} had a"), name, to).unwrap());
+    let job = Job { model: &model, stack: &[], prior: &[], facts: &facts, seed: 7 };
+    let mut told_of = 0;
+    for schedule in ["breadth-first", "depth-first"] {
+        for (rate, epochs) in [(1e3, 25), (1e3, 1), (1e25, 1)] {
+            for method in ["ft-m", "lora"] {
+                let notes = Notes::default();
+                let cx = Context { progress: &notes, ..Context::default() };
+                let settings = json!({"learning-rate": rate, "epochs": epochs, "schedule": schedule});
+                let patch = find(method).unwrap().edit(&settings, &job, &cx).unwrap();
+                let told = notes.0.lock().unwrap().join("\n");
+                let overlay = patch.overlay(&model).unwrap();
+                let mean =
+                    |stack: &[&Overlay]| facts.iter().map(|f| loss(&model, stack, f)).sum::<f32>() / 3.0;
+                // It is told, and undone; or else the facts are nearer than they were.
+                let (before, now) = (mean(&[]), mean(&[&overlay]));
+                assert!(now <= before + 1e-4, "{method} {settings}: {before} → {now}, told: {told}");
+                told_of += usize::from(told.contains("training diverged"));
+                for info in &patch.search {
+                    assert!(info.loss.is_finite(), "{:?}", patch.search);
+                }
+            }
+        }
+    }
+    assert!(told_of >= 8, "only {told_of} of 12 were told");
+}
+
 /// Mean loss of the fact's answer.
 fn loss(model: &Model, stack: &[&Overlay], fact: &Fact) -> f32 {
     let example = Example::answer(model, fact, false).unwrap();

@@ -15,7 +15,7 @@ use crate::primitives::contexts;
 use crate::primitives::neurons::{self, Finding, Neuron};
 use crate::primitives::request;
 
-/// Settings; the published ones.
+/// Settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "kebab-case")]
 pub(super) struct Config {
@@ -87,6 +87,16 @@ impl Method for Kn {
                 row.iter().map(move |x| x / norm)
             };
             let new = request::target(model.tokenizer()?, fact)?[0];
+            if new == old && fact.change != Change::Erase {
+                return Err(Error::input_hint(
+                    format!(
+                        "the old answer of `{}` and the new one, `{}`, begin with the same token, which is all that \
+                         `kn` writes",
+                        fact.prompt, fact.target
+                    ),
+                    "use another method, as `r-rome`",
+                ));
+            }
             let change: Vec<f32> = direction(new)
                 .zip(direction(old))
                 .map(|(new, old)| config.new as f32 * new - config.old as f32 * old)

@@ -19,7 +19,7 @@ pub(super) struct Config(Settings);
 impl Default for Config {
     fn default() -> Self {
         Self(Settings {
-            modules: vec![Role::MlpOut],
+            modules: Some(vec![Role::MlpOut]),
             ridge: Strength::Absolute(10.0),
             warm_up: 512,
             ..Settings::default()

@@ -7,6 +7,8 @@ use super::ascent::Ascent;
 use super::request;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
+use crate::method::on_top;
+use crate::patch::SearchInfo;
 
 /// A text, and which tokens are to be predicted where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,17 +190,64 @@ impl<'a> Answers<'a> {
             loss::cross_entropy_backward(isa, &mut logits, v, &targets, &weights);
             each
         });
+        let losses = self.by_example(examples, &each);
+        let aims = each.iter().zip(leads).map(|(&loss, lead)| Aim { loss, lead }).collect();
+        let tape = outcome.tape.ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
+        Ok(Passed { losses, aims, logits, tape })
+    }
+
+    /// Losses of examples with all changes in `overlays`, without a way back.
+    ///
+    /// # Errors
+    /// Where the model cannot be run.
+    pub(super) fn losses(&self, which: &[usize], overlays: &[&Overlay]) -> Result<Vec<Loss>> {
+        let (isa, v) = (self.model.isa(), self.model.architecture().vocabulary);
+        let mut all = Vec::with_capacity(which.len());
+        let mut rest = which;
+        while !rest.is_empty() {
+            let (now, later) = self.split(rest);
+            rest = later;
+            let passed: Vec<(usize, &[&Overlay])> = now.iter().map(|&i| (i, overlays)).collect();
+            let logits = self.forward(&passed, false)?.logits;
+            let targets: Vec<u32> =
+                now.iter().flat_map(|&i| self.examples[i].targets.iter().map(|(_, id)| *id)).collect();
+            let each = self.model.install(|| loss::cross_entropy(isa, &logits, v, &targets));
+            all.extend(self.by_example(now, &each));
+        }
+        Ok(all)
+    }
+
+    /// How all examples stand once an edit is written on top of a stack.
+    ///
+    /// # Errors
+    /// Where the model cannot be run, or has broken down.
+    pub(super) fn stand(&self, written: &Overlay, stack: &[&Overlay]) -> Result<Vec<Loss>> {
+        let all: Vec<usize> = (0..self.examples.len()).collect();
+        let losses = self.losses(&all, &on_top(stack, written))?;
+        if losses.iter().any(|loss| !loss.mean.is_finite()) {
+            let what = "predictions are no numbers once the edit is written: it goes too far";
+            return Err(Error::Numerical { what: what.into() });
+        }
+        Ok(losses)
+    }
+
+    /// Losses of targets, added up for each example.
+    fn by_example(&self, examples: &[usize], each: &[f32]) -> Vec<Loss> {
         let mut at = 0;
-        let losses = examples.iter().map(|&i| {
+        let loss = |&i: &usize| {
             let own = at..at + self.examples[i].targets.len();
             at = own.end;
             let sum: f32 = each[own.clone()].iter().sum();
             Loss { sum, mean: sum / own.len() as f32 }
-        });
-        let losses = losses.collect();
-        let aims = each.iter().zip(leads).map(|(&loss, lead)| Aim { loss, lead }).collect();
-        let tape = outcome.tape.ok_or_else(|| Error::Numerical { what: "the pass kept no tape".into() })?;
-        Ok(Passed { losses, aims, logits, tape })
+        };
+        examples.iter().map(loss).collect()
+    }
+}
+
+impl SearchInfo {
+    /// Takes down how its fact stands.
+    pub(super) fn see(&mut self, loss: &Loss) {
+        (self.loss, self.probability) = (loss.mean, (-loss.sum).exp());
     }
 }
 

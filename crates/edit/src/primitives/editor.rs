@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Example};
 use super::cholesky::add_product;
-use super::grad_pairs::grad_pairs;
+use super::grad_pairs::{grad_pairs, written};
 use super::normaliser::Running;
 use super::solver::{Hold, System};
 use crate::context::Context;
@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::method::Job;
 use crate::patch::{EDITOR, Patch, SearchInfo, WeightChange};
 use network::{Size, Trace};
-pub use store::About;
+pub use store::{About, about};
 
 /// Settings of an edit with a trained editor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -102,13 +102,6 @@ pub fn edit(settings: &Settings, job: &Job<'_>, cx: &Context<'_>, patch: &mut Pa
     for facts in all.chunks(settings.turn.unwrap_or(all.len())) {
         cx.check()?;
         let found = grad_pairs(model, &answers, facts, &ids, job.stack)?;
-        let info = |loss: &super::answers::Loss| SearchInfo {
-            steps: 1,
-            loss: loss.mean,
-            probability: (-loss.sum).exp(),
-            ..SearchInfo::default()
-        };
-        patch.search.extend(found.losses.iter().map(info));
         for (i, sum) in changes.iter_mut().enumerate() {
             let more = editor.change(i, &found.pairs[i])?.scaled(settings.scale);
             *sum = Some(match sum.take() {
@@ -119,12 +112,23 @@ pub fn edit(settings: &Settings, job: &Job<'_>, cx: &Context<'_>, patch: &mut Pa
         cx.progress.step(facts.last().map_or(0, |i| i + 1));
     }
     cx.progress.end();
+    patch.search = vec![SearchInfo { steps: 1, ..SearchInfo::default() }; examples.len()];
+    let losses = answers.stand(&written(&ids, &changes)?, job.stack)?;
+    patch.search.iter_mut().zip(&losses).for_each(|(info, loss)| info.see(loss));
     for (id, change) in ids.into_iter().zip(changes) {
         if let Some(change) = change {
             patch.push(model, id, change)?;
         }
     }
     Ok(())
+}
+
+/// What is said where the head is to be changed by what is seen at it.
+pub(super) fn no_head() -> Error {
+    Error::input_hint(
+        "`modules` has `head`, expected weights of layers: the head is run at an answer's rows alone",
+        "`ft-m` and `lora` train the head",
+    )
 }
 
 /// What a change is made of, once inputs and gradients have been through the network.

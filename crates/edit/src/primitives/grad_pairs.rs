@@ -4,8 +4,9 @@
 use mutandis_engine::backward::Pair;
 use mutandis_engine::{Model, Overlay, Wants, WeightId};
 
-use super::answers::{Aim, Answers, Loss, Passed};
+use super::answers::{Aim, Answers, Passed};
 use crate::error::Result;
+use crate::patch::WeightChange;
 
 /// Of some examples.
 pub(super) struct Collected {
@@ -15,8 +16,6 @@ pub(super) struct Collected {
     pub(super) owners: Vec<usize>,
     /// How far each row is from its target; of several targets, from the farthest.
     pub(super) aims: Vec<Aim>,
-    /// One per example.
-    pub(super) losses: Vec<Loss>,
 }
 
 /// Collects pairs of weights over examples, the loss being the sum of each one's mean.
@@ -31,12 +30,12 @@ pub(super) fn grad_pairs(
     overlays: &[&Overlay],
 ) -> Result<Collected> {
     let mut pairs = vec![Pair::default(); weights.len()];
-    let (mut owners, mut aims, mut losses) = (vec![], vec![], vec![]);
+    let (mut owners, mut aims, mut seen) = (vec![], vec![], 0);
     let mut rest = which;
     while !rest.is_empty() {
         let (now, later) = answers.split(rest);
         rest = later;
-        let Passed { losses: more, aims: each, logits, tape } = answers.run(now, overlays, 1.0)?;
+        let Passed { aims: each, logits, tape, .. } = answers.run(now, overlays, 1.0)?;
         let wants = Wants { logits, pairs: weights.to_vec(), ..Default::default() };
         let found = model.backward(&tape, &wants)?.pairs;
         let (mut rows, mut start) = (vec![], 0);
@@ -47,11 +46,11 @@ pub(super) fn grad_pairs(
             let of_rows = own.iter().zip(each.by_ref());
             aims.extend(farthest(of_rows));
             own.dedup();
-            owners.extend(std::iter::repeat_n(losses.len() + i, own.len()));
+            owners.extend(std::iter::repeat_n(seen + i, own.len()));
             rows.extend(own);
             start += example.tokens.len();
         }
-        losses.extend(more);
+        seen += now.len();
         for (to, from) in pairs.iter_mut().zip(&found) {
             for (to, from) in [(&mut to.x, &from.x), (&mut to.dy, &from.dy)] {
                 let width = from.len() / start;
@@ -59,7 +58,21 @@ pub(super) fn grad_pairs(
             }
         }
     }
-    Ok(Collected { pairs, owners, aims, losses })
+    Ok(Collected { pairs, owners, aims })
+}
+
+/// What was written so far of each weight.
+///
+/// # Errors
+/// Where a number is not finite.
+pub(super) fn written(ids: &[WeightId], changes: &[Option<WeightChange>]) -> Result<Overlay> {
+    let mut written = Overlay::default();
+    for (id, change) in ids.iter().zip(changes) {
+        if let Some(change) = change {
+            written.push(*id, change.delta()?);
+        }
+    }
+    Ok(written)
 }
 
 /// Of each run of targets of one row the one that leads least.

@@ -13,14 +13,15 @@ use std::collections::BTreeMap;
 
 use faer::Mat;
 use mutandis_engine::backward::Pair;
-use mutandis_engine::{Model, Overlay, Role, WeightId};
+use mutandis_engine::{Model, Role, WeightId};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Example};
+use super::editor::no_head;
 use super::fine_tune::weights;
-use super::grad_pairs::grad_pairs;
+use super::grad_pairs::{grad_pairs, written};
 use super::normaliser::Running;
 use super::solver::{Hold, System};
 use super::strength::Strength;
@@ -37,9 +38,10 @@ use warm_up::warm_up;
 pub struct Settings {
     /// Layers, from 0; those from three fifths to four fifths of the way up where absent.
     pub layers: Option<Vec<usize>>,
-    /// Weights of each layer.
-    #[schemars(with = "Vec<String>")]
-    pub modules: Vec<Role>,
+    /// Weights of each layer; `mlp-gate` and `mlp-up` where absent, or `mlp-out` where a model has no
+    /// gate.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub modules: Option<Vec<Role>>,
     /// η: how far a row goes against its gradient.
     pub step: f64,
     /// Weight of the identity. A number is relative to the mean energy of an input, `"1 absolute"`
@@ -66,7 +68,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             layers: None,
-            modules: vec![Role::MlpGate, Role::MlpUp],
+            modules: None,
             step: 1e-6,
             ridge: Strength::Absolute(1.0),
             turn: 100,
@@ -123,11 +125,20 @@ impl Settings {
     }
 }
 
+/// Texts of a warm-up where there has to be one.
+const FEW_TEXTS: usize = 32;
 /// Texts of a warm-up, at most.
 const MOST_TEXTS: usize = 4096;
 /// A margin at most, in nats: what the others have left of a token that leads by more than 16 is
 /// lost in the rounding of its probability, and with it how far there is to go.
 const MOST_MARGIN: f32 = 10.0;
+
+/// What UltraEdit writes: of gated MLPs both maps into it, as published for Llama and Mistral, and
+/// of others the map out of it, as for GPT-J.
+fn into_mlp(model: &Model) -> Vec<Role> {
+    let gated = model.linear_shape(Role::MlpGate, 0).is_ok();
+    if gated { vec![Role::MlpGate, Role::MlpUp] } else { vec![Role::MlpOut] }
+}
 
 /// Edits in turns, and fills the patch.
 ///
@@ -144,18 +155,25 @@ pub fn edit(
     let model = job.model;
     let count = model.architecture().layers;
     let late: Vec<usize> = (count * 3 / 5..(count * 4 / 5).max(count * 3 / 5 + 1)).collect();
-    let targets = weights(model, settings.layers.as_ref().unwrap_or(&late), &settings.modules)?;
+    let modules = settings.modules.clone().unwrap_or_else(|| into_mlp(model));
+    if modules.contains(&Role::Head) {
+        return Err(no_head());
+    }
+    let targets = weights(model, settings.layers.as_ref().unwrap_or(&late), &modules)?;
     let ids: Vec<WeightId> = targets.iter().map(|(id, _)| *id).collect();
     let lowest = ids.iter().map(|id| id.layer).min().unwrap_or(0);
     let mut statistics = Statistics::new(&targets, normalise, job.prior, &patch.method);
-    if statistics.lack() && settings.warm_up > 0 {
-        warm_up(&mut statistics, model, &ids, settings.warm_up, job.seed, cx)?;
-    }
     let examples = job
         .facts
         .iter()
         .map(|fact| Example::answer(model, fact, settings.end_of_text))
         .collect::<Result<Vec<_>>>()?;
+    // DIFFERENCE: of one row nothing is left when its own mean is taken from it.
+    let rows: usize = examples.iter().take(settings.turn).map(|e| e.targets.len()).sum();
+    let texts = if rows < 2 { settings.warm_up.max(FEW_TEXTS) } else { settings.warm_up };
+    if statistics.lack() && texts > 0 {
+        warm_up(&mut statistics, model, &ids, texts, job.seed, cx)?;
+    }
     let answers = Answers::new(model, job.stack, &examples, lowest)?;
     patch.search = vec![SearchInfo::default(); examples.len()];
     let mut changes: Vec<Option<WeightChange>> = vec![None; ids.len()];
@@ -166,12 +184,7 @@ pub fn edit(
         let mut turn = Turn::new(facts.len(), settings.margin);
         for round in 0..settings.rounds {
             cx.check()?;
-            let mut written = Overlay::default();
-            for (id, change) in ids.iter().zip(&changes) {
-                if let Some(change) = change {
-                    written.push(*id, change.delta()?);
-                }
-            }
+            let written = written(&ids, &changes)?;
             let overlays = on_top(job.stack, &written);
             // Places in the turn of the facts that are looked at: those that want something, and
             // when none does, all of them again.
@@ -184,10 +197,6 @@ pub fn edit(
             if found.aims.iter().any(|aim| !(aim.lead.is_finite() && aim.loss.is_finite())) {
                 let what = format!("predictions are no numbers in round {}: `step` is too large", round + 1);
                 return Err(Error::Numerical { what });
-            }
-            for (&i, loss) in which.iter().zip(&found.losses) {
-                let info = &mut patch.search[i];
-                (info.loss, info.probability) = (loss.mean, (-loss.sum).exp());
             }
             if round == 0 {
                 statistics.add(&found.pairs);
@@ -219,6 +228,8 @@ pub fn edit(
         cx.progress.step(facts.last().map_or(0, |i| i + 1));
     }
     cx.progress.end();
+    let losses = answers.stand(&written(&ids, &changes)?, job.stack)?;
+    patch.search.iter_mut().zip(&losses).for_each(|(info, loss)| info.see(loss));
     for (id, change) in ids.iter().zip(changes) {
         if let Some(change) = change {
             patch.push(model, *id, change)?;

@@ -278,11 +278,24 @@ pub(crate) fn fits(model: &Model, prompt: &str, tokens: usize) -> Result<()> {
     let context = model.architecture().context;
     if tokens > context {
         return Err(Error::input_hint(
-            format!("`{prompt}` with its target is {tokens} tokens long, the model's context is {context}"),
+            format!(
+                "`{}` with its target is {tokens} tokens long, the model's context is {context}",
+                beginning(prompt)
+            ),
             "shorten the prompt or the target",
         ));
     }
     Ok(())
+}
+
+/// Characters of a text that are shown of one that may be of any length.
+const SHOWN: usize = 60;
+
+/// What is shown of a text that may be of any length.
+fn beginning(text: &str) -> String {
+    let end = text.char_indices().nth(SHOWN).map_or(text.len(), |(at, _)| at);
+    let more = if end < text.len() { "…" } else { "" };
+    format!("{}{more}", &text[..end])
 }
 
 pub(super) fn locate(tokenizer: &Tokenizer, text: &str, character: usize) -> Result<Located> {

@@ -100,8 +100,9 @@ impl Training {
                 "1e-5 to 1e-2 are common",
             );
         }
-        if self.epochs == 0 {
-            return wrong("`epochs` is 0, expected 1 or more".into(), "25 are common");
+        if !(1..=MOST_EPOCHS).contains(&self.epochs) {
+            let found = self.epochs;
+            return wrong(format!("`epochs` is {found}, expected 1 to {MOST_EPOCHS}"), "25 are common");
         }
         if self.batch == 0 {
             return wrong("`batch` is 0, expected 1 or more".into(), "1 takes a step for each fact");
@@ -125,6 +126,9 @@ impl Training {
     }
 }
 
+/// Epochs, at most: more than anyone waits for.
+const MOST_EPOCHS: usize = 1_000_000;
+
 /// What is to be learnt.
 #[derive(Debug, Clone, Copy)]
 pub struct Lesson<'a> {
@@ -141,7 +145,7 @@ pub struct Lesson<'a> {
 /// How training went.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trained {
-    /// One per example, as it was last seen.
+    /// One per example, as it is at the end.
     pub search: Vec<SearchInfo>,
     /// Loss of every epoch, each batch as it was before its step; of depth-first training those
     /// of all batches, one batch after another.
@@ -150,8 +154,9 @@ pub struct Trained {
 
 /// Trains parameters in place until the examples are predicted.
 ///
-/// A step that makes the loss more than twice what it was at first, or not a number, is taken for
-/// divergence: the parameters go back to where the loss was smallest, and the user is told.
+/// An epoch with a loss more than twice what it was at first, an end with a larger one than at
+/// first, or one that is no number, is taken for divergence: the parameters go back to where the
+/// loss was smallest, and the user is told.
 ///
 /// # Errors
 /// Where a setting is out of range, a parameter is not one of the model's, the loss is not finite
@@ -195,9 +200,17 @@ pub fn train(
     let mut order: Vec<usize> = (0..examples.len()).collect();
     match training.schedule {
         Schedule::DepthFirst => {
+            let before = values(parameters);
+            let at_first = run.look(parameters, &order)?;
             for batch in order.chunks(training.batch) {
                 parameters.iter_mut().for_each(Parameter::forget);
                 run.epochs(parameters, |_| batch.to_vec())?;
+            }
+            // What each batch has learnt may be at the cost of all others.
+            let last = run.look(parameters, &order)?;
+            if is_above(last, at_first) {
+                run.go_back(parameters, before, [last, at_first, at_first]);
+                run.look(parameters, &order)?;
             }
         }
         Schedule::BreadthFirst => {
@@ -244,39 +257,63 @@ impl Run<'_> {
         parameters: &mut [Parameter],
         mut order: impl FnMut(usize) -> Vec<usize>,
     ) -> Result<()> {
-        let mut at_first = f32::NAN;
-        let mut best: Option<(f32, Vec<Vec<f32>>, Vec<SearchInfo>)> = None;
+        let all = order(0);
+        let at_first = self.look(parameters, &all)?;
+        if !at_first.is_finite() {
+            return Err(Error::Numerical { what: format!("the loss is {at_first} before any step") });
+        }
+        // Where the loss was smallest: the loss, the numbers and what was known of the examples.
+        let mut best: (f32, Vec<Vec<f32>>, Vec<SearchInfo>) =
+            (at_first, values(parameters), self.search.clone());
+        let mut last = at_first;
         for epoch in 0..self.training.epochs {
-            let order = order(epoch);
-            let before: Vec<Vec<f32>> = parameters.iter().map(|p| p.values.clone()).collect();
-            let mean = self.epoch(parameters, &order)?;
-            if epoch == 0 {
-                if !mean.is_finite() {
-                    return Err(Error::Numerical { what: format!("the loss is {mean} before any step") });
-                }
-                at_first = mean;
+            let order = if epoch == 0 { all.clone() } else { order(epoch) };
+            let before = values(parameters);
+            last = self.epoch(parameters, &order)?;
+            // A step may go too far and come back.
+            if is_above(last, 2.0 * at_first) {
+                break;
             }
-            let lost = !mean.is_finite() || mean > 2.0 * at_first.max(1.0);
-            // Of the first epoch there is no better one yet.
-            if lost && let Some((least, values, search)) = best {
-                self.search = search;
-                parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
-                self.cx.progress.note(&format!(
-                    "training diverged: the loss is {mean:.3} in epoch {}, {at_first:.3} at first; what was \
-                     there at {least:.3} is kept (a lower `learning-rate` may do)",
-                    epoch + 1
-                ));
-                return Ok(());
+            self.losses.push(last);
+            if last < best.0 {
+                best = (last, before, self.search.clone());
             }
-            self.losses.push(mean);
-            if best.as_ref().is_none_or(|(least, ..)| mean < *least) {
-                best = Some((mean, before, self.search.clone()));
-            }
-            if mean < self.training.stop_below {
-                return Ok(());
+            if last < self.training.stop_below {
+                break;
             }
         }
+        // One batch below the limit has taken no step since.
+        let is_seen = last < self.training.stop_below && all.len() <= self.training.batch;
+        if !is_above(last, 2.0 * at_first) && !is_seen {
+            last = self.look(parameters, &all)?;
+        }
+        if is_above(last, at_first) {
+            let (least, values, search) = best;
+            self.search = search;
+            self.go_back(parameters, values, [last, at_first, least]);
+        }
         Ok(())
+    }
+
+    /// Puts numbers back to where the loss was smallest, and says so: the loss now, at first, there.
+    fn go_back(&self, parameters: &mut [Parameter], values: Vec<Vec<f32>>, losses: [f32; 3]) {
+        parameters.iter_mut().zip(values).for_each(|(p, v)| p.values = v);
+        let [last, at_first, least] = losses;
+        self.cx.progress.note(&format!(
+            "training diverged: the loss came to {last:.3}, {at_first:.3} at first; what was there at \
+             {least:.3} is kept (a lower `learning-rate` may do)"
+        ));
+    }
+
+    /// The mean loss of examples as they are now.
+    fn look(&mut self, parameters: &[Parameter], all: &[usize]) -> Result<f32> {
+        self.cx.check()?;
+        let Some(overlay) = overlay(parameters) else { return Ok(f32::NAN) };
+        let losses = self.answers.losses(all, &on_top(self.stack, &overlay))?;
+        for (&i, each) in all.iter().zip(&losses) {
+            self.search[i].see(each);
+        }
+        Ok((losses.iter().map(|l| f64::from(l.mean)).sum::<f64>() / all.len() as f64) as f32)
     }
 
     /// One step for each batch; the mean loss of all, each before its step.
@@ -288,7 +325,7 @@ impl Run<'_> {
             for (&i, each) in batch.iter().zip(&losses) {
                 let info = &mut self.search[i];
                 info.steps += usize::from(gradients.is_some());
-                (info.loss, info.probability) = (each.mean, (-each.sum).exp());
+                info.see(each);
                 sum += f64::from(each.mean);
             }
             if losses.iter().any(|l| !l.mean.is_finite()) {
@@ -316,15 +353,10 @@ impl Run<'_> {
     /// is below where training ends.
     fn slope(&self, parameters: &[Parameter], batch: &[usize]) -> Result<Slope> {
         let (model, answers, enough) = (self.model, &self.answers, self.training.stop_below);
-        let mut overlay = Overlay::default();
-        for parameter in parameters.iter().filter(|p| !p.is_zero()) {
-            let Ok(delta) = parameter.delta() else {
-                // Not finite: the loss is not either.
-                let nan = Loss { sum: f32::NAN, mean: f32::NAN };
-                return Ok(Slope { losses: vec![nan; batch.len()], gradients: None });
-            };
-            overlay.push(parameter.id, delta);
-        }
+        let Some(overlay) = overlay(parameters) else {
+            let nan = Loss { sum: f32::NAN, mean: f32::NAN };
+            return Ok(Slope { losses: vec![nan; batch.len()], gradients: None });
+        };
         let overlays = on_top(self.stack, &overlay);
         let mut losses: Vec<Loss> = Vec::with_capacity(batch.len());
         let mut gradients: Option<Vec<Vec<f32>>> = None;
@@ -354,6 +386,25 @@ impl Run<'_> {
         }
         Ok(Slope { losses, gradients })
     }
+}
+
+/// Whether a loss is one of training that has diverged: above a limit, and not only by noise.
+fn is_above(mean: f32, limit: f32) -> bool {
+    !mean.is_finite() || mean > limit.max(1.0)
+}
+
+/// The numbers that are trained.
+fn values(parameters: &[Parameter]) -> Vec<Vec<f32>> {
+    parameters.iter().map(|p| p.values.clone()).collect()
+}
+
+/// All changes; nothing where one is not finite, as the loss is not either then.
+fn overlay(parameters: &[Parameter]) -> Option<Overlay> {
+    let mut overlay = Overlay::default();
+    for parameter in parameters.iter().filter(|p| !p.is_zero()) {
+        overlay.push(parameter.id, parameter.delta().ok()?);
+    }
+    Some(overlay)
 }
 
 /// What a step is made of.

@@ -26,7 +26,7 @@ pub struct About {
     pub base: String,
     /// Settings of the training.
     pub settings: Value,
-    /// blake3 of the training file.
+    /// blake3 of the records.
     pub data: String,
     /// Seed.
     pub seed: u64,
@@ -78,6 +78,11 @@ pub(super) fn save(path: &Path, editor: &Editor, about: &About, optimizers: &[Ad
         .map(|(name, x)| (name.clone(), Dtype::F32, vec![x.len()], bytemuck::cast_slice(x)))
         .collect();
     KIND.write(path, body, tensors)
+}
+
+/// What a file says of the editor in it, unverified; nothing where it holds none.
+pub fn about(path: &Path) -> Option<About> {
+    KIND.peek::<Body>(path).map(|body| body.about)
 }
 
 /// Reads an editor, what is said of it, and its optimizers.

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::store::{self, About};
-use super::{Editor, Made, Rule, Shape, Slopes};
+use super::{Editor, Made, Rule, Shape, Slopes, no_head};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fact::Fact;
@@ -63,6 +63,8 @@ pub struct Outcome {
     pub reached: Scores,
     /// Why it ended.
     pub ended: String,
+    /// Records that do not fit the model, and were left out.
+    pub unfit: usize,
 }
 
 /// What an editor is trained on, and where it is kept.
@@ -70,7 +72,7 @@ pub struct Outcome {
 pub struct Order<'a> {
     /// What is to be learnt.
     pub records: &'a [Record],
-    /// blake3 of the records' file.
+    /// blake3 of the records.
     pub data: String,
     /// Seed of all that is drawn.
     pub seed: u64,
@@ -93,11 +95,12 @@ pub(crate) struct Plan<'a> {
 pub(crate) fn train(model: &Model, plan: &Plan<'_>, order: &Order<'_>, cx: &Context<'_>) -> Result<Outcome> {
     let settings = plan.settings;
     settings.check()?;
-    if order.records.len() < settings.validation + settings.edits {
+    let records = fitting(model, order.records, cx);
+    if records.len() < settings.validation + settings.edits {
         return Err(Error::input_hint(
             format!(
                 "there are {} records, expected {} for validation and at least {} more",
-                order.records.len(),
+                records.len(),
                 settings.validation,
                 settings.edits
             ),
@@ -108,7 +111,10 @@ pub(crate) fn train(model: &Model, plan: &Plan<'_>, order: &Order<'_>, cx: &Cont
     let late: Vec<usize> = (count.saturating_sub(3)..count).collect();
     let modules = settings.modules.clone().unwrap_or_else(|| mlp(model));
     let targets = weights(model, settings.layers.as_ref().unwrap_or(&late), &modules)?;
-    let (training, held_out) = order.records.split_at(order.records.len() - settings.validation);
+    if targets.iter().any(|(id, _)| id.role == Role::Head) {
+        return Err(no_head());
+    }
+    let (training, held_out) = records.split_at(records.len() - settings.validation);
     let about = About {
         method: plan.method.to_owned(),
         base: model.fingerprint()?.to_owned(),
@@ -130,16 +136,43 @@ pub(crate) fn train(model: &Model, plan: &Plan<'_>, order: &Order<'_>, cx: &Cont
             break format!("nothing better in {} validations", settings.patience);
         }
         cx.check()?;
-        run.step(&mut state)?;
-        cx.progress.step(state.about.steps);
-        if state.about.steps.is_multiple_of(settings.validate_every) || state.about.steps == settings.steps {
-            run.validate(&mut state, held_out)?;
+        match run.forward(&mut state, held_out) {
+            Ok(()) => cx.progress.step(state.about.steps),
+            // All records fit, and the model was sound at first: the numbers have run away.
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(Error::Io { action, path, source }) => return Err(Error::Io { action, path, source }),
+            Err(error) => {
+                let step = state.about.steps;
+                cx.progress.note(&format!(
+                    "training diverged in step {step}: {error}; the best editor so far is kept (lower \
+                     `learning-rate` or `rates-learning-rate`)"
+                ));
+                break format!("diverged in step {step}");
+            }
         }
     };
     cx.progress.end();
     let reached = run.end(&state.about)?;
-    Ok(Outcome { steps: state.about.steps, before, reached, ended })
+    let unfit = order.records.len() - records.len();
+    Ok(Outcome { steps: state.about.steps, before, reached, ended, unfit })
 }
+
+/// Those records that the model can read; the first few others are named.
+fn fitting<'a>(model: &Model, records: &'a [Record], cx: &Context<'_>) -> Vec<&'a Record> {
+    let tried: Vec<Result<&Record>> =
+        records.par_iter().map(|record| record.examples(model).map(|_| record)).collect();
+    let why: Vec<&Error> = tried.iter().filter_map(|tried| tried.as_ref().err()).collect();
+    if !why.is_empty() {
+        let named: Vec<String> = why.iter().take(NAMED).map(ToString::to_string).collect();
+        let more = if why.len() > NAMED { "; …" } else { "" };
+        let (count, named) = (why.len(), named.join("; "));
+        cx.progress.note(&format!("{count} records do not fit the model and are skipped: {named}{more}"));
+    }
+    tried.into_iter().filter_map(Result::ok).collect()
+}
+
+/// Records that are named of those left out.
+const NAMED: usize = 5;
 
 /// Matrices of a model's MLPs: not all families have a gate.
 fn mlp(model: &Model) -> Vec<Role> {
@@ -154,7 +187,7 @@ impl Order<'_> {
     }
 
     /// Where its best editor is kept.
-    fn best(&self) -> PathBuf {
+    pub fn best(&self) -> PathBuf {
         self.beside(".best")
     }
 
@@ -169,7 +202,7 @@ struct Run<'a> {
     model: &'a Model,
     plan: &'a Plan<'a>,
     order: &'a Order<'a>,
-    training: &'a [Record],
+    training: &'a [&'a Record],
     partial: PathBuf,
     best: PathBuf,
     cx: &'a Context<'a>,
@@ -189,7 +222,7 @@ impl Run<'_> {
         &self,
         about: About,
         targets: Vec<(WeightId, [usize; 2])>,
-        held_out: &[Record],
+        held_out: &[&Record],
     ) -> Result<(State, Scores)> {
         let settings = self.plan.settings;
         let shape = Shape { rule: self.plan.rule, rank: settings.rank, blocks: settings.blocks };
@@ -260,25 +293,35 @@ impl Run<'_> {
                     rng.set_stream(1 + drawn as u64);
                     shuffle(&mut order, &mut rng);
                 }
-                &self.training[order[i % n]]
+                self.training[order[i % n]]
             })
             .collect()
+    }
+
+    /// A step, and a validation where one is due.
+    fn forward(&self, state: &mut State, held_out: &[&Record]) -> Result<()> {
+        let settings = self.plan.settings;
+        self.step(state)?;
+        if state.about.steps.is_multiple_of(settings.validate_every) || state.about.steps == settings.steps {
+            self.validate(state, held_out)?;
+        }
+        Ok(())
     }
 
     fn step(&self, state: &mut State) -> Result<()> {
         let settings = self.plan.settings;
         let records = self.records(state.about.steps);
-        let (scores, slopes) = self.evaluate(&state.editor, &records, true)?;
         state.about.steps += 1;
+        let (scores, slopes) = self.evaluate(&state.editor, &records, true)?;
         if !scores.loss.is_finite() {
-            self.cx
-                .progress
-                .note(&format!("step {}: the loss is {}; skipped", state.about.steps, scores.loss));
-            return Ok(());
+            return Err(Error::Numerical { what: format!("the loss is {}", scores.loss) });
         }
         let groups = slopes.shared.into_values().chain([slopes.rates, slopes.ridges]);
         let groups: Vec<Vec<f64>> = groups.collect();
         let norm = groups.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return Err(Error::Numerical { what: format!("the gradient's norm is {norm}") });
+        }
         let factor = if norm > settings.clip { settings.clip / norm } else { 1.0 };
         let networks = state.editor.shared.len();
         let numbers = state.editor.numbers_mut();
@@ -293,8 +336,13 @@ impl Run<'_> {
     }
 
     /// Scores the editor, keeps it where it is the best so far, and the training in any case.
-    fn validate(&self, state: &mut State, held_out: &[Record]) -> Result<()> {
+    fn validate(&self, state: &mut State, held_out: &[&Record]) -> Result<()> {
         let scores = self.score(&state.editor, held_out)?;
+        if !scores.loss.is_finite() {
+            return Err(Error::Numerical {
+                what: format!("the loss on held-out records is {}", scores.loss),
+            });
+        }
         self.cx.progress.note(&format!("step {}: {scores}", state.about.steps));
         if scores.loss < state.best {
             state.best = scores.loss;
@@ -316,7 +364,9 @@ impl Run<'_> {
         if best != place {
             std::fs::rename(best, place).map_err(Error::io("write", place))?;
         }
-        std::fs::remove_file(&self.partial).map_err(Error::io("remove", &self.partial))?;
+        if self.partial.exists() {
+            std::fs::remove_file(&self.partial).map_err(Error::io("remove", &self.partial))?;
+        }
         Ok(kept.reached.unwrap_or_default())
     }
 
@@ -334,14 +384,13 @@ impl Run<'_> {
     }
 
     /// Mean scores over records.
-    fn score(&self, editor: &Editor, records: &[Record]) -> Result<Scores> {
+    fn score(&self, editor: &Editor, records: &[&Record]) -> Result<Scores> {
         let each = self.plan.settings.edits * self.plan.settings.changes;
         let mut sum = Scores::default();
         for some in records.chunks(each) {
             self.cx.check()?;
-            let some: Vec<&Record> = some.iter().collect();
             let weight = some.len() as f64 / records.len() as f64;
-            let (scores, _) = self.evaluate(editor, &some, false)?;
+            let (scores, _) = self.evaluate(editor, some, false)?;
             sum.loss += weight * scores.loss;
             sum.edit += weight * scores.edit;
             sum.rephrase += weight * scores.rephrase;
@@ -449,8 +498,11 @@ impl Record {
     /// What it lacks.
     pub fn new(fact: Fact) -> Result<Self, String> {
         let rephrase = fact.rephrases.first().unwrap_or(&fact.prompt).clone();
-        let locality =
-            fact.locality.iter().find_map(|p| Some((p.prompt.clone(), p.answers.first()?.clone())));
+        let is_there = |text: &&String| !text.trim().is_empty();
+        let locality = fact.locality.iter().filter(|p| is_there(&&p.prompt));
+        let locality = locality
+            .filter_map(|p| Some((p.prompt.clone(), p.answers.iter().find(is_there)?.clone())))
+            .next();
         let Some(locality) = locality else {
             return Err(
                 "it has no unrelated prompt with its answer (`loc` and `loc_ans`, or `locality`)".into()

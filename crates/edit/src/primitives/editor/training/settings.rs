@@ -75,6 +75,11 @@ impl Default for Settings {
     }
 }
 
+/// Of what is counted, at most.
+const MOST: usize = 1_000_000;
+/// Blocks of a network, at most.
+const MOST_BLOCKS: usize = 64;
+
 impl Settings {
     /// Checks what no type does.
     ///
@@ -92,9 +97,15 @@ impl Settings {
             ("patience", self.patience),
             ("steps", self.steps),
         ];
-        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+        if let Some((name, count)) = counts.iter().find(|(_, count)| !(1..=MOST).contains(count)) {
             return Err(Error::input_hint(
-                format!("`{name}` is 0, expected 1 or more"),
+                format!("`{name}` is {count}, expected 1 to {MOST}"),
+                "leave it out for the default",
+            ));
+        }
+        if self.blocks > MOST_BLOCKS {
+            return Err(Error::input_hint(
+                format!("`blocks` is {}, expected 1 to {MOST_BLOCKS}", self.blocks),
                 "leave it out for the default",
             ));
         }
