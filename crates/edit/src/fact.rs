@@ -1,6 +1,7 @@
 //! Facts: what should be true, and where the prompt says of whom.
 
 use std::path::Path;
+use std::str::Utf8Error;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -218,7 +219,8 @@ impl Fact {
 }
 
 /// What a file of facts holds.
-const RECORD: &str = "each line is an object with `prompt`, `subject` and `target_new`";
+const RECORD: &str =
+    "it is read as JSON lines, or as one JSON array, of objects with `prompt`, `subject` and `target_new`";
 
 fn invalid(path: &Path, why: &str) -> Error {
     Error::input_hint(format!("`{}` is not a valid file of facts: {why}", path.display()), RECORD)
@@ -226,27 +228,45 @@ fn invalid(path: &Path, why: &str) -> Error {
 
 /// Each record of a file, with where it is, and the fact or what is wrong with it.
 fn records(path: &Path) -> Result<Vec<(String, Result<Fact, String>)>> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
+    let bytes = std::fs::read(path).map_err(|e| {
         Error::input_hint(format!("cannot read the facts of `{}`: {e}", path.display()), RECORD)
     })?;
-    let text = text.trim_start_matches('\u{feff}');
-    let records: Vec<(String, Result<Fact, String>)> = if text.trim_start().starts_with('[') {
-        let all: Vec<Value> =
-            serde_json::from_str(text).map_err(|e| invalid(path, &format!("line {}: {e}", e.line())))?;
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let records: Vec<(String, Result<Fact, String>)> = if text.trim_ascii_start().starts_with(b"[") {
+        let all = array(path, text)?;
         let each = all.iter().enumerate();
         each.map(|(i, record)| (format!("record {}", i + 1), Fact::from_record(record))).collect()
     } else {
-        let each = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-        let parse = |line: &str| {
-            let record = serde_json::from_str(line).map_err(|e| e.to_string())?;
-            Fact::from_record(&record)
-        };
-        each.map(|(i, line)| (format!("line {}", i + 1), parse(line))).collect()
+        let each = text.split(|byte| *byte == b'\n').map(std::str::from_utf8).enumerate();
+        let each = each.filter(|(_, line)| !line.is_ok_and(|line| line.trim().is_empty()));
+        each.map(|(i, line)| (format!("line {}", i + 1), of_line(line))).collect()
     };
     if records.is_empty() {
         return Err(invalid(path, "line 1: it holds no facts"));
     }
     Ok(records)
+}
+
+/// The records of a file that is one JSON array.
+fn array(path: &Path, text: &[u8]) -> Result<Vec<Value>> {
+    serde_json::from_slice(text).map_err(|e| match e.is_eof() {
+        true => Error::input_hint(
+            format!(
+                "`{}` is not a valid file of facts: it ends early, in line {}, before its array does",
+                path.display(),
+                e.line()
+            ),
+            "write or fetch it again; something has cut it short",
+        ),
+        false => invalid(path, &format!("line {}: {e}", e.line())),
+    })
+}
+
+/// The fact of a line, or what is wrong with it.
+fn of_line(line: Result<&str, Utf8Error>) -> Result<Fact, String> {
+    let line = line.map_err(|e| format!("it is not UTF-8 from byte {} on", e.valid_up_to() + 1))?;
+    let record = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    Fact::from_record(&record)
 }
 
 /// A target as it follows a prompt.
@@ -456,11 +476,29 @@ mod tests {
             ("{\"prompt\":\"A\",\"target_new\":\" \"}", "line 1: the target of `A` is empty"),
             ("7", "line 1: expected an object, found a number"),
             ("", "line 1: it holds no facts"),
+            ("\n[{\"prompt\":\"A\",\n\"target_new\":", "it ends early, in line 3, before its array does"),
+            ("prompt,target_new\nA,B\n", "line 1: expected value at line 1 column 1"),
         ] {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), text).unwrap();
-            let error = Fact::read(file.path()).unwrap_err().to_string();
-            assert!(error.ends_with(expected), "{error}");
+            let error = Fact::read(file.path()).unwrap_err();
+            assert!(error.to_string().ends_with(expected), "{error}");
+            assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
+            assert!(error.hint().is_some(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_line_that_is_not_utf8_is_a_broken_record_like_any_other() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let good = br#"{"prompt":"A is","target_new":"B"}"#;
+        let bad = b"{\"prompt\":\"\xff is\",\"target_new\":\"C\"}";
+        let all = [&b"\xef\xbb\xbf"[..], good, b"\r\n", bad, b"\r\n\r\n", good].concat();
+        std::fs::write(file.path(), all).unwrap();
+        let (facts, skipped) = Fact::read_usable(file.path()).unwrap();
+        assert_eq!(facts.len(), 2);
+        assert_eq!(skipped, ["line 2: it is not UTF-8 from byte 12 on"]);
+        let error = Fact::read(file.path()).unwrap_err().to_string();
+        assert!(error.ends_with("line 2: it is not UTF-8 from byte 12 on"), "{error}");
     }
 }

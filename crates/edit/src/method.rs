@@ -6,7 +6,7 @@ use mutandis_engine::{Model, Overlay};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -114,7 +114,7 @@ impl Entry {
             paper: M::PAPER,
             summary: M::SUMMARY,
             doc: M::DOC,
-            schema: || schema_for!(M::Config),
+            schema: schema_of::<M::Config>,
             defaults: || {
                 serde_json::to_value(M::Config::default())
                     .expect("settings are plain numbers, texts and lists")
@@ -131,7 +131,7 @@ impl Entry {
 
     /// JSON schema of the settings of the training of its editor, where it has one.
     pub fn trainer_schema(&self) -> Option<Schema> {
-        self.trainer.map(|_| schema_for!(training::Settings))
+        self.trainer.map(|_| schema_of::<training::Settings>())
     }
 
     /// Settings of the training of its editor, where it has one.
@@ -153,23 +153,49 @@ impl Entry {
         model: &Model,
         cx: &Context<'_>,
     ) -> Result<Outcome> {
-        let (Some(trainer), Some(mut all)) = (self.trainer, self.trainer_defaults()) else {
-            let trained: Vec<&str> = METHODS.iter().filter(|m| m.trainer.is_some()).map(|m| m.id).collect();
-            return Err(Error::input_hint(
-                format!("`{}` has no editor to be trained", self.id),
-                format!("methods that have: {}", trained.join(", ")),
-            ));
-        };
-        self.known(&all, settings)?;
-        merge(&mut all, settings);
-        let settings = serde_json::from_value(all)
-            .map_err(|e| Error::input(format!("settings of the training of `{}`: {e}", self.id)))?;
+        let (trainer, settings) = self.training(settings)?;
         training::train(
             model,
             &training::Plan { method: self.id, rule: trainer.rule, settings: &settings },
             order,
             cx,
         )
+    }
+
+    /// Checks that the method works by an editor that is trained.
+    ///
+    /// # Errors
+    /// Names the methods that do, where it does not.
+    pub fn check_editor(&self) -> Result<()> {
+        self.trainer().map(drop)
+    }
+
+    /// Checks settings of the training of its editor, as [`Self::check_settings`] does its own.
+    ///
+    /// # Errors
+    /// As [`Self::check_settings`] and [`Self::check_editor`].
+    pub fn check_training(&self, settings: &Value) -> Result<()> {
+        self.training(settings).map(drop)
+    }
+
+    /// How its editor is trained, with these settings over its own.
+    fn training(&self, settings: &Value) -> Result<(Trainer, training::Settings)> {
+        let trainer = self.trainer()?;
+        let defaults = self.trainer_defaults().unwrap_or_default();
+        self.known(&defaults, settings)?;
+        let mut all = defaults.clone();
+        merge(&mut all, settings);
+        Ok((trainer, read(self.id, &defaults, &all)?))
+    }
+
+    fn trainer(&self) -> Result<Trainer> {
+        self.trainer.ok_or_else(|| {
+            let with: Vec<&str> = METHODS.iter().filter(|m| m.trainer.is_some()).map(|m| m.id).collect();
+            Error::input_hint(
+                format!("`{}` uses no editor", self.id),
+                format!("methods that use one: {}", with.join(", ")),
+            )
+        })
     }
 
     /// JSON schema of the settings.
@@ -233,12 +259,15 @@ impl Entry {
         Ok(patch)
     }
 
-    /// Checks that all settings exist in this method.
+    /// Checks that all settings exist in this method, and are of the kind that it has them in.
     ///
     /// # Errors
-    /// Names the first that does not.
+    /// Names the first that does not, or is not.
     pub fn check_settings(&self, settings: &Value) -> Result<()> {
-        self.known(&self.defaults(), settings)
+        let mut all = self.defaults();
+        self.known(&all, settings)?;
+        merge(&mut all, settings);
+        (self.typed)(&all).map(drop)
     }
 
     /// Refuses settings that the method does not have.
@@ -260,12 +289,71 @@ impl Entry {
 }
 
 fn config_of<M: Method>(settings: &Value) -> Result<M::Config> {
-    serde_json::from_value(settings.clone()).map_err(|e| {
-        Error::input_hint(
-            format!("settings of `{}`: {e}", M::ID),
-            format!("`mutandis methods show {}` lists them", M::ID),
-        )
+    read(M::ID, &serde_json::to_value(M::Config::default()).unwrap_or_default(), settings)
+}
+
+/// The schema of settings. `schemars` only refers to those of a type that wraps another one: they
+/// are brought to the root, where they are looked for.
+fn schema_of<T: JsonSchema>() -> Schema {
+    let mut schema = schema_for!(T);
+    let meant = schema.get("$ref").and_then(Value::as_str).and_then(|at| schema.pointer(at)).cloned();
+    if let (Some(Value::Object(meant)), Some(root)) = (meant, schema.as_object_mut()) {
+        root.remove("$ref");
+        for (key, value) in meant {
+            root.entry(key).or_insert(value);
+        }
+    }
+    schema
+}
+
+/// Settings as a method has them.
+///
+/// # Errors
+/// Where one is of another kind: names it, with what it may be.
+fn read<T: DeserializeOwned>(id: &str, defaults: &Value, settings: &Value) -> Result<T> {
+    serde_json::from_value(settings.clone()).map_err(|all| {
+        let what = match misfit::<T>(defaults, settings) {
+            Some((name, value, why)) => format!("setting `{name}` of `{id}` is `{value}`: {why}"),
+            None => format!("settings of `{id}`: {all}"),
+        };
+        Error::input_hint(what, format!("`mutandis methods show {id}` lists them"))
     })
+}
+
+/// The first setting that is of another kind even where all others are as published: its name, what
+/// it is, and what is wrong with that.
+fn misfit<T: DeserializeOwned>(
+    defaults: &Value,
+    settings: &Value,
+) -> Option<(String, String, serde_json::Error)> {
+    let mut all = vec![];
+    innermost(settings, defaults, &[], &mut all);
+    all.into_iter().filter(|(path, _)| !path.is_empty()).find_map(|(path, value)| {
+        let alone = path.iter().rev().fold(value.clone(), |inner, name| json!({ (*name): inner }));
+        let mut tried = defaults.clone();
+        merge(&mut tried, &alone);
+        let why = serde_json::from_value::<T>(tried).err()?;
+        let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        Some((path.join("."), shown, why))
+    })
+}
+
+/// Settings with their paths; of those that hold others, these.
+fn innermost<'a>(
+    settings: &'a Value,
+    defaults: &Value,
+    path: &[&'a str],
+    found: &mut Vec<(Vec<&'a str>, &'a Value)>,
+) {
+    match (settings, defaults) {
+        (Value::Object(settings), Value::Object(defaults)) => {
+            for (name, value) in settings {
+                let default = defaults.get(name).unwrap_or(&Value::Null);
+                innermost(value, default, &[path, &[name.as_str()]].concat(), found);
+            }
+        }
+        _ => found.push((path.to_vec(), settings)),
+    }
 }
 
 /// What prompts are to be answered, one after another: no edit can make two different answers to

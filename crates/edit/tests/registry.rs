@@ -5,7 +5,7 @@ mod common;
 
 use mutandis_edit::patch::{WeightChange, chain};
 use mutandis_edit::{Context, Entry, Fact, Job, METHODS, Patch, find};
-use mutandis_engine::{Model, Options};
+use mutandis_engine::{Model, Options, Role};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -89,7 +89,12 @@ fn methods_are_named_documented_and_refuse_nothing_to_do() {
         assert!(ids.insert(method.id), "{} is listed twice", method.id);
         assert!(method.id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
         assert!(method.doc.contains("When to use") && method.doc.contains("Cost"), "{}", method.id);
-        documented(&serde_json::to_value(method.schema()).unwrap(), method.id);
+        let schema = serde_json::to_value(method.schema()).unwrap();
+        documented(&method.defaults(), &schema, &schema, method.id);
+        if let Some((defaults, schema)) = method.trainer_defaults().zip(method.trainer_schema()) {
+            let schema = serde_json::to_value(schema).unwrap();
+            documented(&defaults, &schema, &schema, method.id);
+        }
         let job = Job { model: &model, stack: &[], prior: &[], facts: &[], seed: 0 };
         let error = method.edit(&json!({}), &job, &Context::default()).unwrap_err();
         assert_eq!(error.to_string(), "there is no fact to edit");
@@ -100,15 +105,56 @@ fn methods_are_named_documented_and_refuse_nothing_to_do() {
     assert!(find("romee").unwrap_err().hint().unwrap().contains("rome"));
 }
 
-/// Every property of a schema has a description.
-fn documented(schema: &Value, id: &str) {
-    let nested = schema["$defs"].as_object().into_iter().flat_map(|d| d.values());
-    for part in std::iter::once(schema).chain(nested) {
-        for (key, property) in part["properties"].as_object().into_iter().flatten() {
-            let text = property["description"].as_str().unwrap_or_default();
-            assert!(!text.is_empty(), "setting `{key}` of `{id}` is not documented");
+/// Every setting that there is, and no other, has a description in a part of the schema.
+fn documented(defaults: &Value, part: &Value, schema: &Value, id: &str) {
+    for (key, default) in defaults.as_object().unwrap() {
+        let property = &part["properties"][key];
+        let text = property["description"].as_str().unwrap_or_default();
+        assert!(!text.is_empty(), "setting `{key}` of `{id}` is not documented");
+        if default.is_object() {
+            let name = property["$ref"].as_str().and_then(|at| at.strip_prefix("#/$defs/")).unwrap();
+            documented(default, &schema["$defs"][name], schema, id);
         }
     }
+    let known = part["properties"].as_object().unwrap();
+    assert_eq!(known.len(), defaults.as_object().unwrap().len(), "{id} has other settings in its schema");
+}
+
+#[test]
+fn a_setting_of_another_kind_is_named() {
+    for (method, settings, parts) in [
+        ("ft-l", json!({"learning-rate": "abc"}), ["`learning-rate` of `ft-l` is `abc`", "f32"]),
+        ("locft-bf", json!({"optimizer": "foo"}), ["`optimizer` of `locft-bf` is `foo`", "`adam` or `sgd`"]),
+        ("lora", json!({"rank": 4, "modules": ["foo"]}), ["`modules` of `lora` is `[\"foo\"]`", "`mlp-out`"]),
+        ("rome", json!({"search": {"steps": 3, "kl": []}}), ["`search.kl` of `rome` is `[]`", "f32"]),
+        ("rome", json!({"search": 5}), ["`search` of `rome` is `5`", "struct"]),
+        ("memit", json!({"lambda": "much"}), ["`lambda` of `memit` is `much`", "15000 absolute"]),
+    ] {
+        let error = find(method).unwrap().check_settings(&settings).unwrap_err();
+        assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
+        assert!(error.hint().unwrap().contains("methods show"), "{error}");
+    }
+    let mend = find("mend").unwrap();
+    let error = mend.check_training(&json!({"modules": ["foo"]})).unwrap_err().to_string();
+    assert!(error.contains("`modules` of `mend` is") && error.contains("`mlp-out`"), "{error}");
+    assert!(mend.check_training(&json!({"rank": 8, "layers": [1]})).is_ok());
+    let error = find("rome").unwrap().check_training(&json!({})).unwrap_err();
+    assert_eq!(error.to_string(), "`rome` uses no editor");
+    assert!(error.hint().unwrap().contains("mend, malmen"), "{:?}", error.hint());
+}
+
+#[test]
+fn a_weight_that_a_model_lacks_is_told_with_those_it_has() {
+    let model = Model::load(&fixture("gpt2.gguf"), Options::default()).unwrap();
+    for role in [Role::MlpGate, Role::Embedding, Role::MlpNorm] {
+        let error = model.linear_shape(role, 1).unwrap_err();
+        assert!(error.to_string().contains(&format!("`{role}` at layer 1")), "{error}");
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("`query`, `key`, `value`, `attention-out`, `mlp-up`, `mlp-out`"), "{hint}");
+        assert!(!hint.contains("head") && !hint.contains("gate"), "{hint}");
+    }
+    let hint = model.linear_shape(Role::MlpOut, 99).unwrap_err().hint().unwrap();
+    assert!(hint.contains("layers are 0 to "), "{hint}");
 }
 
 #[test]

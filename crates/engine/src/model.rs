@@ -242,13 +242,20 @@ impl Model {
     /// # Errors
     /// Where the layer or the role does not exist in this model.
     pub fn linear_shape(&self, role: Role, layer: usize) -> Result<[usize; 2]> {
-        let linear = self.linear(role, layer).ok_or_else(|| {
-            Error::input_hint(
-                format!("the model has no linear map `{role}` at layer {layer}"),
-                format!("layers are 0 to {}", self.architecture.layers.saturating_sub(1)),
-            )
-        })?;
+        let linear = self.linear(role, layer).ok_or_else(|| self.no_linear(role, layer))?;
         Ok([linear.forward.n, linear.forward.depth])
+    }
+
+    /// That there is no such linear map, with those of the layer, or the layers that there are.
+    fn no_linear(&self, role: Role, layer: usize) -> Error {
+        let is_there = |role: &Role| *role != Role::Head && self.linear(*role, layer).is_some();
+        let known: Vec<String> =
+            Role::ALL.into_iter().filter(is_there).map(|role| format!("`{role}`")).collect();
+        let hint = match known.is_empty() {
+            true => format!("layers are 0 to {}", self.architecture.layers.saturating_sub(1)),
+            false => format!("the linear maps of that layer are {}", known.join(", ")),
+        };
+        Error::input_hint(format!("the model has no linear map `{role}` at layer {layer}"), hint)
     }
 
     /// The map packed for backward passes.

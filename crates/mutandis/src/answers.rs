@@ -55,6 +55,13 @@ pub(crate) fn answers(
     Ok(all)
 }
 
+/// A prompt as messages show it: its beginning, where it is long.
+pub(crate) fn shown(prompt: &str) -> String {
+    let shown: String = prompt.chars().take(SHOWN).collect();
+    let more = if shown.len() < prompt.len() { "…" } else { "" };
+    shown + more
+}
+
 /// Answers questions in one batch.
 fn together(model: &Model, patched: &Patched, questions: &[Question<'_>]) -> Result<Vec<Answer>> {
     let tokenizer = model.tokenizer()?;
@@ -67,11 +74,10 @@ fn together(model: &Model, patched: &Patched, questions: &[Question<'_>]) -> Res
             let wanted = tokenizer.encode_continuation(&continuation(target))?.ids.len();
             let context = model.architecture().context;
             if prompt.len() + wanted > context {
-                let shown: String = question.prompt.chars().take(SHOWN).collect();
-                let more = if shown.len() < question.prompt.len() { "…" } else { "" };
                 return Err(Error::input_hint(
                     format!(
-                        "`{shown}{more}` with its target is {} tokens long, the model's context is {context}",
+                        "`{}` with its target is {} tokens long, the model's context is {context}",
+                        shown(question.prompt),
                         prompt.len() + wanted
                     ),
                     "shorten the prompt or the target",

@@ -294,6 +294,26 @@ fn methods_and_settings_are_checked_by_name_and_kind() {
     ] {
         lily(&sandbox, &["--set", set]).fails_with(&parts);
     }
+    // Without a model: they are looked at before one is loaded.
+    for (method, set, parts) in [
+        ("ft-l", "learning-rate=abc", ["`learning-rate` of `ft-l` is `abc`", "expected a number"]),
+        ("ft-l", "optimizer=foo", ["setting `optimizer` of `ft-l` is `foo`", "`adam` or `sgd`"]),
+        ("ft-m", "modules=[\"foo\"]", ["setting `modules` of `ft-m` is `[\"foo\"]`", "`mlp-out`"]),
+        ("stableedit", "ridge=much", ["setting `ridge` of `stableedit` is `much`", "15000 absolute"]),
+        ("rome", "token=first", ["setting `token` of `rome` is `first`", "`subject` or `last`"]),
+    ] {
+        let arguments =
+            ["edit", PROMPT, "--to", "cat", "--model", "no-model", "--method", method, "--set", set];
+        sandbox.run(&arguments).fails_with(&[&parts[..], &["\nhint: "]].concat());
+    }
+    for (method, parts) in [
+        ("ft-l", ["learning-rate = 0.0005\n      Step size", "optimizer = \"adam\"\n      What a step"]),
+        ("locft-bf", ["batch = 100\n      Facts of one step", "bound-norm = null\n      How far a weight"]),
+        ("stableedit", ["warm-up = 512\n      Texts that the model", "turn = 100\n      Facts of one turn"]),
+    ] {
+        let shown = sandbox.run(&["methods", "show", method]).ok().stdout;
+        parts.iter().for_each(|part| assert!(shown.contains(part), "no {part:?} in {shown}"));
+    }
     nothing_left(&sandbox, &[]);
     let shown = sandbox.run(&["methods", "show", "rome"]).ok().stdout;
     assert!(shown.contains("search.decay = 0.001\n") && shown.contains("search.steps = 25\n"), "{shown}");

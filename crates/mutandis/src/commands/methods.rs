@@ -130,16 +130,20 @@ fn named(defaults: &Value, schema: &Value) -> Vec<Setting> {
 /// # Errors
 /// Where a pair has no `=`, or the method has no such setting, or one of another kind.
 pub(super) fn settings(method: &Entry, pairs: &[String]) -> anyhow::Result<Value> {
-    given(method, &all_settings(method), pairs)
+    let settings = given(method, &all_settings(method), pairs)?;
+    method.check_settings(&settings)?;
+    Ok(settings)
 }
 
-/// As [`settings`], for the training of a method's editor. Of a method that has none, none is
-/// known.
+/// As [`settings`], for the training of a method's editor.
 ///
 /// # Errors
-/// As [`settings`].
+/// As [`settings`]; where the method has no editor.
 pub(super) fn training_settings(method: &Entry, pairs: &[String]) -> anyhow::Result<Value> {
-    given(method, &trainer_settings(method).unwrap_or_default(), pairs)
+    method.check_editor()?;
+    let settings = given(method, &trainer_settings(method).unwrap_or_default(), pairs)?;
+    method.check_training(&settings)?;
+    Ok(settings)
 }
 
 fn given(method: &Entry, known: &[Setting], pairs: &[String]) -> anyhow::Result<Value> {

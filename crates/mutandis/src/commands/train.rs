@@ -1,15 +1,17 @@
 //! `mutandis train`: editors that are trained once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use mutandis_edit::primitives::editor::place;
 use mutandis_edit::primitives::editor::training::{Order, Outcome, Record};
+use mutandis_edit::primitives::editor::{about, place};
 use mutandis_edit::{Context, Error, Fact, find};
 use serde::Serialize;
 
+use super::edit::writable_by;
 use super::methods::training_settings;
+use crate::answers::shown;
 use crate::session::Session;
 use crate::stages::Stages;
 
@@ -22,7 +24,7 @@ use crate::stages::Stages;
 
 Records have `prompt`, `target_new`, `rephrase_prompt` and `locality`, or MEND's `src`, `alt`,
 `rephrase`, `loc` and `loc_ans`; the last ones are held out. What is interrupted goes on when the
-same command is given again.")]
+same command is given again, without `--force`.")]
 pub(crate) struct Args {
     /// The method
     #[arg(value_name = "ID")]
@@ -33,13 +35,13 @@ pub(crate) struct Args {
     /// A setting of the training; `mutandis methods show ID` lists them
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Most records
+    /// Most records; the first of those that can be used
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Where the editor goes [default: where `edit` finds it by itself]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Train anew, over an editor that is there
+    /// Train anew, over an editor that is there, and forget what was interrupted
     #[arg(long)]
     force: bool,
     /// Seed of everything that is drawn
@@ -62,50 +64,141 @@ struct Report {
 /// Records that are named of those that cannot be used.
 const NAMED: usize = 5;
 
+/// What a file of records holds.
+const RECORD: &str = "records are read from JSON lines or one JSON array: `prompt`, `target_new`, `rephrase_prompt` \
+                      and `locality`, or `src`, `alt`, `rephrase`, `loc` and `loc_ans`";
+
+/// What an editor is trained on.
+struct Lessons {
+    records: Vec<Record>,
+    /// blake3 of the records, as a training that goes on has to have the same.
+    hash: String,
+    /// What is wrong with those that cannot be used.
+    skipped: Vec<String>,
+}
+
+impl Lessons {
+    /// Reads as many records as are wanted, of those that can be used.
+    fn read(args: &Args) -> anyhow::Result<Self> {
+        if args.limit == Some(0) {
+            let hint = "leave it out for all records";
+            return Err(Error::input_hint("`--limit` is 0, expected 1 or more", hint).into());
+        }
+        let (facts, mut skipped) = Fact::read_usable(&args.data)?;
+        let mut records = vec![];
+        for fact in facts {
+            let prompt = shown(&fact.prompt);
+            match Record::new(fact) {
+                Ok(record) => records.push(record),
+                Err(why) => skipped.push(format!("`{prompt}`: {why}")),
+            }
+        }
+        if records.is_empty() {
+            let what = format!(
+                "`{}` has no record that can be used: {} are skipped: {}",
+                args.data.display(),
+                skipped.len(),
+                named(&skipped)
+            );
+            return Err(Error::input_hint(what, RECORD).into());
+        }
+        records.truncate(args.limit.unwrap_or(usize::MAX));
+        Ok(Self { hash: hash(&records)?, records, skipped })
+    }
+
+    /// What is trained into a file.
+    fn order<'a>(&'a self, args: &Args, out: &'a Path) -> Order<'a> {
+        Order { records: &self.records, data: self.hash.clone(), seed: args.seed, out }
+    }
+}
+
+/// blake3 of records: of what is learnt, and not of how a file has it or of what else is there.
+fn hash(records: &[Record]) -> anyhow::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for record in records {
+        serde_json::to_writer(&mut hasher, &(&record.fact, &record.rephrase, &record.locality))?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The first few records that are skipped, and why.
+fn named(skipped: &[String]) -> String {
+    let more = if skipped.len() > NAMED { "; …" } else { "" };
+    skipped.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ") + more
+}
+
+/// Refuses to write over the data, over what is no editor, and, unasked, over an editor.
+fn vacant(order: &Order<'_>, args: &Args) -> anyhow::Result<()> {
+    let (out, partial) = (order.out, order.partial());
+    let is_data = |path: &Path| match (path.canonicalize(), args.data.canonicalize()) {
+        (Ok(path), Ok(data)) => path == data,
+        _ => false,
+    };
+    let refused =
+        |what: String, hint: &str| -> anyhow::Result<()> { Err(Error::input_hint(what, hint).into()) };
+    if is_data(out) || is_data(&partial) || is_data(&order.best()) {
+        let what = format!("`{}` would be written over: it is the file of `--data`", args.data.display());
+        return refused(what, "choose another name with `--out`");
+    }
+    if out.exists() && about(out).is_none() {
+        let what = format!("`{}` exists and is no editor", out.display());
+        return refused(what, "choose another name with `--out`, or remove it first");
+    }
+    if out.exists() && !partial.exists() && !args.force {
+        let what = format!("there is an editor in `{}`", out.display());
+        return refused(what, "use it, or train anew with `--force`");
+    }
+    Ok(())
+}
+
+/// Removes what an earlier training left unfinished.
+fn forget(order: &Order<'_>) -> anyhow::Result<()> {
+    for path in [order.partial(), order.best()] {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                let what = format!("cannot remove `{}`: {error}", path.display());
+                return Err(Error::input_hint(what, "remove it, or choose another name with `--out`").into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let entry = find(&args.method)?;
-    let settings = if entry.trainer_defaults().is_some() {
-        training_settings(entry, &args.settings)?
-    } else {
-        serde_json::json!({})
-    };
+    let settings = training_settings(entry, &args.settings)?;
     let stages = Stages::new(&session.progress);
     let cache = session.env.cache()?;
     let cx = Context { cache: Some(cache.clone()), ..session.context(&stages) };
-    let (facts, mut skipped) = Fact::read_usable(&args.data)?;
-    let mut records = vec![];
-    for fact in facts {
-        let prompt = fact.prompt.clone();
-        match Record::new(fact) {
-            Ok(record) => records.push(record),
-            Err(why) => skipped.push(format!("`{prompt}`: {why}")),
-        }
+    let lessons = Lessons::read(&args)?;
+    if let Some(out) = &args.out {
+        // What is there already is looked at more closely.
+        writable_by("--out", "mend.safetensors", out, true)?;
+        vacant(&lessons.order(&args, out), &args)?;
     }
+    let skipped = &lessons.skipped;
     if !skipped.is_empty() {
-        let named = skipped.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
-        let more = if skipped.len() > NAMED { "; …" } else { "" };
-        cx.progress.note(&format!("{} records are skipped: {named}{more}", skipped.len()));
+        cx.progress.note(&format!("{} records are skipped: {}", skipped.len(), named(skipped)));
     }
-    records.truncate(args.limit.unwrap_or(usize::MAX));
-    let data = blake3::hash(&std::fs::read(&args.data)?).to_hex().to_string();
 
     let model = session.load()?.model;
-    let out = match args.out {
-        Some(out) => out,
+    let out = match &args.out {
+        Some(out) => out.clone(),
         None => place(&cache, &model, entry.id)?,
     };
-    let order = Order { records: &records, data, seed: args.seed, out: &out };
-    if out.exists() && !order.partial().exists() && !args.force {
-        let what = format!("there is an editor in {}", out.display());
-        return Err(Error::input_hint(what, "use it, or train anew with `--force`").into());
+    let order = lessons.order(&args, &out);
+    vacant(&order, &args)?;
+    if args.force {
+        forget(&order)?;
     }
     let started = Instant::now();
     let outcome = entry.train(&settings, &order, &model, &cx)?;
     let report = Report {
         editor: out.display().to_string(),
         method: entry.id.to_owned(),
-        records: records.len(),
-        skipped: skipped.len(),
+        records: lessons.records.len() - outcome.unfit,
+        skipped: lessons.skipped.len() + outcome.unfit,
         outcome,
         seconds: started.elapsed().as_secs_f64(),
         peak_memory_bytes: mutandis::memory::peak().unwrap_or(0),

@@ -12,6 +12,9 @@ use mutandis_engine::tokenizer::Specials;
 use serde::Serialize;
 
 use super::picture;
+use crate::answers::shown;
+use crate::commands::edit::writable_by;
+use crate::patched::Patched;
 use crate::session::Session;
 use crate::stages::Stages;
 
@@ -20,19 +23,24 @@ use crate::stages::Stages;
   mutandis locate neurons \"The capital of France is\"
   mutandis locate neurons \"The capital of France is\" --answer Paris --also \"France's capital city is\"
   mutandis locate neurons \"The capital of France is\" --plot neurons.svg --json
+  mutandis locate neurons \"The capital of France is\" --patch france-rome.patch.safetensors
 
 Integrated gradients of the answer's probability (arXiv 2104.08696), at the prompt's last token. With
 other wordings, neurons are kept that count for two in five of the prompts; a neuron that only one
 wording hangs on is about the wording.")]
 pub(super) struct Args {
     /// Text that the answer continues
+    #[arg(allow_hyphen_values = true)]
     prompt: String,
     /// The answer, of which the first token counts [default: what the model says]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     answer: Option<String>,
     /// Another wording; may be given several times
-    #[arg(long, value_name = "PROMPT")]
+    #[arg(long, value_name = "PROMPT", allow_hyphen_values = true)]
     also: Vec<String>,
+    /// A patch, or a ledger, to lay over the model; may be given several times
+    #[arg(long, value_name = "FILE|LEDGER")]
+    patch: Vec<PathBuf>,
     /// Wordings that the model makes: the prompt behind so many prefixes that it writes
     #[arg(long, default_value_t = 0, value_name = "N")]
     prefixes: usize,
@@ -69,35 +77,33 @@ struct Report {
 }
 
 pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
-    if let Some(path) = args.plot.as_ref().filter(|p| p.exists() && !args.force) {
-        let what = format!("`{}` is there already", path.display());
-        return Err(Error::input_hint(what, "choose another name for `--plot`, or give `--force`").into());
-    }
     let finding = Finding { steps: args.steps, threshold: args.threshold, share: args.share };
-    finding.check()?;
-    for (name, text) in [("the prompt", Some(&args.prompt)), ("`--answer`", args.answer.as_ref())] {
-        if text.is_some_and(|t| t.trim().is_empty()) {
-            let hint = "as in `mutandis locate neurons \"The capital of France is\" --answer Paris`";
-            return Err(Error::input_hint(format!("{name} is blank"), hint).into());
-        }
-    }
+    check(&args, &finding)?;
     let model = session.load()?.model;
+    let patched = Patched::load(&args.patch, &model)?;
+    let stack = patched.overlays();
     let started = Instant::now();
     let stages = Stages::new(&session.progress);
     let cx = session.context(&stages);
     let templates = contexts::for_edits(&model, [args.prefixes, 0], args.seed, &cx)?;
     let mut texts: Vec<String> = templates.iter().map(|t| t.replace("{}", args.prompt.trim_end())).collect();
     texts.extend(args.also.iter().map(|t| t.trim_end().to_owned()));
-    let prompts = texts.iter().map(|text| ids(&model, text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let prompts =
+        texts.iter().map(|text| ids(&model, &patched.prompt(text))).collect::<anyhow::Result<Vec<_>>>()?;
     let tokenizer = model.tokenizer()?;
     let answer = match &args.answer {
         Some(text) => {
             let after = tokenizer.encode_continuation(&format!(" {}", text.trim()))?.ids;
-            *after.first().ok_or_else(|| Error::input(format!("`--answer {text}` has no tokens")))?
+            *after.first().ok_or_else(|| {
+                Error::input_hint(
+                    format!("`--answer {text}` has no tokens"),
+                    "give a word, as in `--answer Paris`",
+                )
+            })?
         }
-        None => likeliest(&model, &[], &prompts[0])?,
+        None => likeliest(&model, &stack, &prompts[0])?,
     };
-    let neurons = find(&model, &[], &prompts, answer, &finding, &cx)?;
+    let neurons = find(&model, &stack, &prompts, answer, &finding, &cx)?;
     let report = Report {
         prompts: texts,
         answer: tokenizer.decode(&[answer], Specials::Keep).trim().to_owned(),
@@ -116,16 +122,28 @@ pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
+/// Finds out before the work what can be found out without the model.
+fn check(args: &Args, finding: &Finding) -> anyhow::Result<()> {
+    if let Some(path) = &args.plot {
+        writable_by("--plot", "neurons.svg", path, args.force)?;
+    }
+    finding.check()?;
+    let mut texts = vec![("the prompt", &args.prompt)];
+    texts.extend(args.answer.iter().map(|text| ("`--answer`", text)));
+    texts.extend(args.also.iter().map(|text| ("a prompt of `--also`", text)));
+    if let Some((name, _)) = texts.iter().find(|(_, text)| text.trim().is_empty()) {
+        let hint = "as in `mutandis locate neurons \"The capital of France is\" --answer Paris`";
+        return Err(Error::input_hint(format!("{name} is blank"), hint).into());
+    }
+    Ok(())
+}
+
 fn ids(model: &Model, text: &str) -> anyhow::Result<Vec<u32>> {
     let ids = model.tokenizer()?.encode(text)?.ids;
-    let most = model.architecture().context;
-    if ids.is_empty() || ids.len() >= most {
-        return Err(Error::input(format!(
-            "the prompt `{text}` has {} tokens, expected 1 to {}",
-            ids.len(),
-            most - 1
-        ))
-        .into());
+    let most = model.architecture().context.saturating_sub(1);
+    if ids.is_empty() || ids.len() > most {
+        let what = format!("the prompt `{}` has {} tokens, expected 1 to {most}", shown(text), ids.len());
+        return Err(Error::input_hint(what, "shorten it: it has to fit into the model's context").into());
     }
     Ok(ids)
 }
