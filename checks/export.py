@@ -32,7 +32,7 @@ class Ours:
         command = [self.program, *map(str, arguments), "--model", self.model, "--json", "--quiet"]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)}\n{ran.stderr}")
+            raise RuntimeError(f"{' '.join(map(str, command))}\n{ran.stderr}")
         return json.loads(ran.stdout)
 
     def patch(self, method: str, facts: list[dict], path: Path) -> Path | None:
@@ -99,6 +99,8 @@ def gguf(args: argparse.Namespace) -> list[Row]:
     facts = facts_of(args.shared, args.facts)
     prompts = unrelated(args.shared, facts, 50)
     plain = LlamaCpp(args.model)
+    # An edit of what is answered already is refused, and in a batch with it all others.
+    facts = [fact for fact in facts if not plain.says(fact["prompt"]).strip().startswith(fact["target_new"])]
     before = [plain.says(prompt) for prompt in prompts]
     print(f"{args.model.name}")
     rows = []

@@ -209,7 +209,7 @@ impl Gate {
         {
             return Err(Error::input_hint(
                 format!("the gate has a threshold for `{name}`, and no fact is known of the edit"),
-                "a patch that was imported knows none: take the threshold out of a copy of the gate",
+                "a patch that was imported knows none, nor does an empty ledger: take the threshold out of a copy of the gate",
             ));
         }
         if self.paraphrase.is_some() && !asked.has_rephrases() {

@@ -38,6 +38,9 @@ const ENDING: &str = ".patch.safetensors";
 /// The folder that holds their files.
 const PATCHES: &str = "patches";
 
+/// The folder of what can be made again.
+pub(crate) const INDEX: &str = "index";
+
 /// What helps where the file of a patch is not what it should be.
 const RESTORE: &str = "restore it from a copy, or take the patch out with `mutandis patch revert`";
 
@@ -88,6 +91,18 @@ impl Ledger {
     /// Where it is a file, or holds something else.
     pub fn check_place(folder: &Path) -> Result<()> {
         if Self::is_at(folder) { Ok(()) } else { beginnable(folder) }
+    }
+
+    /// The ledger that a file is a part of, or would be: its journal, its lock, a patch, an index.
+    pub fn around(path: &Path) -> Option<PathBuf> {
+        let path = std::path::absolute(path).ok()?;
+        let is_own = |name: &std::ffi::OsStr| {
+            *name == *PATCHES || *name == *INDEX || *name == *lock::FILE || *name == *journal::FILE
+        };
+        let within = path
+            .ancestors()
+            .find(|part| part.file_name().is_some_and(is_own) && part.parent().is_some_and(Self::is_at));
+        within.and_then(Path::parent).map(Path::to_owned)
     }
 
     /// Its folder.
@@ -400,7 +415,7 @@ impl Writer {
         };
         let folder = &self.ledger.folder;
         let parts = entries(&folder.join(PATCHES)).map(|part| part.path());
-        for entry in parts.chain([folder.clone(), folder.join("index")]).flat_map(|part| entries(&part)) {
+        for entry in parts.chain([folder.clone(), folder.join(INDEX)]).flat_map(|part| entries(&part)) {
             if entry.file_name().to_str().is_some_and(|name| is_torn(name, &entry.path())) {
                 let _ = std::fs::remove_file(entry.path());
             }
@@ -515,18 +530,25 @@ fn replay(journal: &Journal, folder: &Path) -> Result<Vec<Record>> {
 fn beginnable(folder: &Path) -> Result<()> {
     let hint = "give a ledger, or a folder that is empty or does not exist yet";
     if !folder.exists() {
-        return Ok(());
+        let above = folder.ancestors().skip(1).find(|path| path.exists()).filter(|p| p.is_dir());
+        let above = above.unwrap_or(Path::new("."));
+        let tried = tempfile::Builder::new().prefix(atomic::PREFIX).tempfile_in(above);
+        return tried.map(drop).map_err(|error| {
+            let what = format!("cannot make the folder `{}`: {}", folder.display(), error.kind());
+            Error::input_hint(what, "choose a place that can be written to")
+        });
     }
     if !folder.is_dir() {
         let what = format!("`{}` is a file, expected the folder of a ledger", folder.display());
         return Err(Error::input_hint(what, hint));
     }
-    let names = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
-    // What a process leaves that is killed while it begins one.
+    let read = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    let names: Vec<_> = read.flatten().collect();
+    // What a process leaves that is killed while it begins one, or has there now: it makes its mark first.
     let is_marked = Lock::is_marked_at(folder);
     let ours =
         |name: &str| name == lock::FILE || name.starts_with(atomic::PREFIX) || (is_marked && name == PATCHES);
-    let other = names.flatten().find(|entry| !entry.file_name().to_str().is_some_and(ours));
+    let other = names.iter().find(|entry| !entry.file_name().to_str().is_some_and(ours));
     // Another process may have begun it just now.
     other.filter(|_| !Ledger::is_at(folder)).map_or(Ok(()), |other| {
         Err(Error::input_hint(

@@ -253,9 +253,7 @@ impl Entry {
         if let Some(corpus) = &cx.corpus {
             patch.source(CORPUS, corpus)?;
         }
-        if let Some(added) = patch.jitter() {
-            cx.progress.note(&added);
-        }
+        patch.jitter().iter().chain(&patch.overgrown()).for_each(|note| cx.progress.note(note));
         Ok(patch)
     }
 

@@ -264,6 +264,20 @@ impl Patch {
         Ok(())
     }
 
+    /// What is said of a change that is larger than the weight it is of: no model stays itself under it.
+    pub(crate) fn overgrown(&self) -> Option<String> {
+        let times = |norms: &Norms| norms.delta / norms.base;
+        let worst = self.norms.iter().max_by(|a, b| times(a).total_cmp(&times(b)))?;
+        (times(worst) > 1.0).then(|| {
+            format!(
+                "the change of {} is {:.1e} times as large as the weight: the model is hardly itself any more (a \
+                 smaller rate, step or strength may do)",
+                worst.weight,
+                times(worst)
+            )
+        })
+    }
+
     /// What had to be added to linear systems so that they could be solved, in words.
     pub(crate) fn jitter(&self) -> Option<String> {
         let all = self.solve.iter().map(|s| s.jitter).filter(|j| *j > 0.0);

@@ -1,6 +1,6 @@
 //! The patches of a command line, ready to be laid over the model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mutandis::edit::patch::{Laid, chain};
 use mutandis::edit::{Ledger, Patch};
@@ -40,6 +40,13 @@ impl Patched {
             }
         }
         Ok(patches)
+    }
+
+    /// The lowest patches of a ledger, read and verified.
+    pub(crate) fn lowest(ledger: &Path, count: usize, model: &Model) -> anyhow::Result<Vec<Patch>> {
+        let ledger = Ledger::open(ledger)?;
+        ledger.check_model(model)?;
+        Ok(ledger.stack().iter().take(count).map(|record| ledger.load(record)).collect::<Result<_, _>>()?)
     }
 
     /// Patches in order, each checked that it was made for this model.

@@ -524,3 +524,58 @@ fn moments_are_measured_once_and_shown() {
         .run(&["stats", "--model", &model, "--layer", "9"])
         .fails_with(&["layer 9", "hint: layers are 0 to 4"]);
 }
+
+#[test]
+fn nothing_is_written_over_what_is_read_or_kept_in_a_ledger() {
+    let sandbox = Sandbox::new();
+    lily(&sandbox, &["--ledger", "edits"]).ok();
+    lily(&sandbox, &[]).ok();
+    std::fs::copy(stories(), sandbox.path("m.gguf")).unwrap();
+    let fact = r#"{"prompt": "One day, Tom went to the", "subject": "Tom", "target_new": "house"}"#;
+    std::fs::write(sandbox.path("facts.jsonl"), fact).unwrap();
+    let before = tree(&sandbox.path("edits"));
+    let model = stories();
+    let read = "is read by this command";
+    for (command, out, why) in [
+        (&["edit", "--facts", "facts.jsonl", "--model", &model, "--out"][..], "facts.jsonl", read),
+        (&["edit", "--facts", "facts.jsonl", "--patch", PATCH, "--model", &model, "--out"], PATCH, read),
+        (
+            &["edit", "--facts", "facts.jsonl", "--model", &model, "--out"],
+            "edits/journal.jsonl",
+            "a part of the ledger",
+        ),
+        (&["patch", "card", PATCH, "--model", &model, "--out"], PATCH, read),
+        (&["patch", "card", PATCH, "--model", "m.gguf", "--out"], "m.gguf", "a file of the model itself"),
+        (&["patch", "export", PATCH, "--to", "gguf", "--model", &model, "--out"], PATCH, read),
+        (
+            &["locate", "neurons", PROMPT, "--model", "m.gguf", "--plot"],
+            "m.gguf",
+            "a file of the model itself",
+        ),
+    ] {
+        let was = std::fs::read(sandbox.path(out)).unwrap();
+        sandbox.run(&[command, &[out, "--force"]].concat()).fails_with(&[why, "hint: "]);
+        assert!(std::fs::read(sandbox.path(out)).unwrap() == was, "{command:?}");
+    }
+    assert_eq!(tree(&sandbox.path("edits")), before);
+    // A ledger that could not be made is told of before the work.
+    edit(&sandbox, &[PROMPT, "--subject", "Lily", "--to", "dog", "--ledger", "/proc/nope"])
+        .fails_with(&["cannot make the folder `/proc/nope`", "hint: "]);
+}
+
+#[test]
+fn a_change_that_outgrows_its_weight_is_told() {
+    let sandbox = Sandbox::new();
+    let facts = [PROMPT, "--subject", "Lily", "--to", "cat", "--model", &stories()].map(str::to_owned);
+    let edit = |rest: &[&str]| {
+        let usual: Vec<&str> = facts.iter().map(String::as_str).collect();
+        sandbox.run(&[&["edit"][..], &usual, rest].concat())
+    };
+    for set in
+        [["--method", "ultraedit", "--set", "step=1e10"], ["--method", "ft-l", "--set", "learning-rate=1e30"]]
+    {
+        let ran = edit(&[&set[..], &["--out", "x.p", "--force"]].concat()).ok();
+        assert!(ran.stderr.contains("times as large as the weight"), "{set:?}: {ran:?}");
+    }
+    assert!(!lily(&sandbox, &[]).ok().stderr.contains("as large as"));
+}

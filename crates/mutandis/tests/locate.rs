@@ -63,17 +63,6 @@ fn neurons_are_listed_and_drawn() {
 }
 
 #[test]
-fn a_prompt_may_begin_with_a_hyphen() {
-    let sandbox = Sandbox::new();
-    let model = stories();
-    let report = sandbox
-        .run(&["locate", "neurons", "- Lily had a", "--also", "-- Tom had a", "--model", &model, "--json"])
-        .ok()
-        .json();
-    assert_eq!(report["prompts"], serde_json::json!(["- Lily had a", "-- Tom had a"]));
-}
-
-#[test]
 fn neurons_of_an_edited_model_are_its_own() {
     let sandbox = Sandbox::new();
     let (model, prompt) = (stories(), "Once upon a time, Lily had a");

@@ -115,6 +115,10 @@ fn what_is_there_is_not_overwritten_unasked() {
     export("adapter", &["--rank", "3", "--force"]).ok();
     assert_ne!(before, FILES.map(|file| std::fs::read(sandbox.path(file)).unwrap()));
     assert_eq!(std::fs::read_to_string(sandbox.path("adapter/README.md")).unwrap(), "mine");
+    std::fs::create_dir(sandbox.path("tuned")).unwrap();
+    std::fs::write(sandbox.path("tuned/config.json"), "{}").unwrap();
+    export("tuned", &["--force"]).fails_with(&["`tuned` holds a model", "hint: "]);
+    std::fs::remove_dir_all(sandbox.path("tuned")).unwrap();
     export("a.gguf", &[]).ok();
     export("a.gguf", &[]).fails_with(&["`a.gguf` exists", "--force"]);
     export("a.gguf", &["--form", "peft", "--force"]).fails_with(&["is a file, expected a folder"]);

@@ -250,6 +250,22 @@ fn a_training_that_diverges_ends_with_the_best_editor() {
 }
 
 #[test]
+fn a_training_takes_no_file_that_is_not_its_own() {
+    let sandbox = Sandbox::new();
+    write(&sandbox, "facts.json", &records());
+    for name in ["e.best", "e.partial", "e"] {
+        std::fs::write(sandbox.path(name), "precious").unwrap();
+        train(&sandbox, &["mend", "--set", "steps=2", "--out", "e", "--force"]).fails_with(&[
+            name,
+            "is no editor",
+            "hint: ",
+        ]);
+        assert_eq!(std::fs::read_to_string(sandbox.path(name)).unwrap(), "precious");
+        std::fs::remove_file(sandbox.path(name)).unwrap();
+    }
+}
+
+#[test]
 fn what_cannot_be_trained_or_used_is_refused() {
     let sandbox = Sandbox::new();
     write(&sandbox, "facts.json", &records());

@@ -12,7 +12,7 @@ use super::keys::{self, Metric, SIZE};
 use super::words::Traits;
 use crate::atomic;
 use crate::error::Result;
-use crate::ledger::Ledger;
+use crate::ledger::{INDEX, Ledger};
 use crate::patch::Patch;
 
 /// Bytes of an entry before its numbers: the id's beginning and the fact.
@@ -121,7 +121,7 @@ impl<'a> Index<'a> {
     }
 
     fn folder(&self) -> PathBuf {
-        self.ledger.folder().join("index")
+        self.ledger.folder().join(INDEX)
     }
 
     /// The entries of a file whose sums hold, with those added that it lacks: fewer than a patch has

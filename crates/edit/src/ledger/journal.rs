@@ -16,7 +16,7 @@ use crate::patch::Base;
 const VERSION: u64 = 1;
 
 /// Name of the file in a ledger's folder.
-const FILE: &str = "journal.jsonl";
+pub(super) const FILE: &str = "journal.jsonl";
 
 /// What every line begins with; its hash follows.
 const HASH: &str = r#"{"hash":""#;

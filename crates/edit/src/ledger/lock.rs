@@ -28,7 +28,11 @@ impl Lock {
                 std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
             }
             let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
-            let file = file.map_err(Error::io("write", &path))?;
+            let file = match file {
+                // Who did not begin it has just taken its folder away.
+                Err(error) if begins && error.kind() == ErrorKind::NotFound => continue,
+                file => file.map_err(Error::io("write", &path))?,
+            };
             hold(&file, &path, wait)?;
             if !is_removed(&file) {
                 return Ok(Self(file));

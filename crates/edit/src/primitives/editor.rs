@@ -211,7 +211,7 @@ impl Editor {
             if shape.rank == 0 || shape.rank > width {
                 return Err(Error::input_hint(
                     format!("`rank` is {}, expected 1 to {width}", shape.rank),
-                    "256 is a good start",
+                    "set it lower with `--set rank=N`: it is at most the width of what the network reads",
                 ));
             }
             let size = Size {

@@ -287,7 +287,8 @@ impl Run<'_> {
         if !is_above(last, 2.0 * at_first) && !is_seen {
             last = self.look(parameters, &all)?;
         }
-        if is_above(last, at_first) {
+        // A nat above where it has been is no noise either.
+        if is_above(last, at_first.min(best.0 + 1.0)) {
             let (least, values, search) = best;
             self.search = search;
             self.go_back(parameters, values, [last, at_first, least]);

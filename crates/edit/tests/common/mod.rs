@@ -63,7 +63,7 @@ fn editor(method: &Entry) -> PathBuf {
         let locality = ("The sun is in the".to_owned(), "sky".to_owned());
         let record = |fact: Fact| Record { rephrase: fact.prompt.clone(), fact, locality: locality.clone() };
         let records: Vec<Record> = [facts(), facts()].concat().into_iter().map(record).collect();
-        let order = Order { records: &records, data: "facts".into(), seed: 7, out: &path };
+        let order = Order { records: &records, data: "facts".into(), seed: 7, out: &path, anew: false };
         let settings = json!({"rank": 8, "validation": 1, "edits": 1, "changes": 2, "steps": 2, "step": 0.1});
         method.train(&settings, &order, &model(1), &Context::default()).unwrap();
     }

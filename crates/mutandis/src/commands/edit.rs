@@ -174,7 +174,9 @@ fn once(args: &Args, order: &Order, session: &Session<'_>) -> anyhow::Result<Exi
     let out = args.out.clone().or_else(|| args.ledger.is_none().then(|| default_name(&order.facts)));
     if let Some(out) = &out {
         writable(out, args.force)?;
-        apart(session, session.model.as_deref(), out)?;
+        let editor = order.settings.get("editor").and_then(Value::as_str).map(PathBuf::from);
+        let read = [&args.facts, &args.gate, &args.corpus, &args.recipe, &editor];
+        apart(session, session.model.as_deref(), out, read.into_iter().flatten().chain(&args.patches))?;
     }
     let beneath = match &args.ledger {
         Some(folder) if Ledger::is_at(folder) => std::slice::from_ref(folder),

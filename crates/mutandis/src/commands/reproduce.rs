@@ -105,7 +105,8 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     let name = named(args, &card, session);
     if let Some(out) = &args.out {
         writable(out, args.force)?;
-        apart(session, Some(name.as_str()), out)?;
+        let read = args.corpus.iter().chain(&args.editor).chain([&args.card]).chain(&args.patches);
+        apart(session, Some(name.as_str()), out, read)?;
     }
     let mut settings = card.settings.clone();
     if let Some(editor) = &args.editor {
@@ -114,12 +115,10 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     }
 
     let model = load(&name, &card, session)?;
-    let mut patches = Patched::read(&args.patches, &model)?;
-    if let [path] = &args.patches[..]
-        && path.is_dir()
-    {
-        patches.truncate(card.beneath.len());
-    }
+    let patches = match &args.patches[..] {
+        [ledger] if ledger.is_dir() => Patched::lowest(ledger, card.beneath.len(), &model)?,
+        paths => Patched::read(paths, &model)?,
+    };
     let mut patched = Patched::of(patches, &model)?;
     are_beneath(&card, &patched.patches)?;
     let stages = Stages::new(&session.progress);

@@ -108,7 +108,7 @@ impl Lessons {
 
     /// What is trained into a file.
     fn order<'a>(&'a self, args: &Args, out: &'a Path) -> Order<'a> {
-        Order { records: &self.records, data: self.hash.clone(), seed: args.seed, out }
+        Order { records: &self.records, data: self.hash.clone(), seed: args.seed, out, anew: args.force }
     }
 }
 
@@ -140,27 +140,15 @@ fn vacant(order: &Order<'_>, args: &Args) -> anyhow::Result<()> {
         let what = format!("`{}` would be written over: it is the file of `--data`", args.data.display());
         return refused(what, "choose another name with `--out`");
     }
-    if out.exists() && about(out).is_none() {
-        let what = format!("`{}` exists and is no editor", out.display());
-        return refused(what, "choose another name with `--out`, or remove it first");
+    for path in [out, &partial, &order.best()] {
+        if path.exists() && about(path).is_none() {
+            let what = format!("`{}` exists and is no editor", path.display());
+            return refused(what, "choose another name with `--out`, or remove it first");
+        }
     }
     if out.exists() && !partial.exists() && !args.force {
         let what = format!("there is an editor in `{}`", out.display());
         return refused(what, "use it, or train anew with `--force`");
-    }
-    Ok(())
-}
-
-/// Removes what an earlier training left unfinished.
-fn forget(order: &Order<'_>) -> anyhow::Result<()> {
-    for path in [order.partial(), order.best()] {
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                let what = format!("cannot remove `{}`: {error}", path.display());
-                return Err(Error::input_hint(what, "remove it, or choose another name with `--out`").into());
-            }
-            _ => {}
-        }
     }
     Ok(())
 }
@@ -189,9 +177,6 @@ pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
     };
     let order = lessons.order(&args, &out);
     vacant(&order, &args)?;
-    if args.force {
-        forget(&order)?;
-    }
     let started = Instant::now();
     let outcome = entry.train(&settings, &order, &model, &cx)?;
     let report = Report {

@@ -78,6 +78,8 @@ pub struct Order<'a> {
     pub seed: u64,
     /// The editor's file. Beside it, in `….partial` and `….best`, is an unfinished training.
     pub out: &'a Path,
+    /// Forget an unfinished training instead of going on with it.
+    pub anew: bool,
 }
 
 /// What is trained.
@@ -233,10 +235,20 @@ impl Run<'_> {
         if !before.loss.is_finite() {
             return Err(Error::input_hint(
                 format!("before training the loss is {}: its change breaks the model", before.loss),
-                format!("set `step` lower than {}", settings.step),
+                format!("set `step` lower than {:e}", settings.step),
             ));
         }
         self.cx.progress.note(&format!("before training: {before}"));
+        if self.order.anew {
+            for path in [&self.partial, &self.best] {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io("remove", path)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
         if self.partial.exists() {
             let (editor, kept, optimizers) = store::load(&self.partial)?;
             self.same(&self.partial, &kept, &about)?;

@@ -7,7 +7,7 @@ use mutandis::engine::checkpoint::Checkpoint;
 use mutandis_edit::atomic::PREFIX;
 use mutandis_edit::export::check_apart;
 use mutandis_edit::primitives::editor::about;
-use mutandis_edit::{Error, Fact, Patch};
+use mutandis_edit::{Error, Fact, Ledger, Patch};
 
 use super::Args;
 use crate::commands::patch::ledger::conflict::Report as Conflicts;
@@ -67,9 +67,26 @@ pub(crate) fn writable_by(option: &str, example: &str, path: &Path, force: bool)
     Ok(())
 }
 
-/// Finds out before the work that what is written would take the place of a file of a model, or of its
-/// folder; `model` is a name as `--model` takes it.
-pub(crate) fn apart(session: &Session<'_>, model: Option<&str>, out: &Path) -> anyhow::Result<()> {
+/// Finds out before the work that what is written would take the place of something that `--force` is not
+/// meant for: what the command itself reads, a part of a ledger, or a file of a model or its folder.
+/// `model` is a name as `--model` takes it.
+pub(crate) fn apart<'a>(
+    session: &Session<'_>,
+    model: Option<&str>,
+    out: &Path,
+    read: impl IntoIterator<Item = &'a PathBuf>,
+) -> anyhow::Result<()> {
+    let hint = "choose another name with `--out`";
+    let real = out.canonicalize().ok();
+    if real.is_some() && read.into_iter().any(|path| path.canonicalize().ok() == real) {
+        let what =
+            format!("`{}` is read by this command, and stays as it is, even with `--force`", out.display());
+        return Err(Error::input_hint(what, hint).into());
+    }
+    if let Some(ledger) = Ledger::around(out) {
+        let what = format!("`{}` is a part of the ledger `{}`", out.display(), ledger.display());
+        return Err(Error::input_hint(what, hint).into());
+    }
     // What is not there yet is no model's, nor is it where a model is yet to be fetched.
     if out.exists()
         && let Some(located) = session.models().locate(model)?

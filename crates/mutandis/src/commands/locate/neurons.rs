@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::picture;
 use crate::answers::shown;
-use crate::commands::edit::writable_by;
+use crate::commands::edit::{apart, writable_by};
 use crate::patched::Patched;
 use crate::session::Session;
 use crate::stages::Stages;
@@ -30,13 +30,13 @@ other wordings, neurons are kept that count for two in five of the prompts; a ne
 wording hangs on is about the wording.")]
 pub(super) struct Args {
     /// Text that the answer continues
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_negative_numbers = true)]
     prompt: String,
     /// The answer, of which the first token counts [default: what the model says]
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_negative_numbers = true)]
     answer: Option<String>,
     /// Another wording; may be given several times
-    #[arg(long, value_name = "PROMPT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "PROMPT", allow_negative_numbers = true)]
     also: Vec<String>,
     /// A patch, or a ledger, to lay over the model; may be given several times
     #[arg(long, value_name = "FILE|LEDGER")]
@@ -78,7 +78,7 @@ struct Report {
 
 pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let finding = Finding { steps: args.steps, threshold: args.threshold, share: args.share };
-    check(&args, &finding)?;
+    check(&args, &finding, session)?;
     let model = session.load()?.model;
     let patched = Patched::load(&args.patch, &model)?;
     let stack = patched.overlays();
@@ -123,9 +123,10 @@ pub(super) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode>
 }
 
 /// Finds out before the work what can be found out without the model.
-fn check(args: &Args, finding: &Finding) -> anyhow::Result<()> {
+fn check(args: &Args, finding: &Finding, session: &Session<'_>) -> anyhow::Result<()> {
     if let Some(path) = &args.plot {
         writable_by("--plot", "neurons.svg", path, args.force)?;
+        apart(session, session.model.as_deref(), path, &args.patch)?;
     }
     finding.check()?;
     let mut texts = vec![("the prompt", &args.prompt)];

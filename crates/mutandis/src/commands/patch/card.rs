@@ -14,7 +14,7 @@ use serde_json::json;
 use super::verify::{beneath, wordings};
 use crate::answers::{Answer, Question, answers};
 use crate::card::Card;
-use crate::commands::edit::writable;
+use crate::commands::edit::{apart, writable};
 use crate::gated::{asked, measure};
 use crate::patched::Patched;
 use crate::session::Session;
@@ -68,6 +68,7 @@ struct File {
 pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.out {
         writable(out, args.force)?;
+        apart(session, session.model.as_deref(), out, args.patches.iter().chain([&args.file]))?;
     }
     one(&args.file)?;
     let bytes = Patch::bytes_of(&args.file)?;

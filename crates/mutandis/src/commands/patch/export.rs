@@ -51,7 +51,7 @@ pub(super) struct Args {
 pub(super) struct Given {
     /// Patch files and ledgers, in order; their changes are added up
     #[arg(required = true, value_name = "FILE|LEDGER")]
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
     /// Take a patch as it is that was computed on top of other patches than those before it
     #[arg(long)]
     independent: bool,
@@ -244,7 +244,7 @@ fn notes(chosen: &Tried, loads_as: Option<&str>) -> Vec<String> {
 fn check(args: &Args, container: Container, session: &Session<'_>) -> anyhow::Result<()> {
     if container == Container::Gguf {
         writable(&args.out, args.force)?;
-        return apart(session, session.model.as_deref(), &args.out);
+        return apart(session, session.model.as_deref(), &args.out, &args.given.files);
     }
     if let Some(Format::This(dtype)) = args.dtype
         && dtype.block_len() > 1

@@ -48,14 +48,14 @@ struct Out {
 }
 
 pub(super) fn from_lora(args: &FromLora, session: &Session<'_>) -> anyhow::Result<ExitCode> {
-    args.out.check(&[session.model.as_deref()], session)?;
+    args.out.check(&[session.model.as_deref()], std::slice::from_ref(&args.adapter), session)?;
     let model = session.load()?.model;
     let patch = Adapter::read(&args.adapter, model.architecture().family)?.patch(&model)?;
     told(&patch, &args.out.out, &[], session)
 }
 
 pub(super) fn from_diff(args: &FromDiff, session: &Session<'_>) -> anyhow::Result<ExitCode> {
-    args.out.check(&[Some(args.base.as_str()), Some(args.edited.as_str())], session)?;
+    args.out.check(&[Some(args.base.as_str()), Some(args.edited.as_str())], &[], session)?;
     let edited = Checkpoint::open(&session.models().resolve(Some(&args.edited))?.path)?;
     let base = session.load_named(Some(&args.base))?.model;
     let stages = Stages::new(&session.progress);
@@ -79,9 +79,9 @@ pub(super) fn from_diff(args: &FromDiff, session: &Session<'_>) -> anyhow::Resul
 
 impl Out {
     /// Finds out before the work that the patch cannot be written there, or is in the way of models.
-    fn check(&self, models: &[Option<&str>], session: &Session<'_>) -> anyhow::Result<()> {
+    fn check(&self, models: &[Option<&str>], read: &[PathBuf], session: &Session<'_>) -> anyhow::Result<()> {
         writable(&self.out, self.force)?;
-        models.iter().try_for_each(|model| apart(session, *model, &self.out))
+        models.iter().try_for_each(|model| apart(session, *model, &self.out, read))
     }
 }
 

@@ -45,11 +45,11 @@ pub(super) fn run(args: &Options<'_>, given: &Given, session: &Session<'_>) -> a
         None if ends_in_gguf => ("gguf", Container::Gguf),
         _ => ("peft", Container::Safetensors),
     };
+    apart(session, session.model.as_deref(), args.out, &given.files)?;
     match container {
         Container::Gguf => writable(args.out, args.force)?,
         Container::Safetensors => writable_folder(args.out, args.force)?,
     }
-    apart(session, session.model.as_deref(), args.out)?;
     let model = session.load()?.model;
     let patches = given.read(&model)?;
     let adapter = model.install(|| Adapter::new(&patches, &model, container, args.rank))?;
@@ -93,6 +93,12 @@ fn writable_folder(folder: &Path, force: bool) -> anyhow::Result<()> {
     if !force {
         let hint = "choose another name with `--out`, or overwrite the adapter in it with `--force`";
         return Err(Error::input_hint(format!("`{shown}` exists"), hint).into());
+    }
+    let names: Vec<_> = std::fs::read_dir(folder)?.flatten().map(|entry| entry.file_name()).collect();
+    // Programs that know of adapters would apply it to what lies beside.
+    if names.iter().any(|name| *name == *"config.json") {
+        let hint = "an adapter beside a model would be applied to it: choose another folder with `--out`";
+        return Err(Error::input_hint(format!("`{shown}` holds a model (`config.json`)"), hint).into());
     }
     writable(&folder.join("adapter_model.safetensors"), force)
 }

@@ -190,6 +190,5 @@ fn below(patch: &Patch, folder: &Path, model: &Model) -> anyhow::Result<Vec<Patc
         Some(under) => ledger.depth(under),
         None => ledger.stack().iter().any(|record| record.id == id).then_some(0),
     };
-    let count = depth.unwrap_or(ledger.stack().len());
-    Ok(ledger.stack().iter().take(count).map(|record| ledger.load(record)).collect::<Result<_, _>>()?)
+    Patched::lowest(folder, depth.unwrap_or(ledger.stack().len()), model)
 }
