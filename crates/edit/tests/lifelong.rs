@@ -1,9 +1,12 @@
 //! Editing by normalised gradients: against an independent dense computation, and turn after turn.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use common::Notes;
 use faer::Mat;
 use faer::prelude::Solve;
 use mutandis_edit::patch::WeightChange;
@@ -242,6 +245,21 @@ fn an_edit_that_goes_too_far_is_refused() {
         let job = Job { model: &model, stack: &[], prior: &[], facts: &facts, seed: 7 };
         let error = find("ultraedit").unwrap().edit(&set, &job, &Context::default()).unwrap_err();
         assert!(error.to_string().contains(why), "{set}: {error}");
+    }
+}
+
+#[test]
+fn a_step_that_takes_facts_away_is_told() {
+    let (model, facts) = (model(), facts());
+    for id in ["ultraedit", "stableedit"] {
+        for (step, told) in [(1.0, true), (1e-4, false)] {
+            let notes = Notes::default();
+            let cx = Context { progress: &notes, ..Context::default() };
+            let job = Job { model: &model, stack: &[], prior: &[], facts: &facts, seed: 7 };
+            find(id).unwrap().edit(&json!({"step": step, "layers": [2, 3]}), &job, &cx).unwrap();
+            let notes = notes.0.lock().unwrap().join("\n");
+            assert_eq!(notes.contains("farther from being answered"), told, "{id} {step}: {notes}");
+        }
     }
 }
 

@@ -1,15 +1,17 @@
 //! Training of weights: against PyTorch and `peft`, by finite differences, and where it goes wrong.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+mod common;
 
+use std::path::{Path, PathBuf};
+
+use common::Notes;
 use mutandis_edit::patch::WeightChange;
 use mutandis_edit::primitives::answers::Example;
 use mutandis_edit::primitives::train::{
     Bounds, Budget, Lesson, Optimizer, Parameter, Schedule, Trained, Training, train,
 };
-use mutandis_edit::{Context, Fact, Job, Patch, Progress, find};
+use mutandis_edit::{Context, Fact, Job, Patch, find};
 use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Role, Sequence, WeightId};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -188,18 +190,6 @@ fn a_step_is_the_slope_of_the_loss() {
             let slack = 0.03 * squared + 1e-6 / f64::from(rate);
             assert!((fell - squared).abs() < slack, "{role} {layer}: fell {fell}, expected {squared}");
         }
-    }
-}
-
-#[derive(Default)]
-struct Notes(Mutex<Vec<String>>);
-
-impl Progress for Notes {
-    fn begin(&self, _: &str, _: usize) {}
-    fn step(&self, _: usize) {}
-    fn end(&self) {}
-    fn note(&self, text: &str) {
-        self.0.lock().unwrap().push(text.into());
     }
 }
 

@@ -18,6 +18,13 @@ pub(super) struct Collected {
     pub(super) aims: Vec<Aim>,
 }
 
+impl Collected {
+    /// Mean loss, in nats, of the rows of all examples.
+    pub(super) fn loss(&self) -> f64 {
+        self.aims.iter().map(|aim| f64::from(aim.loss)).sum::<f64>() / self.aims.len().max(1) as f64
+    }
+}
+
 /// Collects pairs of weights over examples, the loss being the sum of each one's mean.
 ///
 /// # Errors

@@ -125,6 +125,8 @@ impl Settings {
     }
 }
 
+/// By how much, in nats, a mean loss has to be worse than before to be no noise.
+const WORSE: f64 = 0.5;
 /// Texts of a warm-up where there has to be one.
 const FEW_TEXTS: usize = 32;
 /// Texts of a warm-up, at most.
@@ -179,6 +181,8 @@ pub fn edit(
     let mut changes: Vec<Option<WeightChange>> = vec![None; ids.len()];
     let all: Vec<usize> = (0..examples.len()).collect();
     cx.progress.begin("writing facts", examples.len());
+    // Of the facts of each turn before it, in nats.
+    let mut before = 0.0;
     for (at, facts) in all.chunks(settings.turn).enumerate() {
         let mut roots = Roots::new();
         let mut turn = Turn::new(facts.len(), settings.margin);
@@ -199,6 +203,7 @@ pub fn edit(
                 return Err(Error::Numerical { what });
             }
             if round == 0 {
+                before += found.loss() * facts.len() as f64 / examples.len() as f64;
                 statistics.add(&found.pairs);
                 roots = statistics.roots()?;
             }
@@ -230,6 +235,13 @@ pub fn edit(
     cx.progress.end();
     let losses = answers.stand(&written(&ids, &changes)?, job.stack)?;
     patch.search.iter_mut().zip(&losses).for_each(|(info, loss)| info.see(loss));
+    let after = losses.iter().map(|loss| f64::from(loss.mean)).sum::<f64>() / losses.len() as f64;
+    if after > before + WORSE {
+        cx.progress.note(&format!(
+            "the facts are farther from being answered than they were: a mean loss of {after:.3}, {before:.3} before \
+             (a lower `step` may do)"
+        ));
+    }
     for (id, change) in ids.iter().zip(changes) {
         if let Some(change) = change {
             patch.push(model, *id, change)?;

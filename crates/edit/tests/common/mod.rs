@@ -11,9 +11,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use mutandis_edit::primitives::editor::training::{Order, Record};
-use mutandis_edit::{Context, Entry, Fact};
+use mutandis_edit::{Context, Entry, Fact, Progress};
 use mutandis_engine::{LogitRows, Model, Options, Overlay, Pass, Sequence};
 use serde_json::{Value, json};
+
+/// Notes that were told.
+#[derive(Default)]
+pub struct Notes(pub Mutex<Vec<String>>);
+
+impl Progress for Notes {
+    fn begin(&self, _: &str, _: usize) {}
+    fn step(&self, _: usize) {}
+    fn end(&self) {}
+    fn note(&self, text: &str) {
+        self.0.lock().unwrap().push(text.into());
+    }
+}
 
 pub fn fixture(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
