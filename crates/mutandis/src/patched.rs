@@ -1,6 +1,6 @@
 //! The patches of a command line, ready to be laid over the model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use mutandis::edit::patch::{Laid, chain};
 use mutandis::edit::{Ledger, Patch};
@@ -30,11 +30,7 @@ impl Patched {
         let mut patches = vec![];
         for path in paths {
             if path.is_dir() {
-                let ledger = Ledger::open(path)?;
-                ledger.check_model(model)?;
-                for record in ledger.stack() {
-                    patches.push(ledger.load(record)?);
-                }
+                patches.extend(Self::lowest(&Ledger::open(path)?, usize::MAX, model)?);
             } else {
                 patches.push(Patch::load(path)?);
             }
@@ -43,8 +39,7 @@ impl Patched {
     }
 
     /// The lowest patches of a ledger, read and verified.
-    pub(crate) fn lowest(ledger: &Path, count: usize, model: &Model) -> anyhow::Result<Vec<Patch>> {
-        let ledger = Ledger::open(ledger)?;
+    pub(crate) fn lowest(ledger: &Ledger, count: usize, model: &Model) -> anyhow::Result<Vec<Patch>> {
         ledger.check_model(model)?;
         Ok(ledger.stack().iter().take(count).map(|record| ledger.load(record)).collect::<Result<_, _>>()?)
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use mutandis::engine::Model;
 use mutandis_edit::ledger::short;
 use mutandis_edit::patch::{CORPUS, difference, tool};
-use mutandis_edit::{Context, Error, Job, Patch, find};
+use mutandis_edit::{Context, Error, Job, Ledger, Patch, find};
 use serde::Serialize;
 
 use super::edit::{apart, corpus, writable};
@@ -116,7 +116,7 @@ pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
 
     let model = load(&name, &card, session)?;
     let patches = match &args.patches[..] {
-        [ledger] if ledger.is_dir() => Patched::lowest(ledger, card.beneath.len(), &model)?,
+        [ledger] if ledger.is_dir() => Patched::lowest(&Ledger::open(ledger)?, card.beneath.len(), &model)?,
         paths => Patched::read(paths, &model)?,
     };
     let mut patched = Patched::of(patches, &model)?;

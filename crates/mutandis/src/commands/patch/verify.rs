@@ -184,11 +184,10 @@ pub(super) fn beneath(patch: &Patch, given: &[PathBuf], model: &Model) -> anyhow
 /// What a ledger has beneath a patch that is in it, or was made on top of it; all where it is neither.
 fn below(patch: &Patch, folder: &Path, model: &Model) -> anyhow::Result<Vec<Patch>> {
     let ledger = Ledger::open(folder)?;
-    ledger.check_model(model)?;
     let id = patch.id()?;
     let depth = match &patch.under {
         Some(under) => ledger.depth(under),
         None => ledger.stack().iter().any(|record| record.id == id).then_some(0),
     };
-    Patched::lowest(folder, depth.unwrap_or(ledger.stack().len()), model)
+    Patched::lowest(&ledger, depth.unwrap_or(ledger.stack().len()), model)
 }
