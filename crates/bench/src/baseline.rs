@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mutandis_edit::{Error, Result, atomic};
-use mutandis_engine::Model;
+use mutandis_engine::{Model, Storage};
 
 use crate::record::{Measures, PROTOCOL, Prepared, Said, unedited};
 
@@ -28,7 +28,8 @@ impl Baseline {
         let Some(cache) = cache else { return Ok(Self(None)) };
         let Measures { compat, strict, fluency, .. } = measures;
         let of = model.fingerprint()?;
-        let all = format!("{PROTOCOL} {of} {version} {compat} {strict} {fluency} {seed}");
+        let weights = model.storage() == Storage::Bf16;
+        let all = format!("{PROTOCOL} {of} {weights} {version} {compat} {strict} {fluency} {seed}");
         let hash = blake3::hash(all.as_bytes()).to_hex();
         Ok(Self(Some(cache.join("answers").join(&hash.as_str()[..24]))))
     }
@@ -57,7 +58,16 @@ impl Baseline {
         let mut all: Vec<Option<Said>> = records.iter().map(kept).collect();
         let missing: Vec<usize> = (0..records.len()).filter(|&i| all[i].is_none()).collect();
         let asked: Vec<&Prepared<'_>> = missing.iter().map(|&i| &records[i]).collect();
-        for (&i, said) in missing.iter().zip(unedited(model, &asked, measures, seed)?) {
+        let found = unedited(model, &asked, measures, seed).map_err(|all| {
+            // Which record it was is worth a second look.
+            let of = |record: &&Prepared<'_>| {
+                Some((record.number, unedited(model, &[*record], measures, seed).err()?))
+            };
+            let Some((number, why)) = asked.iter().find_map(of) else { return all };
+            let hint = why.hint().unwrap_or_else(|| "take the record out, or use another model".to_owned());
+            Error::input_hint(format!("record {number} cannot be asked: {why}"), hint)
+        })?;
+        for (&i, said) in missing.iter().zip(found) {
             self.keep(records[i].number, &said)?;
             all[i] = Some(said);
         }

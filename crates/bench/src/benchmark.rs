@@ -3,22 +3,28 @@
 //! Whatever ends it, the same call goes on where it was: a part that is done is not made again,
 //! and nothing depends on which parts were made in one go.
 
+mod choice;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Instant;
 
+use mutandis_edit::method::Family;
 use mutandis_edit::{Context, Error, Progress, Result};
-use mutandis_engine::Model;
+use mutandis_engine::{Model, Storage};
 
+use self::choice::{Chosen, Looked};
 use crate::baseline::Baseline;
-use crate::data::find::{Places, find};
-use crate::data::{Record, Set};
+use crate::compat::in_context::Branch;
+use crate::data::Set;
+use crate::data::find::{Places, find, name_of};
+use crate::general::{Measure, Suite};
 use crate::judge::{self, Judge};
 use crate::plan::Order;
 use crate::record::{Measures, PROTOCOL, Prepared};
-use crate::results::{CellFolder, CellInfo, DataInfo, Folder};
+use crate::results::{CellFolder, CellInfo, DataInfo, Folder, SuiteInfo};
 use crate::run::{Cell, Whole};
 
 /// Which of several machines this is: it makes every part whose number leaves `index` when divided
@@ -69,10 +75,19 @@ pub struct Benchmark<'a> {
     pub shard: Shard,
     /// Hears of records that are done.
     pub progress: &'a dyn Progress,
-    /// Memory of the process at most so far, in bytes.
-    pub peak_memory: fn() -> u64,
+    /// Memory of the process.
+    pub memory: Memory,
     /// Who judges free answers, where anybody does.
     pub judge: Option<&'a dyn Judge>,
+}
+
+/// What tells how much memory the process takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// The most since the last restart, in bytes.
+    pub peak: fn() -> u64,
+    /// Begins to count anew.
+    pub restart: fn(),
 }
 
 /// A data set with its name.
@@ -99,11 +114,8 @@ impl Sets {
             }
             let path = find(data, places)?;
             let set = Set::read(&path)?;
-            // A path is of this machine; its file's name is the data set's.
-            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-            let is_file = Path::new(data).extension().is_some();
             sets.names.insert(data.clone(), sets.all.len());
-            sets.all.push((if is_file { stem } else { data.clone() }, set));
+            sets.all.push((name_of(data, &path), set));
         }
         Ok(sets)
     }
@@ -128,8 +140,12 @@ pub struct Ran {
     pub cells: Vec<String>,
     /// Records that were edited and scored now.
     pub records: usize,
-    /// Records that had been before.
+    /// Records that had been before, or are another shard's.
     pub kept: usize,
+    /// Parts of all cells.
+    pub parts: usize,
+    /// Those of them that are this shard's.
+    pub own_parts: usize,
 }
 
 impl Benchmark<'_> {
@@ -140,20 +156,38 @@ impl Benchmark<'_> {
     /// What is done by then is kept.
     pub fn run(&self, folder: &Folder, cx: &Context<'_>) -> Result<Ran> {
         let Sets { names, all: sets } = self.sets;
-        let mut number = 0;
         let mut ran = Ran::default();
-        let mut planned = vec![];
+        let (mut planned, mut looked) = (vec![], Looked::default());
+        let mut unready: Option<Error> = None;
         for order in self.orders {
             let Some(&set) = names.get(&order.data) else { continue };
-            let cell = self.planned(order, set, &sets[set], folder, &mut number, cx)?;
+            let editor = match order.method.editor(&order.settings, self.model, cx) {
+                Ok(editor) => editor,
+                // The others are run, and this one once it has its editor.
+                Err(error) => {
+                    let name = &sets[set].0;
+                    let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                    let text = format!("{} on {name} is left out: {error}{hint}", order.method.id);
+                    self.progress.note(&text);
+                    unready = Some(error);
+                    continue;
+                }
+            };
+            let info = self.info(order, (set, &sets[set]), editor.as_deref(), &mut looked, cx)?;
+            let id = id_of(&info, self.model.fingerprint()?)?;
+            // A cell that is listed twice is run once.
+            if ran.cells.contains(&id) {
+                continue;
+            }
+            let cell = self.planned(order, set, &sets[set].1, (id, &info), folder, &mut ran)?;
             let now: usize = cell.parts.iter().map(|(_, range)| range.len()).sum();
             ran.records += now;
             ran.kept += cell.records.len() - now;
-            // A cell that is listed twice is run once.
-            if !ran.cells.contains(&cell.id) {
-                ran.cells.push(cell.id.clone());
-                planned.push(cell);
-            }
+            ran.cells.push(cell.id.clone());
+            planned.push(cell);
+        }
+        if let Some(error) = unready.filter(|_| planned.is_empty()) {
+            return Err(error);
         }
         let started = Instant::now();
         let mut done = 0;
@@ -179,42 +213,107 @@ impl Benchmark<'_> {
         Ok(ran)
     }
 
-    fn planned<'o>(
+    /// What a cell is.
+    fn info(
         &self,
-        order: &'o Order,
-        set: usize,
-        (name, data): &Named,
-        folder: &Folder,
-        number: &mut usize,
+        order: &Order,
+        (set, (name, data)): (usize, &Named),
+        editor: Option<&Path>,
+        looked: &mut Looked,
         cx: &Context<'_>,
-    ) -> Result<Planned<'o>> {
-        let (records, skipped) = chosen(data, order.limit);
+    ) -> Result<CellInfo> {
+        let needs_subject = order.method.needs_subject;
+        let Chosen { records, skipped, too_long } =
+            looked.choose(self.model, (set, data), needs_subject, order.limit)?;
         if records.is_empty() {
-            return Err(Error::input(format!("no record of `{}` can be edited", order.data)));
+            let hint = "`mutandis data check` says why";
+            return Err(Error::input_hint(format!("no record of `{}` can be edited", order.data), hint));
         }
-        let parts = Cell::parts(order.mode, records.len());
-        let info = CellInfo {
+        if too_long > 0 {
+            let context = self.model.architecture().context;
+            self.progress.note(&format!(
+                "{} on {name}: {too_long} questions are longer than the model's context of {context} tokens, and \
+                 are not asked",
+                order.method.id
+            ));
+        }
+        let Measures { references, strict, branch, .. } = self.measures;
+        let mut sources = BTreeMap::new();
+        let mut source = |name: &str, of: String| sources.insert(name.to_owned(), of);
+        if let Some(path) = editor {
+            let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+            source("editor", blake3::hash(&bytes).to_hex().to_string());
+        }
+        if let Some(references) = references.as_ref().filter(|_| *strict) {
+            source("references", references.version.clone());
+        }
+        // Weights as they are stored are those in f32, to the last bit.
+        if self.model.storage() == Storage::Bf16 {
+            source("weights", "bf16".to_owned());
+        }
+        let mut protocols = protocols(self.measures, self.judge);
+        if self.measures.compat && order.method.family == Family::Recognition {
+            let how = match branch {
+                Branch::Llama => "as of a model with `llama` in its name",
+                Branch::Other => "as of a model without `llama` in its name",
+            };
+            let text = format!("icl_lm_eval and compute_icl_edit_quality in place of compat, {how}");
+            protocols.insert("compat, in context".to_owned(), text);
+        }
+        let suite = |suite: &Suite| {
+            let measure = match suite.measure {
+                Measure::Acc => "acc",
+                Measure::AccNorm => "acc_norm",
+            };
+            let info = SuiteInfo {
+                questions: suite.questions.len(),
+                measure: measure.to_owned(),
+                version: suite.version.clone(),
+            };
+            (suite.name.to_owned(), info)
+        };
+        Ok(CellInfo {
             method: order.method.id.to_owned(),
             settings: order.method.settings(self.model, cx.recipe.as_ref(), &order.settings),
             data: DataInfo { name: name.clone(), form: data.form, version: data.version.clone(), skipped },
             mode: order.mode,
             seed: order.seed,
             records: records.iter().map(|&i| data.records[i].number).collect(),
-            parts: parts.len(),
-            protocols: protocols(self.measures, self.judge),
+            parts: Cell::parts(order.mode, records.len()).len(),
+            protocols,
             text: self.text.clone(),
-            general: self.whole.general.iter().map(|s| (s.name.to_owned(), s.questions.len())).collect(),
-        };
-        let id = id(&info, self.model)?;
-        let folder = folder.cell(&id, &info)?;
-        let mut own = vec![];
-        for (part, range) in parts.into_iter().enumerate() {
-            if *number % self.shard.of == self.shard.index && !folder.is_done(part) {
-                own.push((part, range));
+            general: self.whole.general.iter().map(suite).collect(),
+            sources,
+        })
+    }
+
+    /// A cell with what is left to be done of it by this shard.
+    fn planned<'o>(
+        &self,
+        order: &'o Order,
+        set: usize,
+        data: &Set,
+        (id, info): (String, &CellInfo),
+        folder: &Folder,
+        ran: &mut Ran,
+    ) -> Result<Planned<'o>> {
+        let folder = folder.cell(&id, info)?;
+        let mut parts = vec![];
+        for (part, range) in Cell::parts(order.mode, info.records.len()).into_iter().enumerate() {
+            if ran.parts % self.shard.of == self.shard.index {
+                ran.own_parts += 1;
+                if !folder.is_done(part, &info.records[range.clone()])? {
+                    if folder.is_there(part) {
+                        self.progress.note(&format!("part {part} of {id} is damaged, and is made again"));
+                    }
+                    parts.push((part, range));
+                }
             }
-            *number += 1;
+            ran.parts += 1;
         }
-        Ok(Planned { order, set, records, id, folder, parts: own })
+        let place = |number: &usize| data.records.iter().position(|record| record.number == *number);
+        let records = info.records.iter().filter_map(place).collect();
+        Ok(Planned { order, set, records, id, folder, parts })
     }
 
     fn cell(
@@ -236,8 +335,20 @@ impl Benchmark<'_> {
             measures: self.measures,
             whole: self.whole,
         };
+        (self.memory.restart)();
         for (part, range) in parts {
-            let of = |&i: &usize| Prepared::new(self.model, set, i, seed);
+            let of = |&i: &usize| {
+                let mut record = Prepared::new(self.model, set, i, seed)?;
+                if !order.method.needs_subject {
+                    // A wrong subject is none, where none is needed.
+                    record
+                        .facts
+                        .iter_mut()
+                        .filter(|f| f.subject_range().is_err())
+                        .for_each(|f| f.subject.clear());
+                }
+                Ok(record)
+            };
             let prepared: Vec<Prepared<'_>> = records[range.clone()].iter().map(of).collect::<Result<_>>()?;
             let started = Instant::now();
             let before = baseline.said(self.model, &prepared, self.measures, seed)?;
@@ -251,33 +362,13 @@ impl Benchmark<'_> {
                 }
             }
             run.cost.baseline_seconds = baseline_seconds;
-            run.cost.peak_memory_bytes = (self.peak_memory)();
+            run.cost.peak_memory_bytes = (self.memory.peak)();
             folder.keep(*part, &run)?;
             *done += range.len();
             self.progress.step(*done);
         }
         Ok(())
     }
-}
-
-/// The first records whose subject is in the prompt, by their place in the set, and how many were
-/// passed over. Where no record names a subject, all can be used: some methods do without.
-fn chosen(set: &Set, limit: usize) -> (Vec<usize>, usize) {
-    let named = |record: &Record| record.facts().iter().all(|fact| fact.subject_range().is_ok());
-    let all: Vec<bool> = set.records.iter().map(named).collect();
-    let none = !all.contains(&true);
-    let mut records = vec![];
-    let mut skipped = 0;
-    for (i, named) in all.into_iter().enumerate() {
-        if records.len() == limit {
-            break;
-        }
-        if named || none { records.push(i) } else { skipped += 1 }
-    }
-    // Those that could not be read, up to the last one used.
-    let last = records.last().map_or(0, |&i| set.records[i].number);
-    skipped += set.skipped.iter().filter(|note| note.record < last).count();
-    (records, skipped)
 }
 
 /// What is measured, in words.
@@ -297,6 +388,8 @@ fn protocols(measures: &Measures, judge: Option<&dyn Judge>) -> BTreeMap<String,
         "EasyEdit's functions: token accuracy under teacher forcing of `prompt + \" \" + target`; first alias; \
          locality as agreement of likeliest tokens before and after; means over probes, kinds, records",
     );
+    let extra: Vec<&str> = measures.extra.iter().map(|extra| extra.about()).collect();
+    say("compat, on request", measures.compat && !extra.is_empty(), &extra.join("; "));
     say(
         "strict",
         measures.strict,
@@ -318,11 +411,15 @@ fn protocols(measures: &Measures, judge: Option<&dyn Judge>) -> BTreeMap<String,
     all
 }
 
-/// A name that tells a cell from every other: readable, with a hash of all that it is.
-fn id(info: &CellInfo, model: &Model) -> Result<String> {
+/// A name that tells a cell from every other: readable, with a hash of all that it is and of the
+/// model, told by its fingerprint.
+///
+/// # Errors
+/// Where it cannot be written down.
+pub(crate) fn id_of(info: &CellInfo, fingerprint: &str) -> Result<String> {
     let json =
         serde_json::to_string(info).map_err(|e| Error::input(format!("a cell cannot be written: {e}")))?;
-    let hash = blake3::hash(format!("{} {json}", model.fingerprint()?).as_bytes()).to_hex();
+    let hash = blake3::hash(format!("{fingerprint} {json}").as_bytes()).to_hex();
     let plain = |c: char| if c.is_alphanumeric() { c } else { '-' };
     let name: String =
         format!("{} {} {}", info.data.name, info.method, info.mode).chars().map(plain).take(80).collect();

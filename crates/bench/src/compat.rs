@@ -4,6 +4,7 @@
 //! target's own, with the true tokens before it. That is no exact match and no free generation:
 //! of a target of four tokens three may come for free.
 
+pub mod extra;
 pub mod in_context;
 pub mod likelihood;
 pub mod sanitation;
@@ -101,7 +102,7 @@ impl Probes {
     pub fn new(model: &Model, questions: Vec<Question>) -> Result<Self> {
         let (mut texts, mut of) = (vec![], vec![]);
         for (i, question) in questions.iter().enumerate() {
-            if let Some(answer) = question.answers.first() {
+            if let Some(answer) = question.first_answer() {
                 texts.push(Forced::new(model, &question.prompt, answer)?);
                 of.push(i);
             }

@@ -51,10 +51,10 @@ pub(crate) fn judge(judge: &dyn Judge, record: &mut RecordResult) -> Result<()> 
     };
     for probe in record.probes.iter_mut().filter(|probe| asked(probe)) {
         if let Some(is_right) = judge.is_right(&probe.prompt, &probe.answers, &probe.after)? {
-            probe.scores.insert("judge".to_owned(), f64::from(is_right));
+            probe.scores.strict.insert("judge".to_owned(), f64::from(is_right));
         }
     }
-    let score = |probe: &ProbeResult| probe.scores.get("judge").copied();
+    let score = |probe: &ProbeResult| probe.scores.strict.get("judge").copied();
     let found: Scores = question::means_of(
         record.probes.iter().filter_map(|p| Some((p.role, p.kind.as_str(), score(p)?))),
         ":judge",
@@ -67,6 +67,7 @@ pub(crate) fn judge(judge: &dyn Judge, record: &mut RecordResult) -> Result<()> 
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::results::Both;
 
     #[test]
     fn replies_are_understood_or_they_are_none() {
@@ -103,7 +104,8 @@ mod tests {
             answers: vec!["Rome".into()],
             before: String::new(),
             after: after.into(),
-            scores: Scores::new(),
+            forced: None,
+            scores: Both::default(),
         };
         let mut record = RecordResult {
             probes: vec![
@@ -118,6 +120,6 @@ mod tests {
         judge(&Lenient, &mut record).unwrap();
         let expected = [("edit:judge", 1.0), ("portability/one:judge", 0.5), ("portability:judge", 0.5)];
         assert_eq!(record.after.strict, expected.map(|(name, x)| (name.to_owned(), x)).into());
-        assert!(record.probes[4].scores.is_empty());
+        assert!(record.probes[4].scores == Both::default());
     }
 }

@@ -1,28 +1,32 @@
 //! Plans: which methods are run on which data sets, how, and what is measured.
 
+mod read;
+
 use std::path::{Path, PathBuf};
 
-use mutandis_edit::fact::nearest;
+use mutandis_edit::method::merge;
 use mutandis_edit::{Entry, Error, METHODS, Result, find};
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+pub(crate) use self::read::known;
+use crate::compat::extra::Extra;
 use crate::run::Mode;
 
 /// A plan, as it is written in a TOML file. What stands at the top holds for every `[[run]]` that
 /// does not say otherwise; without a `[[run]]` the top is the only one.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
     /// What is run, at the top.
-    #[serde(flatten)]
     pub top: Table,
-    /// The folder that data sets, suites and the text are looked for in.
+    /// The folder that data sets and suites are looked for in. As every path of a plan it goes by the
+    /// folder that the program runs in.
     pub folder: Option<PathBuf>,
     /// Protocols: `compat`, `strict`; both by default.
     pub protocol: Many<Protocol>,
     /// Whether texts are written and their fluency is measured; yes by default.
     pub fluency: Option<bool>,
+    /// What compat measures besides its table: `ppl`, `ood-ppl`, `vanilla`.
+    pub extra: Many<Extra>,
     /// A text whose perplexity is measured; one that ships with mutandis by default.
     pub text: Option<PathBuf>,
     /// Texts about objects that what is written is compared with (ROME's `attribute_snippets.json`).
@@ -36,10 +40,9 @@ pub struct Plan {
 }
 
 /// What is run: every method on every data set, in every mode, with every seed.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
-    /// Methods by id; `all` are all that are registered.
+    /// Methods by id; `all` are all that are registered. One that is named twice is run once.
     pub method: Many<String>,
     /// Data sets, by path or by name.
     pub data: Many<String>,
@@ -54,8 +57,7 @@ pub struct Table {
 }
 
 /// One, or several in brackets.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Many<T> {
     /// One.
     One(T),
@@ -85,8 +87,7 @@ impl<T: Clone> Many<T> {
 }
 
 /// How something is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// As EasyEdit's functions compute it.
     Compat,
@@ -127,7 +128,8 @@ impl Plan {
     /// Reads a plan: a file, or one of [`SHIPPED`] by its name, where there is no such file.
     ///
     /// # Errors
-    /// Where the file cannot be read, is not TOML, or has a key that no plan has.
+    /// Where the file cannot be read, is not TOML, has a key that no plan has, or one that holds
+    /// something else than it should.
     pub fn read(path: &Path) -> Result<Self> {
         let shipped = SHIPPED.iter().find(|(name, _)| path == Path::new(name)).map(|(_, text)| *text);
         let read = std::fs::read_to_string(path);
@@ -149,12 +151,7 @@ impl Plan {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(text: &str) -> Result<Self> {
-        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| not_toml(&e))?;
-        known(&table, &[TABLE, TOP].concat(), "a plan")?;
-        for run in table.get("run").and_then(toml::Value::as_array).into_iter().flatten() {
-            known(run.as_table().unwrap_or(&toml::Table::new()), TABLE, "a `[[run]]`")?;
-        }
-        toml::from_str(text).map_err(|e| not_toml(&e))
+        read::plan(text)
     }
 
     /// Whether a protocol is measured: both are unless one is named.
@@ -163,12 +160,40 @@ impl Plan {
         named.is_empty() || named.contains(&protocol)
     }
 
+    /// What compat measures besides its table, each once.
+    ///
+    /// # Errors
+    /// Where compat is not measured at all.
+    pub fn extras(&self) -> Result<Vec<Extra>> {
+        let mut all = self.extra.all();
+        all.sort_unstable();
+        all.dedup();
+        if !all.is_empty() && !self.measures(Protocol::Compat) {
+            return Err(Error::input_hint(
+                "`extra` is of the protocol `compat`, which is not measured",
+                "leave `extra` or `protocol` out, or name `compat` too",
+            ));
+        }
+        Ok(all)
+    }
+
     /// The cells, in order: run by run, data set by data set, so that what is known of one is used
     /// while it is there.
     ///
     /// # Errors
     /// Where a method, mode or setting does not exist, or nothing is to be run.
     pub fn orders(&self) -> Result<Vec<Order>> {
+        self.orders_with(|_| Ok(json!({})))
+    }
+
+    /// As [`Self::orders`], with changes for each method that are laid over the settings of every run.
+    ///
+    /// # Errors
+    /// As [`Self::orders`]; where there are no changes for one of the methods.
+    pub fn orders_with<E: From<Error>>(
+        &self,
+        changes: impl Fn(&'static Entry) -> Result<Value, E>,
+    ) -> Result<Vec<Order>, E> {
         let only = [Table::default()];
         let runs = if self.run.is_empty() { &only[..] } else { &self.run };
         let mut all = vec![];
@@ -183,17 +208,24 @@ impl Plan {
                         .map_err(|why: String| Error::input_hint(why, "see `mutandis bench run --help`"))
                 })
                 .collect::<Result<Vec<Mode>>>()?;
+            let settings = run.set.as_ref().or(self.top.set.as_ref());
+            let settings = |method: &'static Entry| -> Result<Value, E> {
+                let mut all = settings.cloned().unwrap_or_else(|| json!({}));
+                merge(&mut all, &changes(method)?);
+                method.check_settings(&all)?;
+                Ok(all)
+            };
+            let methods = methods.into_iter().map(|method| settings(method).map(|set| (method, set)));
+            let methods = methods.collect::<Result<Vec<(&'static Entry, Value)>, E>>()?;
             let seeds = run.seed.or(&self.top.seed);
             let seeds = if seeds.is_empty() { vec![0] } else { seeds };
-            let settings =
-                run.set.clone().or_else(|| self.top.set.clone()).unwrap_or_else(|| serde_json::json!({}));
             let limit = run.limit.or(self.top.limit).unwrap_or(LIMIT);
             if limit == 0 {
-                return Err(Error::input_hint("`limit` is 0: there are no records to run", "give 1 or more"));
+                let hint = "give 1 or more";
+                return Err(Error::input_hint("`limit` is 0: there are no records to run", hint).into());
             }
             for data in run.data.or(&self.top.data) {
-                for &method in &methods {
-                    method.check_settings(&settings)?;
+                for &(method, ref settings) in &methods {
                     for &mode in &modes {
                         all.extend(seeds.iter().map(|&seed| Order {
                             method,
@@ -211,33 +243,25 @@ impl Plan {
             return Err(Error::input_hint(
                 "the plan runs nothing: it names no data set or no method",
                 "give `data` and `method`, at the top or in every `[[run]]`",
-            ));
+            )
+            .into());
         }
         Ok(all)
     }
 }
 
-const TABLE: &[&str] = &["method", "data", "mode", "seed", "limit", "set"];
-const TOP: &[&str] =
-    &["folder", "protocol", "fluency", "text", "references", "general", "general-limit", "run"];
-
-/// Refuses keys that a table does not have, with the one that may be meant.
-pub(crate) fn known(table: &toml::Table, keys: &[&'static str], what: &str) -> Result<()> {
-    let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) else { return Ok(()) };
-    let meant = nearest(key, keys.iter().copied());
-    let meant = meant.map(|m| format!("did you mean `{m}`? ")).unwrap_or_default();
-    Err(Error::input_hint(format!("{what} has no key `{key}`"), format!("{meant}keys: {}", keys.join(", "))))
-}
-
-fn not_toml(error: &toml::de::Error) -> Error {
-    Error::input_hint(error.to_string().trim_end().to_owned(), "a plan is TOML, as `knowedit.toml` is")
-}
-
+/// Methods by their ids, `all` among them, each once.
 fn methods(ids: &[String]) -> Result<Vec<&'static Entry>> {
-    if ids == ["all"] {
-        return Ok(METHODS.iter().collect());
+    let mut methods: Vec<&'static Entry> = vec![];
+    for id in ids {
+        let named: Vec<&'static Entry> = if id == "all" { METHODS.iter().collect() } else { vec![find(id)?] };
+        for method in named {
+            if !methods.iter().any(|other| other.id == method.id) {
+                methods.push(method);
+            }
+        }
     }
-    ids.iter().map(|id| find(id)).collect()
+    Ok(methods)
 }
 
 #[cfg(test)]
@@ -292,7 +316,6 @@ mod tests {
             ("method = 'rome'\ndata = 'a'\nmode = 'batch'", "`batch` is no mode", "--help"),
             ("method = 'rome'", "the plan runs nothing", "`data`"),
             ("method = 'rome'\ndata = 'a'\nlimit = 0", "`limit` is 0", "1 or more"),
-            ("method = [3]", "data did not match", "TOML"),
             ("method =", "TOML parse error", "TOML"),
         ] {
             let error = Plan::parse(text).and_then(|plan| plan.orders()).unwrap_err();
@@ -302,12 +325,100 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_no_key_takes_is_told_with_its_key_and_what_was_expected() {
+        for (text, what, hint) in [
+            ("seed = -1", "`seed` of the plan is -1: expected a whole number from 0", "--help"),
+            ("seed = [0, 1.5]", "`seed` of the plan holds 1.5: expected a whole number from 0", "--help"),
+            ("limit = 1.5", "`limit` of the plan is 1.5: expected a whole number from 0", "--help"),
+            (
+                "general-limit = '9'",
+                "`general-limit` of the plan is \"9\": expected a whole number",
+                "--help",
+            ),
+            (
+                "protocol = 'compta'",
+                "`protocol` of the plan is \"compta\": expected",
+                "did you mean `compat`?",
+            ),
+            ("extra = 'pppl'", "`extra` of the plan is \"pppl\": expected", "did you mean `ppl`?"),
+            (
+                "extra = ['ood_ppl']",
+                "`extra` of the plan holds \"ood_ppl\": expected",
+                "did you mean `ood-ppl`?",
+            ),
+            ("set = 5", "`set` of the plan is 5: expected a table of settings", "--help"),
+            ("set = [5]", "`set` of the plan is a list: expected a table of settings", "--help"),
+            ("general = 1", "`general` of the plan is 1: expected text", "--help"),
+            ("method = [3]", "`method` of the plan holds 3: expected text", "--help"),
+            ("fluency = 'no'", "`fluency` of the plan is \"no\": expected `true` or `false`", "--help"),
+            ("folder = 7", "`folder` of the plan is 7: expected a path", "--help"),
+            ("[[run]]\n[[run]]\nlimit = -2", "`limit` of `[[run]]` 2 is -2: expected a whole", "--help"),
+            ("[run]\nlimit = 2", "`run` of the plan is a table: expected tables, each under", "--help"),
+            ("run = [1]", "`run` of the plan holds 1: expected tables", "--help"),
+        ] {
+            let error = Plan::parse(text).unwrap_err();
+            assert!(error.to_string().contains(what), "{text}: {error}");
+            assert!(error.hint().unwrap().contains(hint), "{text}: {:?}", error.hint());
+        }
+        assert_eq!(Plan::parse("general = 'piqa'").unwrap().general, ["piqa"]);
+        assert_eq!(Plan::parse("general = ['piqa', 'rte']").unwrap().general, ["piqa", "rte"]);
+    }
+
+    #[test]
+    fn changes_are_laid_over_the_settings_of_every_run() {
+        let plan = Plan::parse(
+            r#"
+            data = "a"
+            set = { layer = 1, search = { steps = 3 } }
+            [[run]]
+            method = "rome"
+            [[run]]
+            method = ["rome", "r-rome"]
+            set = { layer = 2 }
+        "#,
+        )
+        .unwrap();
+        let changes = json!({"search": {"learning-rate": 0.25}});
+        let orders = plan.orders_with::<Error>(|_| Ok(changes.clone())).unwrap();
+        let found: Vec<(&str, &Value)> = orders.iter().map(|o| (o.method.id, &o.settings)).collect();
+        let own = json!({"layer": 2, "search": {"learning-rate": 0.25}});
+        let both = json!({"layer": 1, "search": {"steps": 3, "learning-rate": 0.25}});
+        assert_eq!(found, [("rome", &both), ("rome", &own), ("r-rome", &own)]);
+        // What one of the methods does not have is refused, and so is what there is no change for.
+        let all = Plan::parse("data = 'a'\nmethod = 'all'").unwrap();
+        let error = all.orders_with::<Error>(|_| Ok(json!({"layr": 1}))).unwrap_err();
+        assert!(error.to_string().contains("has no setting `layr`"), "{error}");
+        let error = all.orders_with(|method| Err(Error::input(format!("not {}", method.id)))).unwrap_err();
+        assert_eq!(error.to_string(), format!("not {}", METHODS[0].id));
+    }
+
+    #[test]
+    fn a_method_that_is_named_twice_is_run_once() {
+        let ids = |text: &str| -> Vec<&'static str> {
+            Plan::parse(text).unwrap().orders().unwrap().iter().map(|order| order.method.id).collect()
+        };
+        assert_eq!(ids("data = 'a'\nmethod = ['rome', 'ft-m', 'rome']"), ["rome", "ft-m"]);
+        let all = ids("data = 'a'\nmethod = ['rome', 'all']");
+        assert_eq!((all.len(), all[0]), (METHODS.len(), "rome"));
+    }
+
+    #[test]
     fn shipped_plans_are_read_by_their_names() {
         for (name, _) in SHIPPED {
             assert!(!Plan::read(Path::new(name)).unwrap().orders().unwrap().is_empty(), "{name}");
         }
         let cells = Plan::read(Path::new("knowedit.toml")).unwrap().orders().unwrap();
         assert_eq!(cells.len(), 6 * METHODS.len());
+    }
+
+    #[test]
+    fn what_is_measured_on_request_is_of_compat() {
+        let extras = |text: &str| Plan::parse(text).and_then(|plan| plan.extras());
+        assert_eq!(extras("extra = ['vanilla', 'ppl', 'vanilla']").unwrap(), [Extra::Ppl, Extra::Vanilla]);
+        assert_eq!(extras("extra = 'ood-ppl'\nprotocol = 'compat'").unwrap(), [Extra::OodPpl]);
+        let error = extras("extra = 'ppl'\nprotocol = 'strict'").unwrap_err();
+        assert!(error.to_string().contains("which is not measured"), "{error}");
+        assert!(error.hint().unwrap().contains("`compat`"));
     }
 
     #[test]

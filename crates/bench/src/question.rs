@@ -13,15 +13,28 @@ pub struct Question {
     pub kind: String,
     /// The prompt.
     pub prompt: String,
-    /// Answers that count as right; of a text that is only gone on with there are none.
+    /// Answers that count as right, as the data set writes them; of a text that is only gone on with
+    /// there are none. Blank ones keep their place: the peer looks at the first alone.
     pub answers: Vec<String>,
+}
+
+impl Question {
+    /// The answer that the peer scores: the first, unless it is blank.
+    pub fn first_answer(&self) -> Option<&str> {
+        self.answers.first().map(String::as_str).filter(|answer| !answer.trim().is_empty())
+    }
+
+    /// Answers that are not blank.
+    pub fn right(&self) -> Vec<String> {
+        self.answers.iter().filter(|answer| !answer.trim().is_empty()).cloned().collect()
+    }
 }
 
 /// All questions about the facts of a record. Of equal texts to be gone on with one is asked.
 pub fn questions(facts: &[Fact], generation: &[String]) -> Vec<Question> {
     let mut all = vec![];
     for fact in facts {
-        let target = || vec![fact.target.clone()];
+        let target = || vec![fact.written_target.as_ref().unwrap_or(&fact.target).clone()];
         let own = |role, prompt: &String| Question {
             role,
             kind: String::new(),
@@ -35,7 +48,7 @@ pub fn questions(facts: &[Fact], generation: &[String]) -> Vec<Question> {
                 role,
                 kind: kind.clone(),
                 prompt: prompt.clone(),
-                answers: answers.iter().filter(|a| !a.trim().is_empty()).cloned().collect(),
+                answers: answers.clone(),
             }
         };
         all.extend(fact.portability.iter().map(probe(Role::Portability)));

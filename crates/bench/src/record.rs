@@ -6,6 +6,7 @@ use mutandis_edit::{Fact, Result};
 use mutandis_engine::Model;
 use serde::{Deserialize, Serialize};
 
+use crate::compat::extra::Extra;
 use crate::compat::in_context::Branch;
 use crate::compat::{Asked, Forced, Probes, fluency_text, predict};
 use crate::data::{Form, Record, Set, Task};
@@ -13,7 +14,7 @@ use crate::edited::Edited;
 use crate::question::{Question, questions};
 use crate::results::Role;
 use crate::sentiment::Likelihoods;
-use crate::strict::counterfact::References;
+use crate::strict::counterfact::{self, References};
 use crate::strict::erasure::{self, Held};
 use crate::texts::{Ask, Way, write};
 use crate::{compat, sanitation, sentiment, strict};
@@ -27,6 +28,8 @@ pub struct Measures {
     pub strict: bool,
     /// Texts that the model goes on with, too.
     pub fluency: bool,
+    /// What the peer measures on request; part of compat.
+    pub extra: Vec<Extra>,
     /// How the peer cuts targets behind edits that are a prompt.
     pub branch: Branch,
     /// Texts that what is written is compared with, by object.
@@ -35,15 +38,18 @@ pub struct Measures {
 
 impl Measures {
     /// What a sweep looks at.
-    pub const COMPAT: Self =
-        Self { compat: true, strict: false, fluency: false, branch: Branch::Other, references: None };
+    pub const COMPAT: Self = Self::bare(true, false);
 
     /// Free answers alone: what a gate looks at.
-    pub(crate) const STRICT: Self = Self { compat: false, strict: true, ..Self::COMPAT };
+    pub(crate) const STRICT: Self = Self::bare(false, true);
+
+    const fn bare(compat: bool, strict: bool) -> Self {
+        Self { compat, strict, fluency: false, extra: vec![], branch: Branch::Other, references: None }
+    }
 }
 
 /// Version of what is asked and how; results of another are not mixed with these.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Tokens of a text whose fluency is measured, at most. The peer counts the prompt's, too.
 const FLUENCY: usize = 100;
@@ -51,8 +57,9 @@ const FLUENCY: usize = 100;
 /// Texts of a record that are written for its fluency and consistency, at most.
 const GENERATIONS: usize = 3;
 
-/// Tokens of an answer at most, where nothing tells how long a right one is.
-pub(crate) const ANSWER: usize = 16;
+/// Tokens of an answer at most: room for a sentence, which nearly all end by themselves. An answer
+/// to a question whose right one is longer has room for half as much again, and a few tokens more.
+pub(crate) const ANSWER: usize = 48;
 
 /// A record, ready to be asked.
 #[derive(Debug, Clone)]
@@ -67,6 +74,8 @@ pub struct Prepared<'a> {
     pub(crate) probes: Probes,
     /// New tokens of an answer at most, by question.
     budgets: Vec<usize>,
+    /// How many questions are not asked, as they are longer than the model's context.
+    pub(crate) too_long: usize,
 }
 
 /// What a record is scored by.
@@ -105,6 +114,8 @@ pub struct Said {
     pub(crate) ten: Option<Vec<String>>,
     /// Free answers to them, and what is still held.
     pub(crate) erasure: Option<(Vec<String>, Option<Held>)>,
+    /// Which object is preferred, where the record tells the old one.
+    pub(crate) preferences: counterfact::Scores,
 }
 
 impl<'a> Prepared<'a> {
@@ -143,19 +154,33 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// Where the model has no tokenizer.
     pub fn of_facts(model: &Model, number: usize, facts: &[Fact], generation: &[String]) -> Result<Self> {
-        let questions = questions(facts, generation);
-        let tokenizer = model.tokenizer()?;
-        let mut budgets = Vec::with_capacity(questions.len());
-        for question in &questions {
+        let (tokenizer, context) = (model.tokenizer()?, model.architecture().context);
+        let (mut asked, mut budgets, mut too_long) = (vec![], vec![], 0);
+        for question in questions(facts, generation) {
             let mut longest = 0;
             for answer in &question.answers {
                 longest = longest.max(tokenizer.encode_continuation(answer)?.ids.len());
             }
-            // Half as long again and a few more: a longer answer is no exact one.
-            budgets.push(if longest == 0 { ANSWER } else { longest + longest / 2 + ANSWER / 2 });
+            // A text that is gone on with has room for one token at least.
+            if tokenizer.encode(&question.prompt)?.ids.len() + longest.max(1) > context {
+                too_long += 1;
+                continue;
+            }
+            budgets.push(ANSWER.max(longest + longest / 2 + 8));
+            asked.push(question);
         }
-        let probes = Probes::new(model, questions)?;
-        Ok(Self { number, facts: facts.to_vec(), kind: Kind::Facts { reference: None }, probes, budgets })
+        let probes = Probes::new(model, asked)?;
+        let kind = Kind::Facts { reference: None };
+        Ok(Self { number, facts: facts.to_vec(), kind, probes, budgets, too_long })
+    }
+
+    /// Why it cannot be edited on a model; nothing where it can.
+    pub(crate) fn unfit(&self, model: &Model) -> Option<String> {
+        let edits = self.questions().iter().filter(|question| question.role == Role::Edit).count();
+        (self.too_long > 0 && edits < self.facts.len()).then(|| {
+            let context = model.architecture().context;
+            format!("its prompt and target are longer than the model's context of {context} tokens")
+        })
     }
 
     pub(crate) fn questions(&self) -> &[Question] {
@@ -209,7 +234,7 @@ impl<'a> Prepared<'a> {
         }
         let text = |&i: &usize| {
             let question = &self.questions()[i];
-            let answer = question.answers.first().map_or("", String::as_str);
+            let answer = question.first_answer().unwrap_or_default();
             Ok(Forced::new(by.model, &by.prompt(&question.prompt), answer)?)
         };
         self.probes.of.iter().map(text).collect()
@@ -232,6 +257,11 @@ pub fn unedited(
     let by = Edited::unedited(model);
     let under: Vec<Under<'_>> = records.iter().map(|record| (*record, by)).collect();
     let mut all = ask(&under, measures, seed)?;
+    if measures.strict {
+        for (i, found) in preferred(&under)? {
+            all[i].preferences = found;
+        }
+    }
     for (said, record) in all.iter_mut().zip(records) {
         match &record.kind {
             Kind::Facts { .. } => {}
@@ -265,13 +295,65 @@ pub(crate) fn ask(under: &[Under<'_>], measures: &Measures, seed: u64) -> Result
     if measures.compat {
         predictions(under, &mut all)?;
     }
-    if measures.strict {
-        free_answers(under, seed, &mut all)?;
-    }
-    if measures.fluency {
-        texts(under, measures, seed, &mut all)?;
+    // Everything is written at once: a step costs little more for many texts than for few. A
+    // record's texts stand together, as they share what is laid over the weights.
+    let asks = under.iter().map(|under| asks(under, measures)).collect::<Result<Vec<_>>>()?;
+    let mut written = write(&asks.concat(), seed)?.into_iter();
+    for (said, asks) in all.iter_mut().zip(&asks) {
+        for (ask, text) in asks.iter().zip(written.by_ref()) {
+            match ask.way {
+                Way::Answer => said.free.push(text),
+                Way::TopFive => {
+                    said.peer = Some(fluency_text(&format!("{}{text}", ask.by.prompt(ask.prompt))));
+                }
+                Way::Sampled => said.sampled.push(text),
+                Way::Greedy => said.greedy.push(text),
+            }
+        }
     }
     Ok(all)
+}
+
+/// What a record asks to be written: free answers, by question, and texts whose fluency is
+/// measured.
+fn asks<'a>((record, by): &Under<'a>, measures: &Measures) -> Result<Vec<Ask<'a>>> {
+    let mut asks = vec![];
+    if measures.strict {
+        for (question, &budget) in record.questions().iter().zip(&record.budgets) {
+            let budget = if question.role == Role::Generation { 0 } else { budget };
+            asks.push(Ask { by: *by, prompt: &question.prompt, way: Way::Answer, budget, stream: 0 });
+        }
+    }
+    let stream = record.number as u64;
+    if measures.fluency && measures.compat {
+        let prompt = record.prompt();
+        let held = by.model.tokenizer()?.encode(&by.prompt(prompt))?.ids.len();
+        let budget = FLUENCY.saturating_sub(held);
+        asks.push(Ask { by: *by, prompt, way: Way::TopFive, budget, stream });
+    }
+    if measures.fluency && measures.strict {
+        // Texts of one record are drawn apart.
+        for (i, prompt) in (0u64..).zip(record.generations()) {
+            let sampled =
+                Ask { by: *by, prompt, way: Way::Sampled, budget: FLUENCY, stream: (stream << 8) | i };
+            asks.extend([sampled, Ask { way: Way::Greedy, ..sampled }]);
+        }
+    }
+    Ok(asks)
+}
+
+/// Which of the two objects is preferred, of records that tell the old one, by their places.
+pub(crate) fn preferred(under: &[Under<'_>]) -> Result<Vec<(usize, counterfact::Scores)>> {
+    let Some((_, first)) = under.first() else { return Ok(vec![]) };
+    let (mut asked, mut of) = (vec![], vec![]);
+    for (i, (record, by)) in under.iter().enumerate() {
+        if let (Kind::Facts { .. }, [fact]) = (&record.kind, &record.facts[..]) {
+            asked.push((*by, fact));
+            of.push(i);
+        }
+    }
+    let found = counterfact::preferences(first.model, &asked)?;
+    Ok(of.into_iter().zip(found.iter().map(|all| counterfact::Scores::of(all))).collect())
 }
 
 fn predictions(under: &[Under<'_>], all: &mut [Said]) -> Result<()> {
@@ -285,55 +367,6 @@ fn predictions(under: &[Under<'_>], all: &mut [Said]) -> Result<()> {
     let mut predicted = predict(first.model, &asked)?.into_iter();
     for (said, texts) in all.iter_mut().zip(&texts) {
         said.predicted = predicted.by_ref().take(texts.len()).collect();
-    }
-    Ok(())
-}
-
-fn free_answers(under: &[Under<'_>], seed: u64, all: &mut [Said]) -> Result<()> {
-    let mut asks = vec![];
-    for (record, by) in under {
-        for (question, &budget) in record.questions().iter().zip(&record.budgets) {
-            let budget = if question.role == Role::Generation { 0 } else { budget };
-            asks.push(Ask { by: *by, prompt: &question.prompt, budget, stream: 0 });
-        }
-    }
-    let mut written = write(&asks, Way::Answer, seed)?.into_iter();
-    for (said, (record, _)) in all.iter_mut().zip(under) {
-        said.free = written.by_ref().take(record.questions().len()).collect();
-    }
-    Ok(())
-}
-
-fn texts(under: &[Under<'_>], measures: &Measures, seed: u64, all: &mut [Said]) -> Result<()> {
-    let stream = |record: &Prepared<'_>| record.number as u64;
-    if measures.compat {
-        let mut asks = vec![];
-        for (record, by) in under {
-            let prompt = record.prompt();
-            let held = by.model.tokenizer()?.encode(&by.prompt(prompt))?.ids.len();
-            let budget = FLUENCY.saturating_sub(held);
-            asks.push(Ask { by: *by, prompt, budget, stream: stream(record) });
-        }
-        let written = write(&asks, Way::TopFive, seed)?;
-        for ((said, ask), text) in all.iter_mut().zip(&asks).zip(written) {
-            said.peer = Some(fluency_text(&format!("{}{text}", ask.by.prompt(ask.prompt))));
-        }
-    }
-    if measures.strict {
-        let mut asks = vec![];
-        for (record, by) in under {
-            // Texts of one record are drawn apart.
-            let streams = (0u64..).map(|i| (stream(record) << 8) | i);
-            let prompts = record.generations().into_iter().zip(streams);
-            asks.extend(prompts.map(|(prompt, stream)| Ask { by: *by, prompt, budget: FLUENCY, stream }));
-        }
-        let mut sampled = write(&asks, Way::Sampled, seed)?.into_iter();
-        let mut greedy = write(&asks, Way::Greedy, seed)?.into_iter();
-        for (said, (record, _)) in all.iter_mut().zip(under) {
-            let count = record.generations().len();
-            said.sampled = sampled.by_ref().take(count).collect();
-            said.greedy = greedy.by_ref().take(count).collect();
-        }
     }
     Ok(())
 }

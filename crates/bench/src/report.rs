@@ -17,6 +17,7 @@ mod records;
 mod summary;
 mod svg;
 mod table;
+mod variant;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,12 +26,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 pub use published::{Published, PublishedSet};
-pub use summary::{Change, Protocols, Spent, Statistic, Statistics, Stretch, Summary};
+pub use summary::{
+    Ability, Change, EditSuccess, Point, Protocols, Spent, Statistic, Statistics, Stretch, Success, Summary,
+};
 
 use crate::results::{CellResult, RunInfo};
 
 /// Version of the report's JSON.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// A run, summed up. Serialised, it is `report.json`.
 #[derive(Debug, Clone, Serialize)]
@@ -58,7 +61,7 @@ impl<'a> Report<'a> {
         let mut results: Vec<&CellResult> = results.iter().collect();
         results.sort_by_key(place);
         let mut cells: Vec<Summary> = results.par_iter().map(|cell| Summary::new(cell)).collect();
-        tell_apart(&mut cells);
+        variant::tell_apart(&mut cells, &results);
         let mut protocols: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, words) in results.iter().flat_map(|cell| &cell.info.protocols) {
             protocols.entry(name.clone()).or_default().insert(words.clone());
@@ -92,32 +95,13 @@ impl<'a> Report<'a> {
         html::page(self)
     }
 
-    /// As lm-evaluation-harness 0.4 writes its `results_*.json`, one task a cell. The filter says
-    /// the protocol: `none` is compat, `strict` is strict.
+    /// As lm-evaluation-harness 0.4 writes its `results_*.json`, one task a cell, and one for each suite
+    /// and the perplexity that it measured. The filter says the protocol: `none` is compat, `strict` is
+    /// strict; suites and perplexity have none.
     ///
     /// # Errors
     /// As [`Report::json`].
     pub fn lm_eval(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(&lm_eval::document(self)).map(|text| text + "\n")
     }
-}
-
-/// Cells of the same method, mode and data set get their seed, or else their id, as a variant.
-fn tell_apart(cells: &mut [Summary]) {
-    let same = |a: &Summary, b: &Summary| {
-        (&a.data.name, &a.data.version, &a.method, a.mode)
-            == (&b.data.name, &b.data.version, &b.method, b.mode)
-    };
-    let variants: Vec<String> = cells
-        .iter()
-        .map(|cell| {
-            let alike: Vec<&Summary> = cells.iter().filter(|c| same(c, cell)).collect();
-            match alike.iter().filter(|c| c.seed == cell.seed).count() {
-                _ if alike.len() == 1 => String::new(),
-                1 => format!("seed {}", cell.seed),
-                _ => table::short(&cell.id),
-            }
-        })
-        .collect();
-    cells.iter_mut().zip(variants).for_each(|(cell, variant)| cell.variant = variant);
 }

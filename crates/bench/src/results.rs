@@ -26,7 +26,7 @@ pub use read::read;
 pub use write::{CellFolder, Folder};
 
 /// Version of the layout.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Scores by name, each a share of 0 to 1 unless its name says otherwise. A score that a record
 /// does not have is not there.
@@ -103,9 +103,24 @@ pub struct CellInfo {
     /// The text whose perplexity is measured, by its git blob id; none for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Suites of general ability that are measured, with how many questions of each.
+    /// Suites of general ability that are measured.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub general: BTreeMap<String, usize>,
+    pub general: BTreeMap<String, SuiteInfo>,
+    /// What else results hang on, by content: `editor` and `references` (hashes of the files),
+    /// `weights` (how the model's are held).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, String>,
+}
+
+/// A suite of general ability as it is measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuiteInfo {
+    /// How many questions.
+    pub questions: usize,
+    /// What counts as its accuracy: `acc` or `acc_norm`.
+    pub measure: String,
+    /// Hash of the questions.
+    pub version: String,
 }
 
 /// A data set as it was read.
@@ -117,8 +132,18 @@ pub struct DataInfo {
     pub form: Form,
     /// The file's git blob id.
     pub version: String,
-    /// Records before the last one used that could not be used.
-    pub skipped: usize,
+    /// Records that could not be used, among those up to the last one used; all of the file's
+    /// where it holds fewer than were asked for.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A record that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its number in the file, from 1.
+    pub record: usize,
+    /// Why it could not be used.
+    pub why: String,
 }
 
 /// One record's result: a line of a part.
@@ -174,14 +199,21 @@ pub struct ProbeResult {
     pub before: String,
     /// What the edited model says, raw.
     pub after: String,
-    /// Its own scores after the edit, such as `tokens` (compat), `exact`, `f1`, `same`, `kl`.
-    pub scores: Scores,
+    /// What compat's scores are of, before and after, where that is not what is said freely: the
+    /// likeliest tokens at the places of the answer's, its true tokens before each; of an erasure the
+    /// peer's ten tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<[String; 2]>,
+    /// Its own scores after the edit: `tokens` in compat, `exact`, `f1`, `same`, `kl` in strict.
+    pub scores: Both,
 }
 
 /// What was measured of the edited model as a whole: `*.model.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelResult {
+    /// How many edited models were measured: of a part of single edits, the first alone.
+    pub measured: usize,
     /// Perplexity of the text, before and after.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<[f64; 2]>,
@@ -211,7 +243,7 @@ pub struct Retention {
 /// What a part cost: `*.cost.json`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Edits made.
+    /// Edits made, without those that failed.
     pub edits: usize,
     /// Seconds of editing, statistics of the model included.
     pub edit_seconds: f64,
@@ -219,7 +251,7 @@ pub struct Cost {
     pub score_seconds: f64,
     /// Seconds of asking the unedited model; 0 where its answers were kept from before.
     pub baseline_seconds: f64,
-    /// Memory of the process at most, in bytes, up to the end of the part.
+    /// Memory of the process at most, in bytes, while the part was made.
     pub peak_memory_bytes: u64,
 }
 

@@ -19,7 +19,7 @@ use crate::perplexity::perplexity;
 use crate::question::mean;
 use crate::record::{Measures, Prepared, Said, Under, ask};
 use crate::results::{Both, Cost, ModelResult, RecordResult, Retention};
-use crate::score::{Scored, score};
+use crate::score::{Scored, score, unedited_scores};
 use crate::steps::{Step, Steps};
 
 /// How edits follow one another.
@@ -150,6 +150,7 @@ impl Whole {
         let names = self.general.iter().map(|suite| suite.name.to_owned());
         let general = names.zip(accuracies.iter().zip(self.accuracies(by)?).map(|(a, b)| [*a, b])).collect();
         Ok(ModelResult {
+            measured: 1,
             perplexity: pair(*perplexity, self.perplexity(by)?),
             general,
             ..ModelResult::default()
@@ -257,7 +258,6 @@ impl Cell<'_> {
             });
         }
         cx.check()?;
-        part.cost.edits = records.len();
         part.cost.edit_seconds = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let stacks: Vec<Vec<&Overlay>> =
@@ -271,15 +271,16 @@ impl Cell<'_> {
             .enumerate()
             .map(|(i, record)| against[i].is_none().then_some((record, by(i / size)?)))
             .collect();
-        let mut found = self.scores(&asked, before)?.into_iter();
-        for (i, record) in records.iter().enumerate() {
+        let found = self.scores(&asked, before, cx)?;
+        for (i, ((record, said), found)) in records.iter().zip(before).zip(found).enumerate() {
             let error = against[i].clone().or_else(|| made[i / size].as_ref().err().cloned());
-            part.records.push(result(record, error, found.next(), None));
+            part.records.push(result((record, said), error, found, None));
         }
         // The whole model under one edit; of single ones the first that was made.
         if let Some(by) = (0..made.len()).find_map(by) {
-            part.model = self.whole.of(&by)?;
+            part.model = self.whole(&by, cx)?;
         }
+        part.cost.edits = edited(&part.records);
         part.cost.score_seconds = started.elapsed().as_secs_f64();
         Ok(part)
     }
@@ -332,14 +333,19 @@ impl Cell<'_> {
                         .zip(&against[from..])
                         .map(|(record, against)| against.is_none().then_some((record, by)))
                         .collect();
-                    let own = Cell { measures: &measures, ..*self }.scores(&asked, &before[from..to])?;
-                    step.immediate = own.into_iter().map(|scored| scored.map(|s| s.after)).collect();
+                    let own = Cell { measures: &measures, ..*self }.scores(&asked, &before[from..to], cx)?;
+                    let after = |scored: Option<Result<Scored, String>>| {
+                        let mut after = scored?.ok()?.after;
+                        finite(&mut after);
+                        Some(after)
+                    };
+                    step.immediate = own.into_iter().map(after).collect();
                 }
                 if (i + 1) % every == 0 || i + 1 == turns {
                     let errors: Vec<_> = taken.iter().chain([&step]).map(|step| &step.error).collect();
                     let made = |j: usize| against[j].is_none() && errors[j / size].is_none();
                     let edited = (0..to).filter(|j| made(*j)).map(|j| &records[j]);
-                    step.retention = self.retention(edited, to, &by)?;
+                    step.retention = told(self.retention(edited, to, &by), cx)?.flatten();
                 }
                 step.score_seconds = started.elapsed().as_secs_f64();
                 if let Some(steps) = steps {
@@ -357,22 +363,23 @@ impl Cell<'_> {
             (against[i].is_none() && taken[i / size].error.is_none()).then_some((record, by))
         };
         let asked: Vec<Option<Under<'_>>> = records.iter().enumerate().map(made).collect();
-        let mut found = self.scores(&asked, before)?.into_iter();
-        part.model = self.whole.of(&by)?;
+        let mut found = self.scores(&asked, before, cx)?.into_iter();
+        part.model = self.whole(&by, cx)?;
         part.cost.score_seconds = started.elapsed().as_secs_f64();
         let mut against = against.into_iter();
+        let mut said = before.iter();
         for (turn, step) in records.chunks(size).zip(taken) {
             part.cost.edit_seconds += step.edit_seconds;
             part.cost.score_seconds += step.score_seconds;
             part.model.retention.extend(step.retention);
             let mut immediate = step.immediate.into_iter();
-            for record in turn {
+            for (record, said) in turn.iter().zip(&mut said) {
                 let immediate = immediate.next().flatten();
                 let error = against.next().flatten().or_else(|| step.error.clone());
-                part.records.push(result(record, error, found.next(), immediate));
+                part.records.push(result((record, said), error, found.next().flatten(), immediate));
             }
         }
-        part.cost.edits = records.len();
+        part.cost.edits = edited(&part.records);
         let unedited = self.whole.before.0;
         let broken = |point: &&Retention| {
             let limit = unedited.map(|p| COLLAPSE * p);
@@ -416,20 +423,64 @@ impl Cell<'_> {
         match self.method.edit(self.settings, &job, cx) {
             Ok(patch) => Ok(Ok(patch)),
             Err(Error::Interrupted) => Err(Error::Interrupted),
-            Err(error) => Ok(Err(match error.hint() {
-                Some(hint) => format!("{error}; {hint}"),
-                None => error.to_string(),
-            })),
+            Err(error) => Ok(Err(in_words(&error))),
         }
     }
 
-    /// Scores of those records that were edited.
-    fn scores(&self, asked: &[Option<Under<'_>>], before: &[Said]) -> Result<Vec<Option<Scored>>> {
+    /// Scores of those records that were edited; why one cannot be scored, where it cannot.
+    fn scores(
+        &self,
+        asked: &[Option<Under<'_>>],
+        before: &[Said],
+        cx: &Context<'_>,
+    ) -> Result<Vec<Option<Result<Scored, String>>>> {
         let under: Vec<Under<'_>> = asked.iter().copied().flatten().collect();
         let made: Vec<&Said> = asked.iter().zip(before).filter_map(|(a, b)| a.map(|_| b)).collect();
-        let mut found = score(&under, &made, self.measures, self.seed)?.into_iter();
+        let found: Vec<Result<Scored, String>> = match score(&under, &made, self.measures, self.seed) {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            // One that cannot be asked, such as behind a long text, does not spoil the others.
+            Err(_) => {
+                let alone = |(under, said): (&Under<'_>, &&Said)| {
+                    cx.check()?;
+                    let found = score(&[*under], &[*said], self.measures, self.seed);
+                    Ok(found.map(|mut one| one.pop().unwrap_or_default()).map_err(|e| in_words(&e)))
+                };
+                under.iter().zip(&made).map(alone).collect::<Result<_>>()?
+            }
+        };
+        let mut found = found.into_iter();
         Ok(asked.iter().map(|asked| asked.and_then(|_| found.next())).collect())
     }
+
+    /// The edited model as a whole; nothing where it cannot be measured.
+    fn whole(&self, by: &Edited<'_>, cx: &Context<'_>) -> Result<ModelResult> {
+        Ok(told(self.whole.of(by), cx)?.unwrap_or_default())
+    }
+}
+
+/// What was measured; where it could not be, that is told, and nothing of it kept.
+fn told<T>(found: Result<T>, cx: &Context<'_>) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::Interrupted) => Err(Error::Interrupted),
+        Err(error) => {
+            cx.progress.note(&format!("the edited model could not be measured: {}", in_words(&error)));
+            Ok(None)
+        }
+    }
+}
+
+/// An error with its hint.
+fn in_words(error: &Error) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
+    }
+}
+
+/// How many records were edited and scored.
+fn edited(records: &[RecordResult]) -> usize {
+    records.iter().filter(|record| record.error.is_none()).count()
 }
 
 /// Of each record the error where a record before it, of the `size` that are edited at once, wants
@@ -454,16 +505,24 @@ fn laid(overlay: &Overlay) -> Vec<&Overlay> {
     if overlay.is_empty() { vec![] } else { vec![overlay] }
 }
 
+/// A record's result. One whose edit failed, or that could not be scored, keeps what the unedited
+/// model scores.
 fn result(
-    record: &Prepared<'_>,
+    (record, said): (&Prepared<'_>, &Said),
     error: Option<String>,
-    found: Option<Option<Scored>>,
+    found: Option<Result<Scored, String>>,
     immediate: Option<Both>,
 ) -> RecordResult {
-    let Scored { mut before, mut after, mut probes } = found.flatten().unwrap_or_default();
-    let all = [&mut before, &mut after].into_iter().flat_map(|both| [&mut both.compat, &mut both.strict]);
-    // Of a model whose predictions are no numbers some scores are none; files hold numbers.
-    all.chain(probes.iter_mut().map(|p| &mut p.scores)).for_each(|s| s.retain(|_, score| score.is_finite()));
+    let (scored, error) = match found {
+        Some(Ok(scored)) if error.is_none() => (scored, None),
+        Some(Err(why)) => (Scored::default(), error.or(Some(why))),
+        _ => (Scored::default(), error),
+    };
+    let Scored { mut before, mut after, mut probes } = scored;
+    if error.is_some() {
+        before = unedited_scores(record, said);
+    }
+    [&mut before, &mut after].into_iter().chain(probes.iter_mut().map(|p| &mut p.scores)).for_each(finite);
     RecordResult {
         record: record.number,
         edits: record.facts.iter().map(|f| [f.prompt.clone(), f.target.clone()]).collect(),
@@ -472,5 +531,12 @@ fn result(
         after,
         immediate,
         probes,
+    }
+}
+
+/// Of a model whose predictions are no numbers some scores are none; files hold numbers.
+fn finite(both: &mut Both) {
+    for scores in [&mut both.compat, &mut both.strict] {
+        scores.retain(|_, score| score.is_finite());
     }
 }

@@ -4,7 +4,7 @@ use mutandis_edit::{Fact, Probe};
 
 use crate::data::{Record, Set};
 use crate::draw::Draw;
-use crate::results::{ProbeResult, Role, Scores};
+use crate::results::{Both, ProbeResult, Role, Scores};
 
 /// Questions whose answers must stay that are asked for each record.
 const RETAINED: usize = 10;
@@ -55,23 +55,29 @@ impl<'a> Case<'a> {
         std::iter::once(self.fact.prompt.as_str()).chain(kept).collect()
     }
 
-    /// What was asked and answered, in the order of [`Self::prompts`], with the score of each.
-    pub fn probes(&self, before: &[String], after: &[String], each: &[Option<f64>]) -> Vec<ProbeResult> {
-        let mut probes = Vec::with_capacity(each.len());
-        for (i, (prompt, score)) in self.prompts().into_iter().zip(each).enumerate() {
+    /// What was asked and answered, in the order of [`Self::prompts`].
+    pub fn probes(&self, before: &[String], after: &[String]) -> Vec<ProbeResult> {
+        let mut probes = vec![];
+        for (i, prompt) in self.prompts().into_iter().enumerate() {
             let kept = i.checked_sub(1).and_then(|i| self.retained.get(i));
-            let (role, name) = if i == 0 { (Role::Edit, "erased") } else { (Role::Locality, "same") };
             probes.push(ProbeResult {
-                role,
+                role: if i == 0 { Role::Edit } else { Role::Locality },
                 kind: kept.map(|p| p.kind.clone()).unwrap_or_default(),
                 prompt: prompt.to_owned(),
                 answers: kept.map_or_else(|| vec![self.fact.target.clone()], |p| p.answers.clone()),
                 before: before.get(i).cloned().unwrap_or_default(),
                 after: after.get(i).cloned().unwrap_or_default(),
-                scores: score.map(|x| (name.to_owned(), x)).into_iter().collect(),
+                forced: None,
+                scores: Both::default(),
             });
         }
         probes
+    }
+
+    /// A prompt's own score by its name.
+    pub(crate) fn score_of(&self, role: Role, score: Option<f64>) -> Scores {
+        let name = if role == Role::Edit { "erased" } else { "same" };
+        score.map(|x| (name.to_owned(), x)).into_iter().collect()
     }
 }
 

@@ -1,15 +1,18 @@
 //! Scores of records under edits, in both protocols, many records side by side.
 
 use mutandis_edit::Result;
+use mutandis_engine::Model;
+use mutandis_engine::tokenizer::Specials;
 
-use crate::compat::{self, in_context};
+use crate::compat::{self, extra, in_context};
+use crate::edited::Edited;
 use crate::fluency::fluency;
 use crate::passes::{self, Text};
 use crate::question::{Question, mean, scores};
-use crate::record::{Kind, Measures, Prepared, Said, Under, ask};
+use crate::record::{Kind, Measures, Prepared, Said, Under, ask, preferred};
 use crate::results::{Both, ProbeResult, Role, Scores};
 use crate::strict::answer::{answer, f1, is_exact};
-use crate::strict::{self, counterfact, erasure};
+use crate::strict::{self, erasure};
 
 /// A record's scores, and what was asked.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -32,13 +35,15 @@ pub fn score(under: &[Under<'_>], before: &[&Said], measures: &Measures, seed: u
     let mut all = Vec::with_capacity(under.len());
     for (((under, before), after), divergences) in under.iter().zip(before).zip(&after).zip(&divergences) {
         let mut scored = asked(under.0, before, after, divergences);
+        forced(under.0, before, after, under.1.model, &mut scored)?;
         in_context_scores(under, measures, &mut scored)?;
+        extras(under, measures, &mut scored)?;
         special(under, before, measures, &mut scored)?;
         fluencies(before, after, &mut scored);
         all.push(scored);
     }
     if measures.strict {
-        preferences(under, measures, &after, &mut all)?;
+        preferences(under, before, measures, &after, &mut all)?;
     }
     Ok(all)
 }
@@ -96,16 +101,18 @@ fn asked(record: &Prepared<'_>, before: &Said, after: &Said, divergences: &[Opti
             let Some((before, after)) = generations.next() else { continue };
             (was, is) = (before.clone(), after.clone());
         }
-        let mut own = Scores::new();
-        own.extend(tokens[i].map(|score| ("tokens".to_owned(), score)));
-        own.extend(strict.each(i, after).into_iter().map(|(name, score)| (name.to_owned(), score)));
+        let own = Both {
+            compat: tokens[i].map(|score| ("tokens".to_owned(), score)).into_iter().collect(),
+            strict: strict.each(i, after).into_iter().map(|(name, score)| (name.to_owned(), score)).collect(),
+        };
         out.probes.push(ProbeResult {
             role: question.role,
             kind: question.kind.clone(),
             prompt: question.prompt.clone(),
-            answers: question.answers.clone(),
+            answers: question.right(),
             before: was,
             after: is,
+            forced: None,
             scores: own,
         });
     }
@@ -132,10 +139,12 @@ impl Strict<'_> {
                 all.push(("same", f64::from(same)));
                 all.extend(self.divergences.get(i).copied().flatten().map(|kl| ("kl", kl)));
             }
-            _ if question.answers.is_empty() => {}
             _ => {
-                all.push(("exact", f64::from(is_exact(found, &question.answers))));
-                all.push(("f1", f1(found, &question.answers)));
+                let right = question.right();
+                if !right.is_empty() {
+                    all.push(("exact", f64::from(is_exact(found, &right))));
+                    all.push(("f1", f1(found, &right)));
+                }
             }
         }
         all
@@ -158,6 +167,25 @@ impl Strict<'_> {
     }
 }
 
+/// Texts of what was predicted in place of the answers, with their true tokens before each.
+fn forced(
+    record: &Prepared<'_>,
+    before: &Said,
+    after: &Said,
+    model: &Model,
+    scored: &mut Scored,
+) -> Result<()> {
+    let tokenizer = model.tokenizer()?;
+    let text = |ids: &[u32]| tokenizer.decode_continuation(ids, Specials::Keep);
+    // Questions of texts that are gone on with come last, and have no answers.
+    for (&question, (was, is)) in record.probes.of.iter().zip(before.predicted.iter().zip(&after.predicted)) {
+        if let Some(probe) = scored.probes.get_mut(question) {
+            probe.forced = Some([text(was), text(is)]);
+        }
+    }
+    Ok(())
+}
+
 /// The peer has functions of their own for edits that are a prompt.
 fn in_context_scores((record, by): &Under<'_>, measures: &Measures, scored: &mut Scored) -> Result<()> {
     if by.prefix.is_empty() || !measures.compat || !matches!(record.kind, Kind::Facts { .. }) {
@@ -170,8 +198,23 @@ fn in_context_scores((record, by): &Under<'_>, measures: &Measures, scored: &mut
     let asked = record.questions().iter().zip(&found.each);
     let kept = asked.filter(|(question, _)| question.role != Role::Generation);
     for (probe, (_, score)) in scored.probes.iter_mut().zip(kept) {
-        probe.scores.remove("tokens");
-        probe.scores.extend(score.map(|score| ("tokens".to_owned(), score)));
+        // What was predicted bare is not what these functions look at.
+        probe.forced = None;
+        probe.scores.compat.remove("tokens");
+        probe.scores.compat.extend(score.map(|score| ("tokens".to_owned(), score)));
+    }
+    Ok(())
+}
+
+/// What the peer measures on request, before and after.
+fn extras((record, by): &Under<'_>, measures: &Measures, scored: &mut Scored) -> Result<()> {
+    if measures.compat && !measures.extra.is_empty() {
+        let (unedited, questions) = (Edited::unedited(by.model), record.questions());
+        let before = extra::measure(&measures.extra, &unedited, questions, &mut [])?;
+        let is_kept = |name: &String| !name.starts_with(Role::Locality.name());
+        scored.before.compat.extend(before.into_iter().filter(|(name, _)| is_kept(name)));
+        let after = extra::measure(&measures.extra, by, questions, &mut scored.probes)?;
+        scored.after.compat.extend(after);
     }
     Ok(())
 }
@@ -199,14 +242,26 @@ fn special((record, by): &Under<'_>, before: &Said, measures: &Measures, scored:
                 scored.before.compat = compat::sanitation::scores(tokenizer, case, was, was)?;
                 scored.after.compat = compat::sanitation::scores(tokenizer, case, was, &is)?;
                 let each = compat::sanitation::each(tokenizer, case, was, &is)?;
-                scored.probes = case.probes(was, &is, &each);
+                scored.probes = case.probes(was, &is);
+                for ((probe, score), forced) in scored.probes.iter_mut().zip(each).zip(was.iter().zip(is)) {
+                    probe.forced = Some([forced.0.clone(), forced.1]);
+                    (probe.before, probe.after) = Default::default();
+                    probe.scores.compat = case.score_of(probe.role, score);
+                }
             }
             if let Some((was, held)) = before.erasure.as_ref().filter(|_| measures.strict) {
                 let is = erasure::said(by, case)?;
                 scored.before.strict = erasure::scores(case, was, was, *held);
                 scored.after.strict = erasure::scores(case, was, &is, erasure::held(by, case)?);
                 let each = erasure::each(case, was, &is);
-                scored.probes = case.probes(was, &is, &each);
+                let forced = std::mem::replace(&mut scored.probes, case.probes(was, &is));
+                for (probe, score) in scored.probes.iter_mut().zip(each) {
+                    probe.scores.strict = case.score_of(probe.role, score);
+                }
+                for (probe, by_peer) in scored.probes.iter_mut().zip(forced) {
+                    probe.forced = by_peer.forced;
+                    probe.scores.compat = by_peer.scores.compat;
+                }
             }
             for both in [&mut scored.before.compat, &mut scored.before.strict] {
                 both.remove(Role::Locality.name());
@@ -226,35 +281,35 @@ fn fluencies(before: &Said, after: &Said, scored: &mut Scored) {
 }
 
 /// CounterFact's metrics, of records that tell the old answer.
-fn preferences(under: &[Under<'_>], measures: &Measures, after: &[Said], all: &mut [Scored]) -> Result<()> {
-    let Some((_, first)) = under.first() else { return Ok(()) };
-    let mut asked = vec![];
-    let mut of = vec![];
-    for (i, (record, by)) in under.iter().enumerate() {
-        if let (Kind::Facts { .. }, [fact]) = (&record.kind, &record.facts[..]) {
-            asked.push((*by, fact));
-            of.push(i);
-        }
-    }
-    for (i, found) in of.into_iter().zip(counterfact::preferences(first.model, &asked)?) {
-        let found = counterfact::Scores::of(&found);
-        let named = [
-            ("efficacy", found.efficacy),
-            ("generalization", found.generalization),
-            ("specificity", found.specificity),
-        ];
-        let scores = &mut all[i].after.strict;
-        for (name, found) in named {
-            let Some(found) = found else { continue };
-            scores.insert(name.to_owned(), found.share);
-            scores.insert(format!("{name}:magnitude"), found.magnitude);
-        }
+fn preferences(
+    under: &[Under<'_>],
+    before: &[&Said],
+    measures: &Measures,
+    after: &[Said],
+    all: &mut [Scored],
+) -> Result<()> {
+    for (i, found) in preferred(under)? {
+        all[i].before.strict.extend(before[i].preferences.named());
+        all[i].after.strict.extend(found.named());
         let Kind::Facts { reference: Some(object) } = &under[i].0.kind else { continue };
-        let prompts = under[i].0.generations().into_iter();
-        let texts: Vec<String> =
-            prompts.zip(&after[i].sampled).map(|(p, text)| format!("{p}{text}")).collect();
-        let found = measures.references.as_ref().and_then(|r| r.consistency(object, &texts));
-        scores.extend(found.map(|score| ("consistency".to_owned(), score)));
+        for (said, both) in [(before[i], &mut all[i].before), (&after[i], &mut all[i].after)] {
+            let prompts = under[i].0.generations().into_iter();
+            let texts: Vec<String> =
+                prompts.zip(&said.sampled).map(|(p, text)| format!("{p}{text}")).collect();
+            let found = measures.references.as_ref().and_then(|r| r.consistency(object, &texts));
+            both.strict.extend(found.map(|score| ("consistency".to_owned(), score)));
+        }
     }
     Ok(())
+}
+
+/// Scores of the unedited model alone, of a record whose edit failed.
+pub(crate) fn unedited_scores(record: &Prepared<'_>, said: &Said) -> Both {
+    let mut scored = asked(record, said, said, &[]);
+    if let Some(opinions) = &said.sentiment {
+        scored.before.strict = opinions.scores();
+    }
+    fluencies(said, said, &mut scored);
+    scored.before.strict.extend(said.preferences.named());
+    scored.before
 }

@@ -13,6 +13,8 @@ pub struct Ask<'a> {
     pub by: Edited<'a>,
     /// The prompt, without what goes before every prompt.
     pub prompt: &'a str,
+    /// How it is gone on with.
+    pub way: Way,
     /// New tokens at most.
     pub budget: usize,
     /// Which stream of random numbers it draws from.
@@ -38,24 +40,33 @@ pub enum Way {
 /// enough that their caches stay small.
 const TOGETHER: usize = 64;
 
+impl Way {
+    fn generation(self, seed: u64) -> Generation {
+        let sampling = match self {
+            Self::Answer | Self::Greedy => Sampling::default(),
+            Self::Sampled => Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.9) },
+            Self::TopFive => Sampling { temperature: 1.0, top_k: Some(5), top_p: None },
+        };
+        let is_peers = self == Self::TopFive;
+        Generation {
+            max_tokens: usize::MAX,
+            sampling,
+            seed,
+            until: (self == Self::Answer).then_some(is_whole as fn(&str) -> bool),
+            stop_ids: is_peers.then(Vec::new),
+            specials: if is_peers { Specials::Keep } else { Specials::Skip },
+            ..Generation::default()
+        }
+    }
+}
+
 /// Goes on with every prompt; the texts without their prompts, in order. A budget of 0 writes
 /// nothing.
 ///
 /// # Errors
 /// Where the model has no tokenizer, or a prompt is empty or longer than its context.
-pub fn write(asks: &[Ask<'_>], way: Way, seed: u64) -> Result<Vec<String>> {
-    let sampling = match way {
-        Way::Answer | Way::Greedy => Sampling::default(),
-        Way::Sampled => Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.9) },
-        Way::TopFive => Sampling { temperature: 1.0, top_k: Some(5), top_p: None },
-    };
-    let generation = Generation {
-        sampling,
-        seed,
-        until: (way == Way::Answer).then_some(is_whole as fn(&str) -> bool),
-        stop_ids: (way == Way::TopFive).then(Vec::new),
-        ..Generation::default()
-    };
+pub fn write(asks: &[Ask<'_>], seed: u64) -> Result<Vec<String>> {
+    let ways = [Way::Answer, Way::Greedy, Way::Sampled, Way::TopFive].map(|way| (way, way.generation(seed)));
     let mut texts = vec![String::new(); asks.len()];
     // Those of one length of budget go together, as they end together.
     let mut order: Vec<usize> = (0..asks.len()).filter(|&i| asks[i].budget > 0).collect();
@@ -77,13 +88,12 @@ pub fn write(asks: &[Ask<'_>], way: Way, seed: u64) -> Result<Vec<String>> {
                 overlays: asks[i].by.overlays,
                 stream: asks[i].stream,
                 budget: Some(asks[i].budget),
+                how: ways.iter().find(|(way, _)| *way == asks[i].way).map(|(_, how)| how),
                 ..Prompt::default()
             })
             .collect();
-        let max_tokens = batch.iter().map(|&i| asks[i].budget).max().unwrap_or(0);
-        let specials = if way == Way::TopFive { Specials::Keep } else { Specials::Skip };
-        let generation = Generation { max_tokens, specials, ..generation.clone() };
-        for (i, made) in batch.iter().zip(generation.run(asks[first].by.model, prompts)?) {
+        let made = Generation::default().run(asks[first].by.model, prompts)?;
+        for (i, made) in batch.iter().zip(made) {
             texts[*i] = made.text;
         }
     }

@@ -16,10 +16,16 @@ pub fn first_sentence(text: &str) -> &str {
 }
 
 /// Abbreviations that a capital may follow within a sentence.
-const ABBREVIATIONS: [&str; 22] = [
+const ABBREVIATIONS: [&str; 29] = [
     "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "gen", "col", "lt", "capt", "sgt", "rev", "gov",
-    "sen", "rep", "no", "vs", "u.s", "e.g", "i.e",
+    "sen", "rep", "no", "vs", "e.g", "i.e", "bros", "mt", "ft", "inc", "co", "corp", "ltd", "vol",
 ];
+
+/// Whether a word is initials: capitals with periods between them, as in `A.C` and `U.S`.
+fn is_initials(word: &str) -> bool {
+    let mut letters = word.split('.');
+    letters.all(|part| part.chars().count() == 1 && part.chars().all(char::is_uppercase))
+}
 
 /// Cuts a text behind the signs that end a sentence.
 fn sentences(text: &str) -> Vec<&str> {
@@ -45,8 +51,12 @@ fn sentences(text: &str) -> Vec<&str> {
         let word =
             text[from..chars[sign].0].rsplit(|c: char| c.is_whitespace() || c == '(').next().unwrap_or("");
         let lone = chars[sign].1 == '.' && i == sign + 1;
-        let initial = word.chars().count() == 1 && word.chars().all(char::is_uppercase);
-        let abbreviation = lone && (initial || ABBREVIATIONS.contains(&word.to_lowercase().as_str()));
+        // A small number that a text begins with counts something, as in `2. Bundesliga`.
+        let ordinal = word.len() <= 2
+            && word.bytes().all(|b| b.is_ascii_digit())
+            && text[..chars[sign].0].trim_start() == word;
+        let known = ABBREVIATIONS.contains(&word.to_lowercase().as_str());
+        let abbreviation = lone && (is_initials(word) || known || ordinal);
         if !abbreviation && follows.is_some_and(|c| !c.is_lowercase()) {
             out.push(&text[from..end]);
             from = end;

@@ -18,9 +18,9 @@ fn shared(file: &str) -> Option<PathBuf> {
     None
 }
 
-fn read(text: &str) -> mutandis_edit::Result<Set> {
+fn read(bytes: impl AsRef<[u8]>) -> mutandis_edit::Result<Set> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), text).unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
     Set::read(file.path())
 }
 
@@ -73,7 +73,7 @@ fn counterfact_neighbours_keep_the_old_object() {
         "attribute_prompts": ["Thomas Cole worked in"],
         "generation_prompts": ["Laurent Cars's work office is surrounded by"]
     }]);
-    let set = read(&record.to_string()).unwrap();
+    let set = read(record.to_string()).unwrap();
     let Task::Facts { facts, generation, reference } = &set.records[0].task else { panic!("no facts") };
     assert_eq!(reference.as_ref().unwrap(), &["P937", "Q1345"]);
     assert_eq!(facts[0].prompt, "Laurent Cars was employed in");
@@ -92,7 +92,7 @@ fn questions_of_mquake_go_with_all_their_facts() {
         "new_answer": "Carl", "new_answer_alias": ["Carlo"],
         "new_single_hops": [{"question": "Of where is Ann?", "answer": "Croatia", "answer_alias": ["HR"]}]
     }]);
-    let set = read(&record.to_string()).unwrap();
+    let set = read(record.to_string()).unwrap();
     assert_eq!(set.form, Form::Mquake);
     assert_eq!(set.records[0].facts().len(), 2);
     let probes = &fact(&set.records[0]).portability;
@@ -111,7 +111,7 @@ fn an_edit_of_ripple_edits_is_cut_where_its_target_begins() {
             "Compositionality_I": query("The currency of the country of Leonardo DiCaprio is", "pound"),
             "Subject_Aliasing": aliases
         }]);
-        read(&record.to_string()).unwrap().records.remove(0)
+        read(record.to_string()).unwrap().records.remove(0)
     };
     let sentence = "The country of Leonardo DiCaprio is United Arab Emirates.";
     let before = json!({"prompt": "The country of Leonardo DiCaprio is United States."});
@@ -139,7 +139,7 @@ fn sanitation_asks_and_keeps() {
         "K_F": [{"question": "What says a cow?", "subject": "a cow", "ground_truth": "Moo", "target_new": "I don't know."}],
         "K_R": [{"question": "What says a dog?", "ground_truth": "Woof"}, {"question": ""}]
     });
-    let set = read(&file.to_string()).unwrap();
+    let set = read(file.to_string()).unwrap();
     assert_eq!(fact(&set.records[0]).prompt, "Question:What says a cow?\nAnswer:");
     assert_eq!(fact(&set.records[0]).target, "I don't know.");
     assert_eq!(set.retained.len(), 1);
@@ -167,13 +167,87 @@ fn records_that_cannot_be_used_are_named_and_the_others_are_kept() {
     assert!(set.skipped[2].what.contains("no object"), "{:?}", set.skipped);
 }
 
+/// Numbers of the records that can be used, and those that cannot, with why.
+fn told(set: &Set) -> (Vec<usize>, Vec<(usize, &str)>) {
+    let skipped = set.skipped.iter().map(|note| (note.record, note.what.as_str()));
+    (set.records.iter().map(|record| record.number).collect(), skipped.collect())
+}
+
+const GOOD: &str = r#"{"prompt":"A is","target_new":"B"}"#;
+
+#[test]
+fn a_bad_first_line_is_left_out_as_any_other_is() {
+    let cases: [(&[u8], &str); 5] = [
+        (b"not json", "line 2: expected ident (column 2)"),
+        (b"null", "it is no object"),
+        (b"[1]", "it is no object"),
+        (b"{\"prompt\":\"C", "line 2: it ends early"),
+        (b"{\"prompt\":\"C\xff is\",\"target_new\":\"D\"}", "line 2: it is not UTF-8 text"),
+    ];
+    for (bad, why) in cases {
+        let first = [&b"\n"[..], bad, b"\n", GOOD.as_bytes(), b"\n"].concat();
+        assert_eq!(told(&read(first).unwrap()), (vec![2], vec![(1, why)]));
+        // Blank lines count: the line is the file's.
+        let last = [GOOD.as_bytes(), b"\n\n\n", bad].concat();
+        let why = why.replace("line 2", "line 4");
+        assert_eq!(told(&read(last).unwrap()), (vec![1], vec![(2, why.as_str())]));
+    }
+}
+
+#[test]
+fn a_record_of_an_array_that_is_no_json_value_is_left_out_alone() {
+    let file = |bad: &[u8]| [&b"["[..], GOOD.as_bytes(), b",\n", bad, b",\n", GOOD.as_bytes(), b"]"].concat();
+    let cases: [(&[u8], &str); 3] = [
+        (b"{\"prompt\":\"C is\",\"target_new\":1e999}", "number out of range"),
+        (b"{\"prompt\":\"C\xff is\",\"target_new\":\"D\"}", "it is not UTF-8 text"),
+        (b"7", "it is no object"),
+    ];
+    for (bad, why) in cases {
+        assert_eq!(told(&read(file(bad)).unwrap()), (vec![1, 3], vec![(2, why)]));
+    }
+}
+
+#[test]
+fn the_form_is_what_most_records_look_like() {
+    let rewrite = json!({"prompt": "{} is in", "subject": "Rome", "target_new": {"str": "France"}});
+    let good = json!({"requested_rewrite": rewrite, "neighborhood_prompts": []});
+    for (odd, why) in [
+        (json!({"requested_rewrite": [rewrite]}), "`requested_rewrite` is no object"),
+        (json!({"prompt": "Rome is in", "target_new": "France"}), "`requested_rewrite` is no object"),
+    ] {
+        let set = read(json!([odd, good, good]).to_string()).unwrap();
+        assert_eq!(set.form, Form::CounterFact);
+        assert_eq!(told(&set), (vec![2, 3], vec![(1, why)]));
+    }
+    // As many of one form as of the other: the one that is listed first.
+    let fact = json!({"prompt": "Rome is in", "target_new": "France"});
+    assert_eq!(read(json!([good, fact]).to_string()).unwrap().form, Form::Facts);
+    assert_eq!(read(json!([fact, good]).to_string()).unwrap().form, Form::Facts);
+}
+
+#[test]
+fn what_a_terminal_would_obey_is_told_escaped() {
+    let odd = json!({"prompt": "C", "target_new": "D", "subject": "\u{1b}[2J"});
+    let set = read(format!("{GOOD}\n{odd}")).unwrap();
+    let notes = &set.oddities["subject not in the prompt"];
+    assert!(notes[1].what.contains("`\\u{1b}[2J`"), "{notes:?}");
+}
+
 #[test]
 fn what_is_no_data_set_is_refused_with_what_was_found() {
     for (text, why) in [
         ("", "begins with nothing"),
         ("PK\u{3}", "begins with `P`"),
         ("[]", "holds no records"),
-        ("[{\"prompt\": \"A\"", "line 1 column 15"),
+        ("\0\0", "begins with `\\u{0}`"),
+        ("null\n", "it is null, expected an array of records or one record a line"),
+        ("42", "it is a number, expected"),
+        ("\"abc\"", "it is text, expected"),
+        ("false", "it is a boolean, expected"),
+        ("[{\"prompt\": \"A\"", "it ends early, in line 1, before its array does"),
+        ("[\n{\"prompt\": \"A\"},\n{\"prompt\": \"B\"}\n", "it ends early, in line 3, before its array does"),
+        ("{\n\"K_F\": [\n{}\n", "it ends early, in line 3, before its object does"),
+        ("[\n{\"prompt\": nil},\n{\"prompt\": \"B\"}\n]", "at line 2 column"),
         ("{\"question\": \"A\"}", "none of its 1 records can be used; record 1: `prompt` is missing"),
         ("[3, 4]", "record 1: it is no object"),
     ] {
@@ -181,6 +255,8 @@ fn what_is_no_data_set_is_refused_with_what_was_found() {
         assert!(error.to_string().contains(why), "{text}: {error}");
         assert!(error.hint().unwrap().contains("JSON lines"));
     }
+    let error = read(b"\xff\xfe[\0]\0").unwrap_err();
+    assert!(error.to_string().contains("it is not UTF-8 text (byte 0 is"), "{error}");
     let error = Set::read(Path::new("nowhere.json")).unwrap_err();
     assert!(error.to_string().contains("cannot read the data set `nowhere.json`"), "{error}");
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use mutandis_bench::data::Set;
-use mutandis_bench::data::find::{Places, find};
+use mutandis_bench::data::find::{Places, find, name_of};
 
 /// A folder with empty files.
 fn folder(files: &[&str]) -> tempfile::TempDir {
@@ -30,6 +30,37 @@ fn a_file_that_exists_wins_over_a_name() {
     let path = folder.path().join("zsre");
     assert_eq!(found(path.to_str().unwrap(), Some(folder.path()), None), Path::new("zsre"));
     assert_eq!(found("zsre", Some(folder.path()), None), Path::new("ZsRE-test-all.json"));
+}
+
+#[test]
+fn a_data_set_is_called_the_same_wherever_it_lies_and_however_it_is_named() {
+    let folder = folder(&["people.jsonl", "people", "zsre", "data/ZsRE-test-all.json", "data/mine.v2.json"]);
+    let places = Places { folder: Some(folder.path().join("data")), hub_cache: None };
+    let name = |data: &str| name_of(data, &find(data, &places).unwrap());
+    let own = |file: &str| name(folder.path().join(file).to_str().unwrap());
+    for file in ["people.jsonl", "people", "./people.jsonl", "data/../people"] {
+        assert_eq!(own(file), "people", "{file}");
+    }
+    for data in ["zsre", "ZSRE", "ZsRE"] {
+        assert_eq!(name(data), "zsre");
+    }
+    assert_eq!(own("zsre"), "zsre");
+    assert_eq!(own("data/ZsRE-test-all.json"), "ZsRE-test-all");
+    // A file of the folder is no path of this machine either.
+    assert_eq!(name("mine.v2.json"), "mine.v2");
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_told() {
+    let folder = folder(&["file"]);
+    let check = |path: &str| Places { folder: Some(folder.path().join(path)), hub_cache: None }.check();
+    assert!(check("").is_ok() && Places::default().check().is_ok());
+    for (path, why) in [("gone", "gone` does not exist"), ("file", "file` is a file, and a folder is wanted")]
+    {
+        let error = check(path).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert!(error.hint().unwrap().contains("`--folder`"));
+    }
 }
 
 #[test]

@@ -46,6 +46,9 @@ pub struct Fact {
     pub subject: String,
     /// What should come next, without a leading blank.
     pub target: String,
+    /// The target as its record writes it, where that has blanks around it: the peer scores those, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_target: Option<String>,
     /// What the model says, or should have said, before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ground_truth: Option<String>,
@@ -197,10 +200,14 @@ impl Fact {
             Some(other) => return Err(format!("`change` is `{other}`, expected insert, modify or erase")),
         };
         let rephrases = ["rephrase_prompt", "rephrase", "rephrases"].iter().find_map(|n| object.get(*n));
+        let prompt = need(&["prompt", "src", "text"])?;
+        let written = need(&["target_new", "target", "alt", "labels"])?;
+        let target = written.trim().to_owned();
         let fact = Self {
-            prompt: need(&["prompt", "src", "text"])?,
+            prompt,
             subject: text(&["subject", "concept"])?.unwrap_or_default().trim().to_owned(),
-            target: need(&["target_new", "target", "alt", "labels"])?.trim().to_owned(),
+            written_target: (written != target).then_some(written),
+            target,
             ground_truth: text(&["ground_truth", "answers"])?,
             change,
             rephrases: rephrases.map(texts).unwrap_or_default(),

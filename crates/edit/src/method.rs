@@ -1,6 +1,7 @@
 //! What a method is, and the list of all of them.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use mutandis_engine::{Model, Overlay};
 use schemars::{JsonSchema, Schema, schema_for};
@@ -13,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::fact::{Fact, nearest};
 use crate::methods::METHODS;
 use crate::patch::{CORPUS, Patch};
-use crate::primitives::editor::Trainer;
 use crate::primitives::editor::training::{self, Order, Outcome};
+use crate::primitives::editor::{self, Trainer};
 use crate::recipes::{self, Recipe};
 
 /// The three families of the KnowEdit paper (arXiv 2401.01286, §3).
@@ -70,6 +71,8 @@ pub trait Method: Sized + 'static {
     const DOC: &'static str;
     /// Settings; `Default` holds the paper's values.
     type Config: Default + Serialize + DeserializeOwned + JsonSchema;
+    /// Whether every fact has to name a subject that its prompt has.
+    const NEEDS_SUBJECT: bool = false;
     /// How its editor is trained, where it needs one.
     const TRAINER: Option<Trainer> = None;
 
@@ -97,6 +100,8 @@ pub struct Entry {
     typed: fn(&Value) -> Result<Value>,
     edit: fn(&Value, &Job<'_>, &Context<'_>) -> Result<Patch>,
     trainer: Option<Trainer>,
+    /// Whether every fact has to name a subject that its prompt has.
+    pub needs_subject: bool,
 }
 
 impl std::fmt::Debug for Entry {
@@ -126,6 +131,7 @@ impl Entry {
             },
             edit: |config, job, cx| M::edit(&config_of::<M>(config)?, job, cx),
             trainer: M::TRAINER,
+            needs_subject: M::NEEDS_SUBJECT,
         }
     }
 
@@ -168,6 +174,19 @@ impl Entry {
     /// Names the methods that do, where it does not.
     pub fn check_editor(&self) -> Result<()> {
         self.trainer().map(drop)
+    }
+
+    /// The file of the trained editor that an edit would use; `None` for methods that use none.
+    ///
+    /// # Errors
+    /// Where there is none yet, with how to train one, or a setting does not fit.
+    pub fn editor(&self, settings: &Value, model: &Model, cx: &Context<'_>) -> Result<Option<PathBuf>> {
+        if self.trainer.is_none() {
+            return Ok(None);
+        }
+        let all = self.settings(model, cx.recipe.as_ref(), settings);
+        let named = all.get("editor").and_then(Value::as_str).map(PathBuf::from);
+        editor::file(named, model, self.id, cx).map(Some)
     }
 
     /// Checks settings of the training of its editor, as [`Self::check_settings`] does its own.

@@ -35,6 +35,8 @@ pub struct Prompt<'a> {
     pub stream: u64,
     /// Tokens generated at most for this prompt, where that is fewer than for all; at least one.
     pub budget: Option<usize>,
+    /// How it is continued, where not as the others are.
+    pub how: Option<&'a Generation>,
 }
 
 /// How texts are continued. The default is greedy, 40 tokens at most.
@@ -144,6 +146,13 @@ impl Generation {
         prompts: Vec<Prompt<'_>>,
         mut on_step: impl FnMut(Step<'_>) -> ControlFlow<()> + Send,
     ) -> Result<Vec<Generated>> {
+        for how in prompts.iter().filter_map(|prompt| prompt.how).chain([self]) {
+            how.validate(model)?;
+        }
+        model.install(|| self.decode(model, prompts, &mut on_step))
+    }
+
+    fn validate(&self, model: &Model) -> Result<()> {
         self.sampling.validate()?;
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::input_hint("a stop string is empty", "give at least one character"));
@@ -151,7 +160,7 @@ impl Generation {
         if !self.stop.is_empty() {
             model.tokenizer()?;
         }
-        model.install(|| self.decode(model, prompts, &mut on_step))
+        Ok(())
     }
 
     fn decode(
@@ -172,7 +181,7 @@ impl Generation {
             let rows = active.par_iter_mut().zip(logits.par_chunks_exact(v)).with_max_len(1);
             let chosen: Vec<(u32, f32)> = rows
                 .map(|(a, row)| {
-                    let token = self.sampling.pick(row, &mut a.rng);
+                    let token = a.how.sampling.pick(row, &mut a.rng);
                     (token, row[token as usize] - loss::log_sum_exp(model.isa(), row))
                 })
                 .collect();
@@ -182,7 +191,7 @@ impl Generation {
             {
                 let index = a.writer.tokens.len();
                 let is_full = a.held() >= model.architecture().context;
-                let (text, stop) = a.writer.push(self, token, logprob, is_full);
+                let (text, stop) = a.writer.push(a.how, token, logprob, is_full);
                 let step =
                     Step { sequence: a.sequence, index, token, logprob, logits: row, text: &text, stop };
                 stopped |= on_step(step).is_break();
@@ -251,6 +260,7 @@ pub fn ranked(row: &[f32], count: usize) -> Vec<u32> {
 /// A sequence that is not done.
 struct Active<'a> {
     sequence: usize,
+    how: &'a Generation,
     /// Tokens of the prompt, until they have been run.
     prompt: Option<&'a [u32]>,
     /// The token chosen last.
@@ -285,7 +295,8 @@ impl Kept<'_> {
 }
 
 impl<'a> Active<'a> {
-    fn new(generation: &Generation, model: &'a Model, sequence: usize, prompt: Prompt<'a>) -> Self {
+    fn new(all: &'a Generation, model: &'a Model, sequence: usize, prompt: Prompt<'a>) -> Self {
+        let generation = prompt.how.unwrap_or(all);
         let mut rng = ChaCha8Rng::seed_from_u64(generation.seed);
         rng.set_stream(prompt.stream);
         let tokenizer = model.tokenizer().ok();
@@ -295,6 +306,7 @@ impl<'a> Active<'a> {
         };
         Self {
             sequence,
+            how: generation,
             prompt: Some(prompt.tokens),
             next: 0,
             past: prompt.past,

@@ -299,3 +299,28 @@ fn a_text_ends_with_its_own_budget_or_when_it_is_whole() {
         assert!(last.len() < 4, "{} goes on behind its end", found.text);
     }
 }
+
+#[test]
+fn each_text_may_be_continued_in_its_own_way() {
+    let model = model_on(2);
+    let tokens = prompts(&model);
+    let ways = [
+        Generation { max_tokens: 12, ..Default::default() },
+        sampled(3),
+        Generation { until: Some(|text| text.contains('.')), max_tokens: 60, ..Default::default() },
+        Generation { stop: vec!["the".into()], ..Default::default() },
+    ];
+    let asked = tokens.iter().zip(ways.iter().cycle()).zip(0..).map(|((tokens, how), stream)| Prompt {
+        tokens,
+        stream,
+        how: Some(how),
+        ..Default::default()
+    });
+    let found = Generation::default().run(&model, asked.collect()).unwrap();
+    for (i, found) in found.iter().enumerate() {
+        assert_eq!(*found, single(&model, &ways[i % ways.len()], &tokens[i], i as u64), "sequence {i}");
+    }
+    let empty = Generation { stop: vec![String::new()], ..Default::default() };
+    let asked = Prompt { tokens: &tokens[0], how: Some(&empty), ..Default::default() };
+    assert!(Generation::default().run(&model, vec![asked]).is_err());
+}

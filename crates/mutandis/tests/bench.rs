@@ -9,61 +9,15 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Sandbox, tree};
+use common::Sandbox;
+use common::people::{PEOPLE, people, record, results, stories};
+use mutandis_bench::results::FORMAT;
 use serde_json::{Value, json};
-
-fn stories() -> String {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/stories260K.gguf").to_owned()
-}
-
-/// Names that the model's stories know, each with where it goes.
-const PEOPLE: [(&str, &str); 9] = [
-    ("Tom", "house"),
-    ("Lily", "store"),
-    ("Max", "sea"),
-    ("Sam", "park"),
-    ("Mia", "kitchen"),
-    ("Ben", "beach"),
-    ("Sue", "zoo"),
-    ("Jack", "forest"),
-    ("Anna", "river"),
-];
-
-fn record((name, target): (&str, &str)) -> Value {
-    let prompt = format!("One day, {name} went to the");
-    json!({
-        "prompt": prompt, "subject": name, "target_new": target,
-        "rephrase_prompt": format!("Then {name} ran to the"),
-        "portability": {"Reasoning": [{"prompt": format!("{name} was at the"), "ground_truth": [[target, "place"]]}]},
-        "locality": {"near": [
-            {"prompt": "Once upon a time, there was a little", "ground_truth": "girl"},
-            {"prompt": "The dog wagged its", "ground_truth": "tail"},
-        ]},
-    })
-}
-
-/// A sandbox with a data set of people, and among them a record whose subject is not in its prompt.
-fn people() -> Sandbox {
-    let sandbox = Sandbox::new();
-    let absent = json!({"prompt": "Once upon a time", "subject": "Bob", "target_new": "there"});
-    let mut records: Vec<Value> = PEOPLE.into_iter().map(record).collect();
-    records.insert(1, absent);
-    let lines: Vec<String> = records.iter().map(Value::to_string).collect();
-    std::fs::write(sandbox.path("people.jsonl"), lines.join("\n")).unwrap();
-    sandbox
-}
 
 /// A run that is quick on the little model.
 fn run<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let usual = ["bench", "run", "--model", model, "--data", "people.jsonl", "--set", "moment-tokens=600"];
     [&usual[..], &["--set", "prefixes=[1,1]", "--set", "search.steps=5"], more].concat()
-}
-
-/// All results of a folder by their paths, but for what a run costs.
-fn results(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let is_result = |path: &String| !path.ends_with(".cost.json") && !path.contains(".mutandis-");
-    let all = tree(folder).into_iter().filter(is_result);
-    all.map(|path| (path.clone(), std::fs::read(folder.join(path)).unwrap())).collect()
 }
 
 #[test]
@@ -80,7 +34,9 @@ fn every_mode_is_scored_in_both_protocols() {
         let report = sandbox.run(&run(&model, &more)).ok().json();
         let cell = &report["cells"][0];
         assert_eq!((&cell["records"], &cell["failed"]), (&json!(3), &json!(0)), "{cell}");
-        assert_eq!((&cell["data"]["skipped"], &cell["method"]), (&json!(1), &json!(method)));
+        assert_eq!(cell["method"], method);
+        let skipped = cell["data"]["skipped"].as_array().unwrap();
+        assert_eq!((skipped.len(), &skipped[0]["record"]), (1, &json!(2)));
         for protocol in ["compat", "strict"] {
             for score in ["edit", "rephrase", "portability", "portability/Reasoning", "locality", "fluency"] {
                 let found = &cell["after"][protocol][score];
@@ -110,6 +66,8 @@ fn every_mode_is_scored_in_both_protocols() {
 fn a_record_that_contradicts_another_of_its_batch_is_left_out_alone() {
     let sandbox = people();
     let people = std::fs::read_to_string(sandbox.path("people.jsonl")).unwrap();
+    let people: Vec<&str> = people.lines().filter(|line| !line.contains("Bob")).collect();
+    let people = people.join("\n");
     // Lily is to go to the store, and then to the sea.
     std::fs::write(sandbox.path("people.jsonl"), format!("{people}\n{}", record(("Lily", "sea")))).unwrap();
     for (mode, failed) in [("batch:10", 1), ("sequential:10", 1), ("batch:9", 0), ("single", 0)] {
@@ -217,12 +175,166 @@ fn edits_that_fail_are_told_with_the_way_out_and_counted() {
     let usual =
         ["bench", "run", "--model", &stories(), "--data", "people.jsonl", "--limit", "2"].map(str::to_owned);
     let usual: Vec<&str> = usual.iter().map(String::as_str).collect();
-    let ran = sandbox.run(&[&usual[..], &["--method", "mend", "--json"]].concat()).ok();
+    // Without an editor the method cannot begin; others that are asked for do.
+    let way_out = "`mutandis train mend --data FILE`";
+    sandbox.run(&[&usual[..], &["--method", "mend"]].concat()).fails_with(&[way_out]);
+    let both = ["--method", "mend", "--method", "ft-m", "--protocol", "compat", "--no-fluency", "--json"];
+    let ran = sandbox.run(&[&usual[..], &both].concat()).ok();
+    assert_eq!(ran.json()["cells"].as_array().map(Vec::len), Some(1));
+    assert!(ran.stderr.contains("mend on people is left out") && ran.stderr.contains(way_out), "{ran:?}");
+
+    // Where every edit fails, the answer is no; where one is made, it is yes.
+    let absent = |name: &str| json!({"prompt": "Once upon a time", "subject": name, "target_new": "there"});
+    std::fs::write(sandbox.path("absent.json"), json!([absent("Bob"), absent("Joe")]).to_string()).unwrap();
+    let model = stories();
+    let more = ["--data", "absent.json", "--method", "rome", "--set", "layer=2", "--out", "absent", "--json"];
+    let ran = sandbox.run(&[&["bench", "run", "--model", &model][..], &more].concat());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
     let cell = &ran.json()["cells"][0];
     assert_eq!((&cell["failed"], &cell["scored"]), (&json!(2), &json!(0)));
-    for part in ["2 edits by mend on people failed", "`mutandis train mend --data FILE`"] {
+    for part in ["2 edits by rome on absent failed", "the subject `Bob` is not in the prompt"] {
         assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
     }
+}
+
+/// The settings of every cell of a folder, by the cell's name.
+fn settings(folder: &Path) -> Vec<(String, Value)> {
+    let cells = results(folder).into_iter().filter(|(path, _)| path.ends_with("cell.json"));
+    let mut all: Vec<(String, Value)> = cells
+        .map(|(_, text)| {
+            let mut cell: Value = serde_json::from_slice(&text).unwrap();
+            (cell["method"].as_str().unwrap().to_owned(), cell["settings"].take())
+        })
+        .collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+#[test]
+fn settings_of_the_command_are_laid_over_those_of_every_run() {
+    let sandbox = people();
+    let model = stories();
+    let plan = r#"
+        data = "people.jsonl"
+        limit = 1
+        protocol = "compat"
+        fluency = false
+        [[run]]
+        method = "r-rome"
+        set = { layer = 2, moment-tokens = 600, prefixes = [1, 1], search = { steps = 3 } }
+        [[run]]
+        method = "rome"
+        set = { layer = 1, moment-tokens = 600, prefixes = [1, 1], search = { steps = 4 } }
+    "#;
+    std::fs::write(sandbox.path("plan.toml"), plan).unwrap();
+    let usual = ["bench", "run", "plan.toml", "--model", &model];
+    // Of a setting that is given twice the last counts.
+    let more = ["--set", "search.clamp=2", "--set", "search.clamp=3"];
+    sandbox.run(&[&usual[..], &more].concat()).ok();
+    let found = settings(&sandbox.path("results"));
+    let told = |(method, s): &(String, Value)| {
+        let number = |value: &Value| value.as_f64().unwrap();
+        (method.clone(), [&s["layer"], &s["search"]["steps"], &s["search"]["clamp"]].map(number))
+    };
+    let expected = [("r-rome", [2.0, 3.0, 3.0]), ("rome", [1.0, 4.0, 3.0])];
+    let expected = expected.map(|(method, numbers)| (method.to_owned(), numbers));
+    assert_eq!(found.iter().map(told).collect::<Vec<_>>(), expected);
+    // Every method of every run has to know it, `all` and those beside it too.
+    let refused = ["no setting `layr`", "did you mean"];
+    sandbox.run(&[&usual[..], &["--set", "layr=3"]].concat()).fails_with(&refused);
+    let all = ["--method", "all", "--method", "rome", "--set", "clamp=3"];
+    let ran = sandbox.run(&[&usual[..], &all].concat()).fails_with(&["`search.clamp`"]);
+    assert!(ran.stderr.contains("`r-rome` has no setting `clamp`"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_data_set_is_the_same_however_its_path_is_written() {
+    let sandbox = people();
+    std::fs::copy(sandbox.path("people.jsonl"), sandbox.path("people")).unwrap();
+    let (model, absolute) = (stories(), sandbox.path("people.jsonl"));
+    let names = ["people.jsonl", "./people.jsonl", "people", "./people", absolute.to_str().unwrap()];
+    for data in names {
+        let usual = ["bench", "run", "--model", &model, "--data", data, "--limit", "1", "--json"];
+        let more = ["--method", "ft-m", "--set", "layers=[2]", "--set", "epochs=1", "--protocol", "compat"];
+        let report = sandbox.run(&[&usual[..], &more, &["--no-fluency"]].concat()).ok().json();
+        assert_eq!(report["cells"][0]["data"]["name"], "people", "{data}");
+    }
+    assert_eq!(std::fs::read_dir(sandbox.path("results/cells")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_shard_with_nothing_to_do_says_so_and_is_no_failure() {
+    let sandbox = people();
+    let model = stories();
+    let shard = |shard: &str, more: &[&str]| {
+        let usual = ["--method", "memit", "--set", "layers=[1,2]", "--limit", "2", "--mode", "batch:2"];
+        let usual = [&usual[..], &["--protocol", "compat", "--no-fluency", "--shard", shard], more].concat();
+        sandbox.run(&run(&model, &usual)).ok()
+    };
+    let nothing = "shard 2/3 has nothing to do: the run has 1 part";
+    let ran = shard("2/3", &[]);
+    assert!(ran.stderr.contains(nothing) && ran.stdout.is_empty(), "{ran:?}");
+    assert_eq!(shard("2/3", &["--json"]).json()["cells"], json!([]));
+    // What others have made into the folder is told all the same.
+    assert!(!shard("0/3", &[]).stderr.contains("nothing to do"));
+    let ran = shard("2/3", &["--json"]);
+    assert!(ran.stderr.contains(nothing), "{ran:?}");
+    assert_eq!(ran.json()["cells"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn records_that_were_left_out_are_named_once_with_why() {
+    let sandbox = people();
+    let people = std::fs::read_to_string(sandbox.path("people.jsonl")).unwrap();
+    std::fs::write(sandbox.path("people.jsonl"), format!("not json\n{people}")).unwrap();
+    let model = stories();
+    let more = ["--method", "rome", "--method", "r-rome", "--set", "layer=2", "--limit", "2"];
+    let quick = ["--protocol", "compat", "--no-fluency"];
+    let ran = sandbox.run(&run(&model, &[&more[..], &quick].concat())).ok();
+    let note = "2 records of people left out: record 1: line 1: expected ident (column 2); record 3: ";
+    assert_eq!(ran.stderr.matches(note).count(), 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("`Bob`") && ran.stderr.contains("`mutandis data check FILE`"), "{ran:?}");
+}
+
+#[test]
+fn what_is_asked_for_in_vain_is_told_before_a_model_is_loaded() {
+    let sandbox = people();
+    std::fs::write(sandbox.path("seed.toml"), "seed = -1\ndata = 'people.jsonl'\nmethod = 'rome'").unwrap();
+    let usual = ["bench", "run", "--model", "gone.gguf"];
+    let fails = |more: &[&str], parts: &[&str]| {
+        sandbox.run(&[&usual[..], more].concat()).fails_with(parts);
+    };
+    let judge = ["--judge", "http://127.0.0.1:1/v1", "--judge-model", "wise", "--protocol", "compat"];
+    let data = ["--data", "people.jsonl"];
+    fails(&[&data[..], &judge].concat(), &["no free answers to judge", "hint: ", "`strict`"]);
+    fails(&[&data[..], &["--general-limit", "5"]].concat(), &["no suite", "`--general`"]);
+    fails(&[&data[..], &["--folder", "gone"]].concat(), &["the folder `gone` does not exist", "hint: "]);
+    fails(&[&data[..], &["--references", "gone.json"]].concat(), &["`gone.json`", "hint: "]);
+    fails(
+        &["seed.toml"],
+        &["the plan `seed.toml`: `seed` of the plan is -1: expected a whole number from 0"],
+    );
+}
+
+#[test]
+fn data_sets_are_checked_by_name_too() {
+    let sandbox = Sandbox::new();
+    let hub = sandbox.path("hub");
+    let sandbox = sandbox.with("HF_HUB_CACHE", hub.to_str().unwrap());
+    let cached = "hub/datasets--zjunlp--KnowEdit/snapshots/main/benchmark/WikiBio/wikibio-test-all.json";
+    for path in ["data/ZsRE-test-all.json", cached] {
+        std::fs::create_dir_all(sandbox.path(path).parent().unwrap()).unwrap();
+        std::fs::write(sandbox.path(path), json!([record(PEOPLE[0])]).to_string()).unwrap();
+    }
+    let text = sandbox.run(&["data", "check", "ZSRE", "--folder", "data"]).ok().stdout;
+    assert!(text.contains("data/ZsRE-test-all.json") && text.contains("1 of 1 can be used"), "{text}");
+    let found = sandbox.run(&["data", "check", "wikibio", "--json"]).ok().json();
+    assert_eq!(found["file"], sandbox.path(cached).to_str().unwrap());
+    sandbox
+        .run(&["data", "check", "gone.jsonl"])
+        .fails_with(&["the data set `gone.jsonl` is not found", "hint: "]);
+    sandbox.run(&["data", "check", "zrse"]).fails_with(&["`zrse` is not found", "did you mean `zsre`?"]);
+    sandbox.run(&["data", "check", "zsre", "--folder", "gone"]).fails_with(&["`gone` does not exist"]);
 }
 
 #[test]
@@ -237,6 +349,7 @@ fn what_cannot_be_run_is_told_before_anything_is() {
         ("torn.toml", "method = "),
         ("broken.jsonl", "{\"prompt\": \n not json"),
         ("empty.jsonl", ""),
+        ("empty.txt", ""),
     ] {
         std::fs::write(sandbox.path(name), text).unwrap();
     }
@@ -256,6 +369,7 @@ fn what_cannot_be_run_is_told_before_anything_is() {
     fails(&["--data", "people.jsonl", "--mode", "often"], &["`single`", "--mode"]);
     fails(&["--data", "people.jsonl", "--limit", "0"], &["`limit` is 0", "hint: "]);
     fails(&["--data", "people.jsonl", "--text", "gone.txt"], &["`gone.txt`", "hint: "]);
+    fails(&["--data", "people.jsonl", "--text", "empty.txt"], &["`empty.txt`", "two tokens", "`--text`"]);
     fails(&["--data", "people.jsonl", "--shard", "3/3"], &["no shard 3 of 3"]);
     fails(&["--data", "people.jsonl", "--set", "layr=3"], &["`layr`", "did you mean"]);
     fails(&["--data", "people.jsonl", "--out", "used"], &["`used` is not empty", "--out"]);
@@ -270,7 +384,7 @@ fn what_cannot_be_run_is_told_before_anything_is() {
         .to_string()
     };
     for (name, info, part) in [
-        ("other", run_info("0000aaaa", 1), "another model: `other` (0000aaaa)"),
+        ("other", run_info("0000aaaa", FORMAT), "another model: `other` (0000aaaa)"),
         ("newer", run_info("0000aaaa", 99), "format 99"),
     ] {
         std::fs::create_dir(sandbox.path(name)).unwrap();

@@ -76,10 +76,11 @@ pub struct InContext {
 pub fn scores(edited: &Edited<'_>, branch: Branch, questions: &[Question]) -> Result<InContext> {
     let tokenizer = edited.model.tokenizer()?;
     let (mut of, mut texts, mut labels) = (vec![], vec![], vec![]);
-    let fact = questions.first().and_then(|q| Some(format!("{} {}", q.prompt, q.answers.first()?)));
+    let fact = questions.first().and_then(|q| Some(format!("{} {}", q.prompt, q.first_answer()?)));
     let fact = fact.unwrap_or_default();
-    for (i, Question { role, prompt, answers, .. }) in questions.iter().enumerate() {
-        let Some(target) = answers.first() else { continue };
+    for (i, question) in questions.iter().enumerate() {
+        let Question { role, prompt, .. } = question;
+        let Some(target) = question.first_answer() else { continue };
         let bare = match role {
             Role::Rephrase => format!("New Fact: {fact}\nPrompt: {prompt}"),
             _ => prompt.to_owned(),

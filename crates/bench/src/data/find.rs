@@ -14,6 +14,22 @@ pub struct Places {
     pub hub_cache: Option<PathBuf>,
 }
 
+impl Places {
+    /// Checks that the user's folder is there, so that what is not found in it is not sought in vain.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn check(&self) -> Result<()> {
+        let Some(folder) = self.folder.as_deref().filter(|folder| !folder.is_dir()) else { return Ok(()) };
+        let what = if folder.exists() { "is a file, and a folder is wanted" } else { "does not exist" };
+        Err(Error::input_hint(
+            format!("the folder `{}` {what}", folder.display()),
+            "give the folder that data sets lie in, from where you are, or leave out `--folder` (in a plan \
+             `folder`): short names are looked for in the hub's cache too",
+        ))
+    }
+}
+
 /// A data set that has a short name.
 struct Known {
     name: &'static str,
@@ -30,7 +46,7 @@ const HUB: &str = "zjunlp/KnowEdit";
 const FOLDERS: [&str; 7] =
     ["", "benchmark", "KnowEdit/benchmark", "knowedit", "counterfact", "zsre", "mquake"];
 
-const KNOWN: [Known; 10] = [
+static KNOWN: [Known; 10] = [
     Known {
         name: "wiki_recent",
         files: &[
@@ -140,13 +156,13 @@ const KNOWN: [Known; 10] = [
 /// Where there is none: with the names that there are, or where it was looked for and how it is got.
 pub fn find(name: &str, places: &Places) -> Result<PathBuf> {
     let path = Path::new(name);
-    if path.is_file() {
+    // A pipe is read as a file is.
+    if path.exists() && !path.is_dir() {
         return Ok(path.to_owned());
     }
-    let plain = |name: &str| name.to_lowercase().replace('-', "_");
     let own: Vec<PathBuf> =
         places.folder.iter().flat_map(|folder| FOLDERS.map(|inner| folder.join(inner))).collect();
-    let Some(known) = KNOWN.iter().find(|known| plain(known.name) == plain(name)) else {
+    let Some(known) = known(name) else {
         // A plan may name a file of the folder, wherever that is on this machine.
         let file = own.iter().map(|root| root.join(name)).find(|file| file.is_file());
         return file.ok_or_else(|| unknown(name));
@@ -157,6 +173,22 @@ pub fn find(name: &str, places: &Places) -> Result<PathBuf> {
     };
     let hub = known.on_hub(places);
     within(&own).or_else(|| within(hub.as_slice())).ok_or_else(|| absent(known, places))
+}
+
+/// What a data set is called wherever it lies: by its short name, or as its file is without folders
+/// and ending. `path` is what [`find`] found for `data`.
+pub fn name_of(data: &str, path: &Path) -> String {
+    // A path that was found as it was given is a file of that name, whatever names there are.
+    match known(data).filter(|_| path != Path::new(data)) {
+        Some(known) => known.name.to_owned(),
+        None => path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+    }
+}
+
+/// The data set of a short name, however it is written.
+fn known(name: &str) -> Option<&'static Known> {
+    let plain = |name: &str| name.to_lowercase().replace('-', "_");
+    KNOWN.iter().find(|known| plain(known.name) == plain(name))
 }
 
 impl Known {
@@ -175,7 +207,7 @@ fn benchmark(cache: &Path) -> PathBuf {
 
 /// It is neither a file nor a name.
 fn unknown(name: &str) -> Error {
-    let names = KNOWN.map(|known| known.name);
+    let names = KNOWN.each_ref().map(|known| known.name);
     let what = if Path::new(name).is_dir() { "is a folder, and a file is wanted" } else { "is not found" };
     let meant = nearest(name, names).map(|m| format!("did you mean `{m}`? ")).unwrap_or_default();
     Error::input_hint(

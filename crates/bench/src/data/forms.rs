@@ -6,7 +6,11 @@ use serde_json::{Map, Value};
 
 use super::{Form, Task, ripple};
 
-/// The form of a file, by the first record that tells.
+/// Forms that are told by their records; of several that as many records have, the first.
+const FORMS: [Form; 5] = [Form::Facts, Form::CounterFact, Form::Mquake, Form::RippleEdits, Form::ConvSent];
+
+/// The form of a file: what most of its records look like, so that a few odd ones do not spoil the
+/// rest.
 pub(super) fn form(records: &[Result<Value, String>]) -> Form {
     let of = |record: &Map<String, Value>| match record.get("requested_rewrite") {
         Some(Value::Array(_)) => Some(Form::Mquake),
@@ -17,7 +21,10 @@ pub(super) fn form(records: &[Result<Value, String>]) -> Form {
         _ => None,
     };
     let objects = records.iter().flatten().filter_map(Value::as_object);
-    objects.filter_map(of).next().unwrap_or(Form::Facts)
+    let found: Vec<Form> = objects.filter_map(of).collect();
+    let count = |form: &Form| found.iter().filter(|other| *other == form).count();
+    // Of equals the last is taken.
+    FORMS.into_iter().rev().max_by_key(count).unwrap_or(Form::Facts)
 }
 
 /// A record as a task.

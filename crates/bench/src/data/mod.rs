@@ -3,6 +3,7 @@
 //! A record that can be used in part is used, with a note; one that cannot is skipped and named.
 //! Only a file that is no data set at all is an error.
 
+mod file;
 pub mod find;
 mod forms;
 mod ripple;
@@ -12,7 +13,8 @@ use std::path::Path;
 
 use mutandis_edit::{Error, Fact, Probe, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+
+pub(crate) use file::{File, parse};
 
 /// The form of a file's records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,13 +91,19 @@ impl Record {
     }
 }
 
-/// Something about a record.
+/// Something about a record, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Note {
     /// The record's number, from 1.
     pub record: usize,
     /// What.
     pub what: String,
+}
+
+impl Note {
+    fn new(record: usize, what: &str) -> Self {
+        Self { record, what: escaped(what) }
+    }
 }
 
 /// A data set.
@@ -109,7 +117,7 @@ pub struct Set {
     pub records: Vec<Record>,
     /// Questions whose answers no edit may change (Sanitation).
     pub retained: Vec<Probe>,
-    /// Records that cannot.
+    /// Records that cannot, each once, in the file's order.
     pub skipped: Vec<Note>,
     /// What of the others is odd, by kind.
     pub oddities: BTreeMap<&'static str, Vec<Note>>,
@@ -127,8 +135,8 @@ impl Set {
     /// Where it cannot be read, is not JSON, or has no record that can be used.
     pub fn read(path: &Path) -> Result<Self> {
         let source = Source { path, what: "data set", expected: EXPECTED };
-        let (text, version) = source.read()?;
-        let mut set = Self::of(parse(&text).map_err(|why| source.invalid(&why))?);
+        let (bytes, version) = source.bytes()?;
+        let mut set = Self::of(parse(&file::text(&bytes)).map_err(|why| source.invalid(&why))?);
         set.version = version;
         if set.records.is_empty() {
             return Err(source.unusable(&set.skipped));
@@ -155,7 +163,7 @@ impl Set {
             let number = i + 1;
             match record.and_then(|record| forms::task(form, &record)) {
                 Ok(task) => set.records.push(Record { number, task }),
-                Err(what) => set.skipped.push(Note { record: number, what }),
+                Err(what) => set.skipped.push(Note::new(number, &what)),
             }
         }
         set.look();
@@ -167,7 +175,7 @@ impl Set {
         let mut seen: HashMap<String, usize> = HashMap::new();
         let mut oddities: BTreeMap<&'static str, Vec<Note>> = BTreeMap::new();
         let mut note = |kind: &'static str, record: usize, what: String| {
-            oddities.entry(kind).or_default().push(Note { record, what });
+            oddities.entry(kind).or_default().push(Note::new(record, &what));
         };
         for Record { number, task } in &self.records {
             let text = match task {
@@ -233,11 +241,7 @@ impl Source<'_> {
     /// # Errors
     /// Where it cannot be read, or is not UTF-8.
     pub(crate) fn read(&self) -> Result<(String, String)> {
-        let bytes = std::fs::read(self.path).map_err(|e| {
-            let what = format!("cannot read the {} `{}`: {e}", self.what, self.path.display());
-            Error::input_hint(what, self.expected)
-        })?;
-        let version = git_blob_id(&bytes);
+        let (bytes, version) = self.bytes()?;
         let mut text = String::from_utf8(bytes).map_err(|e| {
             let at = e.utf8_error().valid_up_to();
             self.invalid(&format!("it is not UTF-8 text (byte {at} is not part of a character)"))
@@ -246,6 +250,19 @@ impl Source<'_> {
             text.remove(0);
         }
         Ok((text, version))
+    }
+
+    /// Its bytes, and its version.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    fn bytes(&self) -> Result<(Vec<u8>, String)> {
+        let bytes = std::fs::read(self.path).map_err(|e| {
+            let what = format!("cannot read the {} `{}`: {e}", self.what, self.path.display());
+            Error::input_hint(what, self.expected)
+        })?;
+        let version = git_blob_id(&bytes);
+        Ok((bytes, version))
     }
 
     /// None of its records can be used.
@@ -260,49 +277,18 @@ impl Source<'_> {
 
     /// It is something else.
     pub(crate) fn invalid(&self, why: &str) -> Error {
-        Error::input_hint(format!("`{}` is no {}: {why}", self.path.display(), self.what), self.expected)
+        let what = format!("`{}` is no {}: {}", self.path.display(), self.what, escaped(why));
+        Error::input_hint(what, self.expected)
     }
 }
 
-/// A file's records, each with what is wrong with its JSON.
-pub(crate) enum File {
-    Records(Vec<Result<Value, String>>),
-    Sanitation { forget: Vec<Result<Value, String>>, retain: Vec<Value> },
-}
-
-/// Takes a text apart: an array, an object of lists, or lines.
-pub(crate) fn parse(text: &str) -> Result<File, String> {
-    let start = text.trim_start();
-    if start.starts_with('[') {
-        let all: Vec<Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
-        return Ok(File::Records(all.into_iter().map(Ok).collect()));
+/// A text without characters that a terminal would obey or that cannot be seen.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
     }
-    if !start.starts_with('{') {
-        let found = start.chars().next().map_or("nothing".to_owned(), |c| format!("`{c}`"));
-        return Err(format!("it begins with {found}"));
-    }
-    // One object that spans the file, or one a line.
-    match serde_json::from_str::<Map<String, Value>>(text) {
-        Ok(mut object) => {
-            let mut take = |names: &[&str]| {
-                names.iter().find_map(|n| match object.get_mut(*n) {
-                    Some(Value::Array(items)) => Some(std::mem::take(items)),
-                    _ => None,
-                })
-            };
-            match take(&["K_F", "success"]) {
-                Some(forget) => Ok(File::Sanitation {
-                    forget: forget.into_iter().map(Ok).collect(),
-                    retain: take(&["K_R", "locality"]).unwrap_or_default(),
-                }),
-                None => Ok(File::Records(vec![Ok(Value::Object(object))])),
-            }
-        }
-        Err(_) => {
-            let lines = text.lines().filter(|l| !l.trim().is_empty());
-            Ok(File::Records(lines.map(|l| serde_json::from_str(l).map_err(|e| e.to_string())).collect()))
-        }
-    }
+    out
 }
 
 /// The id under which git keeps these bytes.

@@ -191,7 +191,7 @@ impl Trial<'_> {
                 prompt: question.prompt.clone(),
                 // What should stay is held against what was said, right or wrong.
                 target:
-                    (question.role != Role::Locality).then(|| question.answers.first().cloned()).flatten(),
+                    (question.role != Role::Locality).then(|| question.right().into_iter().next()).flatten(),
                 before: before.clone(),
                 after: after.clone(),
             }));
@@ -206,9 +206,9 @@ impl Trial<'_> {
         for group in self.asked.kept.chunks(TOGETHER) {
             cx.check()?;
             let said = |by: Edited<'_>| {
-                let ask = |prompt| Ask { by, prompt, budget: ANSWER, stream: 0 };
+                let ask = |prompt| Ask { by, prompt, way: Way::Answer, budget: ANSWER, stream: 0 };
                 let asks: Vec<Ask<'_>> = group.iter().map(|prompt| ask(prompt.as_str())).collect();
-                write(&asks, Way::Answer, 0)
+                write(&asks, 0)
             };
             let (before, after) = (said(self.before)?, said(self.after)?);
             let texts = before.into_iter().zip(after);

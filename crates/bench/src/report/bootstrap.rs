@@ -21,6 +21,10 @@ pub(super) fn interval(count: usize, of: impl Fn(&[usize]) -> f64) -> Option<([f
         })
         .collect();
     found.sort_by(f64::total_cmp);
+    if found[0] == found[RESAMPLES - 1] {
+        // Nothing varies; a sum of a thousand equal numbers is no multiple of one to the last digit.
+        return Some(([found[0]; 2], 0.0));
+    }
     let mean = found.iter().sum::<f64>() / RESAMPLES as f64;
     let variance = found.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (RESAMPLES - 1) as f64;
     Some(([quantile(&found, 0.025), quantile(&found, 0.975)], variance.sqrt()))
@@ -82,6 +86,14 @@ mod tests {
     fn nothing_is_said_of_one_record() {
         assert_eq!(interval(1, |_| 1.0), None);
         assert_eq!(interval(2, |_| 0.5), Some(([0.5, 0.5], 0.0)));
+    }
+
+    #[test]
+    fn equal_records_have_no_error_at_all() {
+        let scores = [0.1; 7];
+        let mean = |drawn: &[usize]| drawn.iter().map(|&i| scores[i]).sum::<f64>() / drawn.len() as f64;
+        let all: Vec<usize> = (0..7).collect();
+        assert_eq!(interval(7, mean), Some(([mean(&all); 2], 0.0)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The report as one page. Skeleton, style and script lie beside this file.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::Report;
@@ -10,7 +11,7 @@ use super::protocol::{self, Protocol};
 use super::records;
 use super::summary::{Summary, edits_in_words};
 use super::table::{self, Block, Column, Entry, Group, Kind, Row, groups};
-use super::whole::{Measured, Whole, measured};
+use super::whole::{self, Measured, MeasuredRow, Named, Whole, measured};
 use crate::run::Mode;
 
 /// The page.
@@ -103,11 +104,8 @@ impl Page<'_> {
         }
         for cell in cells {
             if let Some(edits) = cell.collapsed {
-                let what = format!(
-                    "{} on {}: the model had collapsed after {edits} edits.",
-                    cell.label(),
-                    cell.data.name
-                );
+                let what =
+                    format!("{} on {}: the model had collapsed after {edits} edits.", cell.label(), cell.set);
                 notes.push(escape(&what));
             }
         }
@@ -134,7 +132,8 @@ impl Page<'_> {
         let mut out = String::from(
             "<p>Means over the records scored, with 95 % intervals below them (1,000 bootstrap resamples of the \
              records; where all score the same it has no width, which is not certainty). \
-             <mark>Marked</mark>: the best of a column after all edits. A method’s name leads to its records.</p>\n",
+             n: of how many records a score is, where these are fewer than the row’s. <mark>Marked</mark>: the best of a \
+             column after all edits, where all of it is of as many records. A method’s name leads to its records.</p>\n",
         );
         let referenced = blocks.iter().any(|b| !b.references.is_empty());
         if referenced {
@@ -166,6 +165,8 @@ impl Page<'_> {
             self.references(&mut out, block);
         }
         out.push_str("</table></div>\n");
+        mark(&mut out, &blocks);
+        left_out(&mut out, &blocks);
         out
     }
 
@@ -195,12 +196,16 @@ impl Page<'_> {
 
     fn row(&self, out: &mut String, columns: &[Column], row: &Row<'_>) {
         match row.kind {
-            Kind::Unedited => out.push_str("<tr class=\"unedited\"><th scope=\"row\">unedited model</th>"),
+            Kind::Unedited => put(
+                out,
+                format_args!("<tr class=\"unedited\"><th scope=\"row\">unedited model{}</th>", row.mark()),
+            ),
             Kind::After | Kind::Immediate => put(
                 out,
                 format_args!(
-                    "<tr><th scope=\"row\">{}<small>{}</small></th>",
+                    "<tr><th scope=\"row\">{}{}<small>{}</small></th>",
                     self.link(row.cell),
+                    row.mark(),
                     escape(&row.edits())
                 ),
             ),
@@ -244,6 +249,7 @@ impl Page<'_> {
             out.push_str("<tbody>\n");
             block.rows.iter().for_each(|row| self.row(&mut out, &block.columns, row));
             out.push_str("</tbody>\n</table></div>\n");
+            mark(&mut out, std::slice::from_ref(block));
         }
         out
     }
@@ -283,33 +289,28 @@ impl Page<'_> {
     }
 
     fn model(&self) -> String {
-        let Measured { names, rows } = measured(&self.report.cells);
+        let Measured { columns, rows } = measured(&self.report.cells);
         if rows.is_empty() {
             return String::new();
         }
-        let mut out = String::from(
-            "<p>What edits do to the rest, before → after: perplexity of a fixed text (lower is better), and accuracy on \
-             suites of general ability, in percent, with the change in points.</p>\n<div class=\"scroll\"><table>\n\
-             <thead><tr><th>Data set</th><th>Method</th>",
+        let mut out = String::new();
+        put(
+            &mut out,
+            format_args!(
+                "<p>{}</p>\n<div class=\"scroll\"><table>\n<thead><tr><th>Data set</th><th>Method</th>\
+                 <th>Edited models</th>",
+                escape(whole::ABOUT)
+            ),
         );
-        for name in names {
-            put(&mut out, format_args!("<th class=\"num\">{}</th>", escape(name)));
+        for Named { name, about } in columns {
+            let (name, about) = (escape(&name), escape(&about));
+            put(&mut out, format_args!("<th class=\"num\">{name}<small>{about}</small></th>"));
         }
         out.push_str("</tr></thead>\n<tbody>\n");
-        for (cell, changes) in rows {
+        for MeasuredRow { cell, models, changes } in rows {
             self.names(&mut out, cell);
-            for change in changes {
-                match change {
-                    None => out.push_str("<td class=\"num\"><span class=\"muted\">–</span></td>"),
-                    Some(Whole { before, after, change, worse }) => put(
-                        &mut out,
-                        format_args!(
-                            "<td class=\"num\"><span class=\"muted\">{before} →</span> {after}<small{}>{change}</small></td>",
-                            if worse { " class=\"worse\"" } else { "" }
-                        ),
-                    ),
-                }
-            }
+            put(&mut out, format_args!("<td>{models}</td>"));
+            changes.iter().for_each(|change| whole_number(&mut out, change.as_ref()));
             out.push_str("</tr>\n");
         }
         out.push_str("</tbody></table></div>\n");
@@ -322,7 +323,7 @@ impl Page<'_> {
             out,
             format_args!(
                 "<tr><td>{}</td><th scope=\"row\">{}<small>{}</small></th>",
-                escape(&cell.data.name),
+                escape(&cell.set),
                 self.link(cell),
                 escape(&edits_in_words(cell))
             ),
@@ -367,13 +368,13 @@ impl Page<'_> {
                      <p>{}: {}, git blob <code>{}</code>, {} records left out; cell <code>{}</code>, {} of {} parts.</p>\n\
                      <pre>{}</pre></details>\n",
                     escape(&cell.label()),
-                    escape(&cell.data.name),
+                    escape(&cell.set),
                     cell.records,
                     cell.seed,
                     escape(&cell.data.name),
                     escape(cell.data.form.name()),
                     escape(&cell.data.version),
-                    cell.data.skipped,
+                    cell.data.skipped.len(),
                     escape(&cell.id),
                     cell.done,
                     cell.parts,
@@ -384,6 +385,32 @@ impl Page<'_> {
         out.push_str("</div>\n");
         out
     }
+}
+
+/// What the mark behind a method's name means.
+fn mark(out: &mut String, blocks: &[Block<'_>]) {
+    let words: BTreeSet<&String> = blocks.iter().filter_map(|b| b.mark.as_ref()).collect();
+    for words in words {
+        put(out, format_args!("<p class=\"muted\">{}.</p>\n", escape(words)));
+    }
+}
+
+/// Which records were left out, by data set, in a fold.
+fn left_out(out: &mut String, blocks: &[Block<'_>]) {
+    if blocks.iter().all(|b| b.skipped.is_empty()) {
+        return;
+    }
+    out.push_str("<details><summary>Records left out</summary>\n");
+    for block in blocks.iter().filter(|b| !b.skipped.is_empty()) {
+        let (named, more) = table::left_out(block.skipped);
+        let count = block.skipped.len();
+        put(out, format_args!("<h3>{} <small>{count}</small></h3>\n<ul>\n", escape(&block.title)));
+        for text in named.iter().chain(&more) {
+            put(out, format_args!("<li>{}</li>\n", escape(text)));
+        }
+        out.push_str("</ul>\n");
+    }
+    out.push_str("</details>\n");
 }
 
 /// Figures by data set, one data set at a time where there is a script.
@@ -451,6 +478,23 @@ fn number(entry: Option<&Entry>, edge: &str) -> String {
         return format!("<td class=\"num{edge}\"><span class=\"muted\">–</span></td>");
     };
     let range = entry.range.as_ref().map_or(String::new(), |range| format!("<small>{range}</small>"));
+    let fewer = entry.fewer.map_or(String::new(), |n| format!("<small>(n={n})</small>"));
     let value = if entry.best { format!("<mark>{}</mark>", entry.shown) } else { entry.shown.clone() };
-    format!("<td class=\"num{edge}\">{value}{range}</td>")
+    format!("<td class=\"num{edge}\">{value}{range}{fewer}</td>")
+}
+
+/// A number of models as a whole, before and after.
+fn whole_number(out: &mut String, change: Option<&Whole>) {
+    let Some(Whole { before, after, range, change, worse }) = change else {
+        out.push_str("<td class=\"num\"><span class=\"muted\">–</span></td>");
+        return;
+    };
+    let range = range.as_ref().map_or(String::new(), |range| format!("<small>{range}</small>"));
+    let class = if *worse { " class=\"worse\"" } else { "" };
+    put(
+        out,
+        format_args!(
+            "<td class=\"num\"><span class=\"muted\">{before} →</span> {after}{range}<small{class}>{change}</small></td>"
+        ),
+    );
 }

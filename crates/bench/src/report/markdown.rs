@@ -9,7 +9,7 @@ use super::plots::megabytes;
 use super::protocol;
 use super::summary::Summary;
 use super::table::{self, Block, Kind, groups};
-use super::whole::{Measured, Whole, measured};
+use super::whole::{self, Measured, MeasuredRow, Named, Whole, measured};
 
 /// The KnowEdit table; with what others have `published`, where that is wanted.
 pub(super) fn main_table(report: &Report<'_>, published: bool) -> String {
@@ -24,8 +24,9 @@ pub(super) fn main_table(report: &Report<'_>, published: bool) -> String {
     out
 }
 
-const INTERVALS: &str = "In brackets: 95 % intervals of the mean (1,000 bootstrap resamples of the records). Bold: the \
-                         best of the column after all edits.\n";
+const INTERVALS: &str = "In brackets: 95 % intervals of the mean (1,000 bootstrap resamples of the records), and how many \
+                         records a score is of where these are fewer than the row's. Bold: the best of the column after \
+                         all edits, where all of it is of as many records.\n";
 
 /// The whole report.
 pub(super) fn document(report: &Report<'_>) -> String {
@@ -74,8 +75,8 @@ fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
     rule(out, &head, 2);
     for row in &block.rows {
         let method = match row.kind {
-            Kind::Unedited => "*unedited*".to_owned(),
-            _ => escape(&row.cell.method),
+            Kind::Unedited => format!("*unedited*{}", row.mark()),
+            _ => format!("{}{}", escape(&row.cell.method), row.mark()),
         };
         let edits = if row.kind == Kind::Unedited { String::new() } else { escape(&row.edits()) };
         let mut records = vec![row.scored()];
@@ -87,7 +88,9 @@ fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
             None => "–".to_owned(),
             Some(e) => {
                 let value = if e.best { format!("**{}**", e.shown) } else { e.shown.clone() };
-                e.range.as_ref().map_or(value.clone(), |range| format!("{value} ({range})"))
+                let notes: Vec<String> =
+                    e.range.iter().cloned().chain(e.fewer.map(|n| format!("n={n}"))).collect();
+                if notes.is_empty() { value } else { format!("{value} ({})", notes.join("; ")) }
             }
         }));
         line(out, &cells);
@@ -100,6 +103,14 @@ fn block(out: &mut String, report: &Report<'_>, block: &Block<'_>) {
         line(out, &cells);
     }
     out.push('\n');
+    if let Some(mark) = &block.mark {
+        let _ = writeln!(out, "{}\n", escape(mark));
+    }
+    let (named, more) = table::left_out(block.skipped);
+    if !named.is_empty() {
+        let all: Vec<String> = named.into_iter().chain(more).map(|text| escape(&text)).collect();
+        let _ = writeln!(out, "Left out: {}.\n", all.join("; "));
+    }
     if !block.references.is_empty() {
         let published = report.published;
         let _ = write!(out, "Published: {}, {}. {}", published.model, published.source, published.note);
@@ -133,34 +144,40 @@ fn sequences(out: &mut String, cells: &[Summary]) {
     for cell in &with {
         for point in &cell.retention {
             let perplexity = point.perplexity.map_or("–".into(), metric::perplexity);
-            let success = metric::shown("edit", point.edit);
+            let success = metric::shown("edit", point.compat.edit);
             let edits = point.edits.to_string();
-            line(out, &[escape(&cell.data.name), escape(&cell.label()), edits, success, perplexity]);
+            line(out, &[escape(&cell.set), escape(&cell.label()), edits, success, perplexity]);
         }
     }
     out.push('\n');
     for cell in with {
         if let Some(edits) = cell.collapsed {
-            let (data, label) = (escape(&cell.data.name), escape(&cell.label()));
+            let (data, label) = (escape(&cell.set), escape(&cell.label()));
             let _ = writeln!(out, "- **{label}** on {data}: the model had collapsed after {edits} edits.");
         }
     }
 }
 
 fn model_as_a_whole(out: &mut String, cells: &[Summary]) {
-    let Measured { names, rows } = measured(cells);
+    let Measured { columns, rows } = measured(cells);
     if rows.is_empty() {
         return;
     }
-    out.push_str("\n## The model as a whole\n\n");
-    let head =
-        ["data set", "method"].map(str::to_owned).into_iter().chain(names.iter().map(|name| escape(name)));
-    rule(out, &head.collect::<Vec<_>>(), 2);
-    for (cell, changes) in rows {
+    let _ = writeln!(out, "\n## The model as a whole\n\n{}\n", whole::ABOUT);
+    let title = |Named { name, about }: &Named| match about.as_str() {
+        "" => escape(name),
+        about => format!("{} ({})", escape(name), escape(about)),
+    };
+    let head = ["data set", "method", "edited models"].map(str::to_owned);
+    rule(out, &head.into_iter().chain(columns.iter().map(title)).collect::<Vec<_>>(), 3);
+    for MeasuredRow { cell, models, changes } in rows {
         let change = |c: &Option<Whole>| {
-            c.as_ref().map_or("–".into(), |w| format!("{} → {} ({})", w.before, w.after, w.change))
+            c.as_ref().map_or("–".into(), |w| {
+                let range = w.range.as_ref().map_or(String::new(), |range| format!("{range}; "));
+                format!("{} → {} ({range}{})", w.before, w.after, w.change)
+            })
         };
-        let names = [escape(&cell.data.name), escape(&cell.label())];
+        let names = [escape(&cell.set), escape(&cell.label()), models];
         line(out, &names.into_iter().chain(changes.iter().map(change)).collect::<Vec<_>>());
     }
 }
@@ -174,7 +191,7 @@ fn costs(out: &mut String, cells: &[Summary]) {
         line(
             out,
             &[
-                escape(&cell.data.name),
+                escape(&cell.set),
                 escape(&cell.label()),
                 cost.edits.to_string(),
                 cost.seconds_per_edit.map_or("–".into(), metric::seconds),

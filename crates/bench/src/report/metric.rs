@@ -4,7 +4,14 @@
 pub(super) const MAIN: [&str; 5] = ["edit", "rephrase", "portability", "locality", "fluency"];
 
 /// Titles of scores that are not just their names with a capital.
-const TITLES: [(&str, &str); 3] = [("edit", "Edit success"), ("f1", "F1"), ("kl", "KL")];
+const TITLES: [(&str, &str); 6] = [
+    ("edit", "Edit success"),
+    ("f1", "F1"),
+    ("kl", "KL"),
+    ("ppl", "Perplexity"),
+    ("ood", "Foreseen tokens"),
+    ("vanilla-f1", "Vanilla F1"),
+];
 
 /// What a number is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +32,7 @@ fn has(name: &str, word: &str) -> bool {
 fn unit(name: &str) -> Unit {
     if has(name, "fluency") {
         Unit::Bits
-    } else if has(name, "kl") || name == "truth-ratio" {
+    } else if has(name, "kl") || has(name, "ppl") || name == "truth-ratio" {
         Unit::Plain
     } else {
         Unit::Share
@@ -43,9 +50,10 @@ pub(super) fn unit_in_words(name: &str) -> &'static str {
 
 /// Whether a larger value is better, where that can be said.
 pub(super) fn higher_is_better(name: &str) -> Option<bool> {
-    // How far wrong answers should overtake a forgotten one is nobody's to say.
-    let unclear = has(name, "truth-ratio");
-    let lower = has(name, "kl") || has(name, "extraction-strength");
+    // How far wrong answers should overtake a forgotten one is nobody's to say, nor how sure a model
+    // should be of a prompt.
+    let unclear = has(name, "truth-ratio") || has(name, "ood");
+    let lower = has(name, "kl") || has(name, "ppl") || has(name, "extraction-strength");
     (!unclear).then_some(!lower)
 }
 

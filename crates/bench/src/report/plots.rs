@@ -7,6 +7,7 @@ use super::protocol::Protocol;
 use super::summary::{Statistic, Stretch, Summary};
 use super::svg::{Axis, Bar, COLOURS, Plot, Shape, bars};
 use super::table::Group;
+use super::variant;
 use crate::run::Mode;
 
 /// A colour for each method, the same all over the page.
@@ -31,13 +32,21 @@ fn shape(mode: Mode) -> Shape {
     }
 }
 
+/// Letters that a variant may have in a plot.
+const LETTERS: usize = 20;
+
 /// A name short enough to stand in a plot, where shapes tell the modes apart.
 fn name(cell: &Summary) -> String {
     let size = match cell.mode {
         Mode::Batch(size) | Mode::Turns(size) => format!(" ×{size}"),
         Mode::Single | Mode::Sequential => String::new(),
     };
-    let variant = if cell.variant.is_empty() { String::new() } else { format!(" ({})", cell.variant) };
+    // What is too long for a plot stands in the list of cells, under the hash.
+    let variant = match cell.variant.as_str() {
+        "" => String::new(),
+        long if long.chars().count() > LETTERS => format!(" ({})", variant::hash(&cell.id)),
+        short => format!(" ({short})"),
+    };
     format!("{}{size}{variant}", cell.method)
 }
 
@@ -71,8 +80,9 @@ pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours)
     for p in &points {
         let whiskers = [p.1, p.2].map(|s| s.interval.map(|i| i.map(|v| 100.0 * v)));
         let words = format!(
-            "{}: edit success {}, locality {}",
+            "{}, {}: edit success {}, locality {}",
             p.0.label(),
+            protocol.name(),
             metric::shown("edit", p.2.mean),
             metric::shown("locality", p.1.mean)
         );
@@ -98,10 +108,10 @@ pub(super) fn sequences(group: &Group<'_>, colours: &Colours) -> Vec<Figure> {
     if !cells.is_empty() {
         let curves = cells
             .iter()
-            .map(|c| (*c, c.retention.iter().map(|r| (r.edits as f64, 100.0 * r.edit)).collect()));
+            .map(|c| (*c, c.retention.iter().map(|r| (r.edits as f64, 100.0 * r.compat.edit)).collect()));
         let curves: Vec<Curve<'_>> = curves.collect();
         let values = curves.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
-        let y = Axis::linear("edit success so far, %", values, PERCENT);
+        let y = Axis::linear("edit success so far, %, compat", values, PERCENT);
         let caption = "Mean edit success of all edits made so far (compat)";
         out.push(Figure { caption: caption.into(), svg: lines(&curves, y, colours, caption) });
     }
@@ -145,7 +155,7 @@ fn lines(curves: &[Curve<'_>], y: Axis, colours: &Colours, what: &str) -> String
 
 /// Edit success by when the edit was made, with its interval.
 fn stretches(group: &Group<'_>, colours: &Colours) -> Option<Figure> {
-    let of = |s: &Stretch| Some(((s.from + s.to) as f64 / 2.0, s.after?));
+    let of = |s: &Stretch| Some(((s.from + s.to) as f64 / 2.0, s.compat.after?));
     let curves: Vec<(&Summary, Vec<(f64, Statistic)>)> = group
         .cells
         .iter()
@@ -159,7 +169,7 @@ fn stretches(group: &Group<'_>, colours: &Colours) -> Option<Figure> {
     let names: Vec<String> = curves.iter().map(|(cell, _)| name(cell)).collect();
     let mut plot = Plot::of_lines(
         Axis::linear("number of the edit", all().map(|p| p.0), [0.0, f64::INFINITY]),
-        Axis::linear("edit success at the end, %", all().flat_map(|p| ends(&p.1)), PERCENT),
+        Axis::linear("edit success at the end, %, compat", all().flat_map(|p| ends(&p.1)), PERCENT),
         names.iter().map(String::as_str),
     );
     for ((cell, points), name) in curves.iter().zip(&names) {

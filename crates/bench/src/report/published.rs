@@ -25,7 +25,8 @@ pub struct Published {
 pub struct PublishedSet {
     /// As named there.
     pub title: String,
-    /// Names of our data sets that are this one, in lower case; `*` at the end stands for anything.
+    /// Names of our data sets that are this one: its files, without what stands behind the dot, and
+    /// its short name; in lower case, with `_` for `-`.
     pub names: Vec<String>,
     /// What is odd about these numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,17 +44,15 @@ pub(super) static KNOWEDIT: LazyLock<Published> = LazyLock::new(|| {
 impl Published {
     /// The numbers of one of our data sets, and their place.
     pub(super) fn of(&self, data: &str) -> Option<(usize, &PublishedSet)> {
-        let data = data.to_lowercase();
-        let is = |name: &String| match name.strip_suffix('*') {
-            Some(start) => data.starts_with(start),
-            None => data == *name,
-        };
-        self.sets.iter().enumerate().find(|(_, set)| set.names.iter().any(is))
+        let data = data.to_lowercase().replace('-', "_");
+        self.sets.iter().enumerate().find(|(_, set)| set.names.contains(&data))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::protocol::Protocol;
+    use super::super::table::{Column, is_main};
     use super::*;
 
     #[test]
@@ -61,7 +60,8 @@ mod tests {
         for set in &KNOWEDIT.sets {
             assert!(set.scores.contains_key("edit") && set.scores.contains_key("fluency"), "{}", set.title);
             for (name, values) in &set.scores {
-                assert!(super::super::metric::MAIN.contains(&name.as_str()), "{name}");
+                let column = Column { protocol: Protocol::Compat, name: name.clone() };
+                assert!(is_main(&column), "{name}");
                 assert_eq!(values.len(), KNOWEDIT.methods.len(), "{} {name}", set.title);
             }
         }
@@ -80,18 +80,28 @@ mod tests {
         };
         close(sums("edit"), &[705.15, 708.47, 745.69, 691.62, 397.32, 283.75]);
         close(sums("portability"), &[438.94, 450.11, 465.73]);
-        close(sums("locality"), &[499.47, 487.11, 565.97, 521.86, 53.59, 407.0]);
+        close(sums("locality"), &[499.47, 487.11, 565.97, 521.86, 407.0]);
+        close(sums("locality:kl"), &[53.59]);
         close(sums("fluency"), &[4477.99, 4222.25, 4921.69, 4497.02, 4474.83, 3734.67]);
     }
 
     #[test]
     fn data_sets_are_found_by_their_names() {
         let title = |name: &str| KNOWEDIT.of(name).map(|(_, set)| set.title.as_str());
-        assert_eq!(title("wiki_recent_train"), Some("WikiData_recent"));
-        assert_eq!(title("ZsRE"), Some("ZsRE"));
-        assert_eq!(title("wiki_counterfact_test_cf_885"), Some("WikiData_counterfact"));
+        for (wanted, names) in [
+            ("WikiData_recent", &["wiki_recent", "wiki-recent", "wiki_recent_train", "recent_test"][..]),
+            ("ZsRE", &["ZsRE", "ZsRE-test-all"]),
+            ("WikiBio", &["wikibio", "wikibio-train-all", "WikiBio-test-all"]),
+            ("WikiData_counterfact", &["wiki_counterfact_test_cf_885", "test_cf", "train_cf"]),
+            ("ConvSent", &["convsent", "blender_val", "convsent_blender_test"]),
+            ("Sanitation", &["sanitation", "trivia_qa_train", "sanitation_trivia_qa_test"]),
+        ] {
+            names.iter().for_each(|name| assert_eq!(title(name), Some(wanted), "{name}"));
+        }
         // Other data sets of similar names.
-        assert_eq!(title("zsre_mend_eval"), None);
-        assert_eq!(title("counterfact"), None);
+        for name in ["zsre_mend_eval", "counterfact", "recent_news", "triviaqa", "trivia_qa", "blender", "cf"]
+        {
+            assert_eq!(title(name), None, "{name}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::bootstrap;
-use crate::results::{Both, CellResult, DataInfo, RecordResult, Retention};
+use crate::results::{Both, CellResult, DataInfo, ModelResult, RecordResult, Retention, SuiteInfo};
 use crate::run::Mode;
 
 /// A mean over records.
@@ -47,14 +47,31 @@ impl Protocols {
 pub struct Change {
     /// Of the unedited model.
     pub before: f64,
-    /// Of the edited one.
+    /// Of the edited ones: their mean.
     pub after: f64,
+    /// 95 % interval of that mean, by resampling the edited models; null for a single one.
+    pub interval: Option<[f64; 2]>,
+    /// Its standard error, from the same resamples.
+    pub stderr: Option<f64>,
+    /// How many edited models were measured: of edits each alone, the first of each part.
+    pub measured: usize,
+}
+
+/// Accuracy on a suite of general ability.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ability {
+    /// Before and after.
+    #[serde(flatten)]
+    pub change: Change,
+    /// How many questions it is of, and which accuracy; nothing where the cell does not say.
+    #[serde(flatten)]
+    pub suite: Option<SuiteInfo>,
 }
 
 /// What editing cost.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spent {
-    /// Edits made.
+    /// Edits made, without those that failed.
     pub edits: usize,
     /// Seconds of editing, statistics of the model included, by edits made; null without any.
     pub seconds_per_edit: Option<f64>,
@@ -75,10 +92,36 @@ pub struct Stretch {
     pub from: usize,
     /// Last one.
     pub to: usize,
-    /// Right after each edit (compat).
+    /// As the peer computes it.
+    pub compat: Success,
+}
+
+/// Edit success of the edits of a stretch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Success {
+    /// Right after each edit.
     pub immediate: Option<Statistic>,
-    /// After all edits (compat).
+    /// After all edits.
     pub after: Option<Statistic>,
+}
+
+/// A point of the retention curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Point {
+    /// Edits made so far.
+    pub edits: usize,
+    /// As the peer computes it.
+    pub compat: EditSuccess,
+    /// Perplexity of the text, where one is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
+}
+
+/// Edit success at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EditSuccess {
+    /// Mean over all edits made so far.
+    pub edit: f64,
 }
 
 /// A cell, summed up.
@@ -98,6 +141,11 @@ pub struct Summary {
     pub seed: u64,
     /// Settings of the method.
     pub settings: Value,
+    /// What is measured, and how; in words, by protocol.
+    pub protocols: BTreeMap<String, String>,
+    /// The data set's name, with its version where there are several.
+    #[serde(skip)]
+    pub(super) set: String,
     /// Records that are to be edited.
     pub records: usize,
     /// Records whose edit was made and scored: those that the means are over.
@@ -120,12 +168,12 @@ pub struct Summary {
     pub stretches: Vec<Stretch>,
     /// In a sequence, how earlier edits hold as more are made; means over the parts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub retention: Vec<Retention>,
-    /// Perplexity of the text; geometric mean over the parts.
+    pub retention: Vec<Point>,
+    /// Perplexity of the text; geometric mean over the edited models that were measured.
     pub perplexity: Option<Change>,
-    /// Accuracy on suites of general ability; means over the parts.
+    /// Accuracy on suites of general ability; means over the edited models that were measured.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub general: BTreeMap<String, Change>,
+    pub general: BTreeMap<String, Ability>,
     /// After how many edits the model was found to have collapsed; the least of the parts.
     pub collapsed: Option<usize>,
     /// What it cost; null where that is not known.
@@ -147,6 +195,8 @@ impl Summary {
             data: info.data.clone(),
             seed: info.seed,
             settings: info.settings.clone(),
+            protocols: info.protocols.clone(),
+            set: info.data.name.clone(),
             records: info.records.len(),
             scored: scored.len(),
             failed: cell.records.len() - scored.len(),
@@ -162,6 +212,12 @@ impl Summary {
             collapsed: cell.models.iter().filter_map(|m| m.collapsed).min(),
             cost: cost(cell),
         }
+    }
+
+    /// How the peer's own functions for edits that are a prompt measure, where compat is by these:
+    /// its `before` is no clean baseline then.
+    pub(super) fn in_context(&self) -> Option<&str> {
+        self.protocols.get("compat, in context").map(String::as_str)
     }
 
     /// Method, mode, and what else tells it from others.
@@ -248,31 +304,49 @@ fn stretches(records: &[RecordResult]) -> Vec<Stretch> {
     let of = |(i, records): (usize, &[RecordResult])| Stretch {
         from: i * size + 1,
         to: i * size + records.len(),
-        immediate: success(records, |r| r.immediate.as_ref()),
-        after: success(records, |r| Some(&r.after)),
+        compat: Success {
+            immediate: success(records, |r| r.immediate.as_ref()),
+            after: success(records, |r| Some(&r.after)),
+        },
     };
     records.chunks(size).enumerate().map(of).collect()
 }
 
-/// Means of what several parts have measured.
-fn change(pairs: impl Iterator<Item = [f64; 2]>) -> Option<Change> {
-    let all: Vec<[f64; 2]> = pairs.collect();
-    let side = |k: usize| mean(all.iter().map(|pair| pair[k]));
-    (!all.is_empty()).then(|| Change { before: side(0), after: side(1) })
+/// Means over what several parts have measured; geometric ones where `log`.
+fn change(cell: &CellResult, log: bool, of: impl Fn(&ModelResult) -> Option<[f64; 2]>) -> Option<Change> {
+    let found: Vec<([f64; 2], usize)> =
+        cell.models.iter().filter_map(|m| Some((of(m)?, m.measured))).collect();
+    let side = |k: usize| {
+        let values = found.iter().map(|(pair, _)| if log { pair[k].ln() } else { pair[k] });
+        values.collect::<Vec<f64>>()
+    };
+    let back = |value: f64| if log { value.exp() } else { value };
+    let (before, after) = (side(0), side(1));
+    let Statistic { mean: now, interval, stderr, .. } =
+        statistic(after.len(), |drawn| back(mean(drawn.iter().map(|&i| after[i]))))?;
+    Some(Change {
+        before: back(mean(before.iter().copied())),
+        after: now,
+        interval,
+        stderr,
+        measured: found.iter().map(|(_, measured)| measured).sum(),
+    })
 }
 
 fn perplexity(cell: &CellResult) -> Option<Change> {
-    let log = change(cell.models.iter().filter_map(|m| m.perplexity).map(|pair| pair.map(f64::ln)))?;
-    Some(Change { before: log.before.exp(), after: log.after.exp() })
+    change(cell, true, |m| m.perplexity)
 }
 
-fn general(cell: &CellResult) -> BTreeMap<String, Change> {
+fn general(cell: &CellResult) -> BTreeMap<String, Ability> {
     let names: BTreeSet<&String> = cell.models.iter().flat_map(|m| m.general.keys()).collect();
-    let of = |name: &String| change(cell.models.iter().filter_map(|m| m.general.get(name).copied()));
+    let of = |name: &String| {
+        let change = change(cell, false, |m| m.general.get(name).copied())?;
+        Some(Ability { change, suite: cell.info.general.get(name).cloned() })
+    };
     names.into_iter().filter_map(|name| Some((name.clone(), of(name)?))).collect()
 }
 
-fn retention(cell: &CellResult) -> Vec<Retention> {
+fn retention(cell: &CellResult) -> Vec<Point> {
     let mut by_edits: BTreeMap<usize, Vec<&Retention>> = BTreeMap::new();
     for point in cell.models.iter().flat_map(|m| &m.retention) {
         by_edits.entry(point.edits).or_default().push(point);
@@ -280,7 +354,7 @@ fn retention(cell: &CellResult) -> Vec<Retention> {
     let of = |(edits, points): (usize, Vec<&Retention>)| {
         let logs: Vec<f64> = points.iter().filter_map(|p| p.perplexity).map(f64::ln).collect();
         let perplexity = (!logs.is_empty()).then(|| mean(logs.iter().copied()).exp());
-        Retention { edits, edit: mean(points.iter().map(|p| p.edit)), perplexity }
+        Point { edits, compat: EditSuccess { edit: mean(points.iter().map(|p| p.edit)) }, perplexity }
     };
     by_edits.into_iter().map(of).collect()
 }

@@ -335,8 +335,9 @@ impl Plot {
                 r#"<line class="leader c{colour}" x1="{from:.1}" y1="{y:.1}" x2="{to:.1}" y2="{place:.1}"/>"#
             ));
             let left = to + 3.0;
+            let fitted = fitted(&text, WIDTH - left);
             self.put(format_args!(
-                r#"<text class="name" x="{left:.1}" y="{base:.1}">{}</text>"#,
+                r#"<text class="name" x="{left:.1}" y="{base:.1}"{fitted}>{}</text>"#,
                 html(&text)
             ));
         }
@@ -345,6 +346,15 @@ impl Plot {
 
 fn width(text: &str) -> f64 {
     text.chars().map(|c| if c > '\u{2e80}' { FONT } else { LETTER * FONT }).sum()
+}
+
+/// For an element of a text that has so much room: letters are set closer where it is longer, as what is
+/// outside of a drawing is not seen.
+fn fitted(text: &str, room: f64) -> String {
+    if width(text) <= room {
+        return String::new();
+    }
+    format!(r#" textLength="{room:.1}" lengthAdjust="spacingAndGlyphs""#)
 }
 
 /// A bar with its name before it and its value behind it.
@@ -369,9 +379,10 @@ pub(super) fn bars(what: &str, bars: &[Bar]) -> String {
         let length = (bar.value / most).max(0.0) * (WIDTH - names - values);
         let (before, behind, colour) = (names - 8.0, names + length + 6.0, bar.colour);
         let (name, shown) = (html(&bar.name), html(&bar.shown));
+        let fitted = fitted(&bar.name, names - 10.0);
         let _ = writeln!(
             svg,
-            r#"<text class="name" x="{before:.1}" y="{base:.1}" text-anchor="end">{name}</text>"#
+            r#"<text class="name" x="{before:.1}" y="{base:.1}" text-anchor="end"{fitted}>{name}</text>"#
         );
         let _ = writeln!(
             svg,
@@ -413,6 +424,16 @@ mod tests {
             shown: format!("{value} s"),
         };
         assert_eq!(bars("cost", &[bar(0, "one", 4.0), bar(1, "<two>", 1.0)]), include_str!("svg/bars.svg"));
+    }
+
+    #[test]
+    fn long_names_stay_within_the_drawing() {
+        let name = "memit, in sequence, 100 at once (seed 0, search.steps=25)";
+        let bar = |name: &str| Bar { colour: 0, name: name.into(), value: 1.0, shown: "1 s".into() };
+        assert_eq!(bars("cost", &[bar(name), bar("rome")]).matches(" textLength=\"230.0\"").count(), 1);
+        let mut plot = Plot::of_lines(axis("x", 0.0, 1.0), axis("y", 0.0, 100.0), [name].into_iter());
+        plot.end(0, (1.0, 50.0), name);
+        assert!(plot.finish("").contains(" textLength=\"219.0\""));
     }
 
     #[test]

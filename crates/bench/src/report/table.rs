@@ -6,6 +6,7 @@ use super::metric::{self, MAIN};
 use super::protocol::Protocol;
 use super::published::{KNOWEDIT, PublishedSet};
 use super::summary::{Protocols, Statistic, Summary, edits_in_words};
+use crate::results::Skipped;
 
 /// A score under a protocol.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +31,8 @@ pub(super) enum Kind {
 pub(super) struct Entry {
     pub(super) shown: String,
     pub(super) range: Option<String>,
+    /// Of how many records it is, where these are fewer than the row's.
+    pub(super) fewer: Option<usize>,
     pub(super) best: bool,
 }
 
@@ -38,9 +41,19 @@ pub(super) struct Row<'a> {
     pub(super) cell: &'a Summary,
     /// One for each column.
     pub(super) entries: Vec<Option<Entry>>,
+    /// Whether compat scores in it are by functions that other methods' are not by.
+    is_in_context: bool,
 }
 
+/// Behind the name of a method whose compat is by functions of its own.
+pub(super) const MARK: &str = " †";
+
 impl Row<'_> {
+    /// What stands behind the row's name.
+    pub(super) fn mark(&self) -> &'static str {
+        if self.is_in_context { MARK } else { "" }
+    }
+
     /// What was done, in words, behind the method's name.
     pub(super) fn edits(&self) -> String {
         let when = match self.kind {
@@ -81,7 +94,12 @@ pub(super) struct Block<'a> {
     pub(super) title: String,
     /// The data set's own name, version and records left out.
     pub(super) about: String,
+    /// Of the published numbers.
     pub(super) note: Option<&'static str>,
+    /// What a mark behind a method's name means.
+    pub(super) mark: Option<String>,
+    /// Records left out; of the main table alone.
+    pub(super) skipped: &'a [Skipped],
     pub(super) columns: Vec<Column>,
     pub(super) rows: Vec<Row<'a>>,
     pub(super) references: Vec<Reference>,
@@ -122,8 +140,13 @@ pub(super) fn short(hash: &str) -> String {
 /// The KnowEdit table: all blocks have the same columns.
 pub(super) fn main<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
     let cells: Vec<&Summary> = groups.iter().flat_map(|g| g.cells.iter().copied()).collect();
-    let columns = columns(&cells, |name| MAIN.contains(&name));
+    let columns = columns(&cells, is_main);
     groups.iter().map(|g| block(g, columns.clone(), g.published)).collect()
+}
+
+/// Whether a column is one of the KnowEdit table. ConvSent's compat has no locality but a divergence.
+pub(super) fn is_main(Column { protocol, name }: &Column) -> bool {
+    MAIN.contains(&name.as_str()) || *protocol == Protocol::Compat && name == "locality:kl"
 }
 
 /// Portability and locality by kind.
@@ -131,24 +154,25 @@ pub(super) fn kinds<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
     blocks(groups, is_kind)
 }
 
-fn is_kind(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(score, _)| ["portability", "locality"].contains(&score))
+fn is_kind(column: &Column) -> bool {
+    column.name.split_once('/').is_some_and(|(score, _)| ["portability", "locality"].contains(&score))
 }
 
 /// Scores that KnowEdit's table does not have, such as CounterFact's.
 pub(super) fn others<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
-    blocks(groups, |name| !is_kind(name) && !MAIN.contains(&name))
+    blocks(groups, |column| !is_kind(column) && !is_main(column))
 }
 
-fn blocks<'a>(groups: &[Group<'a>], wanted: fn(&str) -> bool) -> Vec<Block<'a>> {
-    let all = groups.iter().map(|g| block(g, columns(&g.cells, wanted), None));
+fn blocks<'a>(groups: &[Group<'a>], wanted: fn(&Column) -> bool) -> Vec<Block<'a>> {
+    // What was left out stands at the main table.
+    let all = groups.iter().map(|g| Block { skipped: &[], ..block(g, columns(&g.cells, wanted), None) });
     all.filter(|b| !b.columns.is_empty()).collect()
 }
 
 /// Where a score stands in CounterFact's own table; others follow by name.
 const ORDER: [&str; 5] = ["score", "efficacy", "generalization", "specificity", "consistency"];
 
-fn columns(cells: &[&Summary], wanted: impl Fn(&str) -> bool) -> Vec<Column> {
+fn columns(cells: &[&Summary], wanted: fn(&Column) -> bool) -> Vec<Column> {
     let place = |name: &str| {
         let head = metric::parent(name).unwrap_or(name);
         let among = |names: &[&str]| names.iter().position(|n| *n == head).unwrap_or(names.len());
@@ -156,31 +180,26 @@ fn columns(cells: &[&Summary], wanted: impl Fn(&str) -> bool) -> Vec<Column> {
     };
     let of = |protocol: Protocol| {
         let sides = cells.iter().flat_map(|c| [&c.before, &c.after, &c.immediate]);
-        let names: BTreeSet<&String> =
-            sides.flat_map(|side| protocol.of(side).keys()).filter(|name| wanted(name)).collect();
+        let names: BTreeSet<&String> = sides.flat_map(|side| protocol.of(side).keys()).collect();
         let mut names: Vec<&String> = names.into_iter().collect();
         names.sort_by_key(|name| place(name));
-        names.into_iter().map(move |name| Column { protocol, name: name.clone() })
+        names.into_iter().map(move |name| Column { protocol, name: name.clone() }).filter(wanted)
     };
     Protocol::ALL.into_iter().flat_map(of).collect()
 }
 
 fn block<'a>(group: &Group<'a>, columns: Vec<Column>, published: Option<&'static PublishedSet>) -> Block<'a> {
     let row = |kind: Kind, cell: &'a Summary, scores: &Protocols| {
-        let entry =
-            |column: &Column| column.protocol.of(scores).get(&column.name).map(|s| entry(&column.name, s));
-        Row { kind, cell, entries: columns.iter().map(entry).collect() }
+        let entry = |column: &Column| {
+            column.protocol.of(scores).get(&column.name).map(|s| entry(&column.name, s, cell))
+        };
+        let entries: Vec<Option<Entry>> = columns.iter().map(entry).collect();
+        let has_compat =
+            columns.iter().zip(&entries).any(|(c, e)| c.protocol == Protocol::Compat && e.is_some());
+        Row { kind, cell, entries, is_in_context: has_compat && cell.in_context().is_some() }
     };
     let mut rows = vec![];
-    // All cells of a data set say nearly the same of the unedited model: the one with most records
-    // speaks for them.
-    let mut speaker: Option<&Summary> = None;
-    for cell in &group.cells {
-        if !cell.before.is_empty() && speaker.is_none_or(|s| cell.scored > s.scored) {
-            speaker = Some(cell);
-        }
-    }
-    rows.extend(speaker.map(|cell| row(Kind::Unedited, cell, &cell.before)));
+    rows.extend(speaker(group).map(|cell| row(Kind::Unedited, cell, &cell.before)));
     for cell in &group.cells {
         if !cell.immediate.is_empty() {
             rows.push(row(Kind::Immediate, cell, &cell.immediate));
@@ -190,13 +209,19 @@ fn block<'a>(group: &Group<'a>, columns: Vec<Column>, published: Option<&'static
     rows.retain(|row| row.kind == Kind::After || row.entries.iter().any(Option::is_some));
     mark_best(&columns, &mut rows);
     let data = &group.cells[0].data;
-    let skipped = match data.skipped {
+    // Cells of more records have passed over more.
+    let skipped =
+        group.cells.iter().map(|c| c.data.skipped.as_slice()).max_by_key(|s| s.len()).unwrap_or(&[]);
+    let left_out = match skipped.len() {
         0 => String::new(),
+        1 => ", 1 record left out that cannot be used".to_owned(),
         n => format!(", {n} records left out that cannot be used"),
     };
     Block {
         title: group.title.clone(),
-        about: format!("{}, version {}{skipped}", data.name, short(&data.version)),
+        about: format!("{}, version {}{left_out}", data.name, short(&data.version)),
+        mark: mark(&rows),
+        skipped,
         note: published.and_then(|p| p.note.as_deref()),
         references: published.map(|p| references(p, &columns)).unwrap_or_default(),
         columns,
@@ -204,31 +229,72 @@ fn block<'a>(group: &Group<'a>, columns: Vec<Column>, published: Option<&'static
     }
 }
 
-fn entry(name: &str, s: &Statistic) -> Entry {
+/// All cells of a data set say nearly the same of the unedited model: the one with most records speaks
+/// for them. Where edits are a prompt, the peer's functions ask the unedited model otherwise, too.
+fn speaker<'a>(group: &Group<'a>) -> Option<&'a Summary> {
+    let mut found: Option<&Summary> = None;
+    let rank = |cell: &Summary| (cell.in_context().is_none(), cell.scored);
+    for cell in &group.cells {
+        if !cell.before.is_empty() && found.is_none_or(|other| rank(cell) > rank(other)) {
+            found = Some(cell);
+        }
+    }
+    found
+}
+
+/// What [`MARK`] means, where a row has it.
+fn mark(rows: &[Row<'_>]) -> Option<String> {
+    let words: BTreeSet<&str> =
+        rows.iter().filter(|row| row.is_in_context).filter_map(|row| row.cell.in_context()).collect();
+    (!words.is_empty()).then(|| {
+        let words = words.into_iter().collect::<Vec<_>>().join("; ");
+        format!("†: compat is by EasyEdit’s functions for edits that are a prompt, before and after: {words}")
+    })
+}
+
+fn entry(name: &str, s: &Statistic, cell: &Summary) -> Entry {
     Entry {
         shown: metric::shown(name, s.mean),
         range: s.interval.map(|i| metric::range(name, i)),
+        fewer: (s.count < cell.scored).then_some(s.count),
         best: false,
     }
 }
 
+/// So many of the records left out are named.
+const NAMED: usize = 8;
+
+/// The first records that were left out, with why, and how many more there are.
+pub(super) fn left_out(skipped: &[Skipped]) -> (Vec<String>, Option<String>) {
+    let named = skipped.iter().take(NAMED).map(|s| format!("record {}: {}", s.record, s.why)).collect();
+    let more = skipped.len().saturating_sub(NAMED);
+    (named, (more > 0).then(|| format!("and {more} more")))
+}
+
 /// Marks the best of each column, among what stands after all edits; those that read the same are
-/// all best.
+/// all best. Means over different numbers of records do not compete: the harder ones may be missing.
 fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
     for (i, Column { protocol, name }) in columns.iter().enumerate() {
         let value = |row: &Row<'_>| {
             let statistic = protocol.of(&row.cell.after).get(name).filter(|_| row.kind == Kind::After)?;
-            Some(if metric::higher_is_better(name)? { statistic.mean } else { -statistic.mean })
+            let sign = if metric::higher_is_better(name)? { 1.0 } else { -1.0 };
+            Some((sign * statistic.mean, statistic.count))
         };
-        let competing: Vec<(usize, f64)> =
-            rows.iter().enumerate().filter_map(|(r, row)| Some((r, value(row)?))).collect();
-        let Some((best, _)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
-        let shown = rows[*best].entries[i].as_ref().map(|e| e.shown.clone());
-        if competing.len() > 1 {
-            for (r, _) in competing {
-                if let Some(entry) = rows[r].entries[i].as_mut() {
-                    entry.best = Some(&entry.shown) == shown.as_ref();
-                }
+        let competing: Vec<(usize, f64, usize)> = rows
+            .iter()
+            .enumerate()
+            .filter_map(|(r, row)| value(row).map(|(value, count)| (r, value, count)))
+            .collect();
+        let Some((best, _, count)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
+            continue;
+        };
+        if competing.len() < 2 || competing.iter().any(|c| c.2 != count) {
+            continue;
+        }
+        let shown = rows[best].entries[i].as_ref().map(|e| e.shown.clone());
+        for (r, ..) in competing {
+            if let Some(entry) = rows[r].entries[i].as_mut() {
+                entry.best = Some(&entry.shown) == shown.as_ref();
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Reading a folder of results.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mutandis_edit::{Error, Result};
@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{CellInfo, CellResult, Cost, FORMAT, ModelResult, RecordResult, RunInfo};
-use crate::run::Mode;
+use crate::benchmark::id_of;
+use crate::run::{Cell, Mode};
 
 /// What a part's name ends with.
 const RECORDS: &str = "jsonl";
@@ -17,12 +18,13 @@ const RECORDS: &str = "jsonl";
 /// are done. Other files are left alone; so is a cell of which nothing is done.
 ///
 /// # Errors
-/// Where `dir` is no folder of results, is of another format, or a file in it is damaged.
+/// Where `dir` is no folder of results, is of another format, or a file in it is damaged, missing, or
+/// of another run.
 pub fn read(dir: &Path) -> Result<(RunInfo, Vec<CellResult>)> {
     let run = run_info(dir)?;
     let mut cells = vec![];
     for folder in entries(&dir.join("cells"))? {
-        if let Some(cell) = cell(&folder)? {
+        if let Some(cell) = cell(&folder, &run)? {
             cells.push(cell);
         }
     }
@@ -61,7 +63,7 @@ fn run_info(dir: &Path) -> Result<RunInfo> {
         return Err(none(if dir.exists() { "it is a file" } else { "it does not exist" }.into()));
     }
     let bytes = std::fs::read(&path).map_err(|e| none(format!("cannot read its `run.json`: {e}")))?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(&path, &e))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(&path, &e, RUN))?;
     // The number first: the rest of another format need not make sense to this one.
     match value.get("format").and_then(Value::as_u64) {
         Some(format) if format == u64::from(FORMAT) => {}
@@ -76,41 +78,83 @@ fn run_info(dir: &Path) -> Result<RunInfo> {
             return Err(none(format!("its `run.json` should have `format` {FORMAT}, and has {found}")));
         }
     }
-    serde_json::from_value(value).map_err(|e| damaged(&path, &e))
+    serde_json::from_value(value).map_err(|e| damaged(&path, &e, RUN))
 }
 
-/// A cell, if any part of it is done.
-fn cell(folder: &Path) -> Result<Option<CellResult>> {
+/// A cell, if any part of it is done. What lies there is held against what the cell says of itself:
+/// a report of half a part, or of another model's, would look like any other.
+fn cell(folder: &Path, run: &RunInfo) -> Result<Option<CellResult>> {
     let parts = parts(folder)?;
     let Some(last) = parts.keys().last() else { return Ok(None) };
     let path = folder.join("cell.json");
-    let info: CellInfo = json(&path)?;
+    let info: CellInfo =
+        serde_json::from_slice(&bytes(&path, ANEW)?).map_err(|e| damaged(&path, &e, ANEW))?;
+    let id = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let own = id_of(&info, &run.model.fingerprint)?;
+    if id != own {
+        let what = format!(
+            "`{}` was made for another model or changed by hand: by its `cell.json` it should be `{own}`",
+            folder.display()
+        );
+        return Err(Error::input_hint(what, "take the folder out, or copy it from where it was made"));
+    }
+    let ranges = Cell::parts(info.mode, info.records.len());
+    if ranges.len() != info.parts {
+        let (path, found) = (path.display(), info.parts);
+        let what = format!("`{path}` is damaged: {} parts are expected, and it has {found}", ranges.len());
+        return Err(Error::input_hint(what, ANEW));
+    }
     if *last >= info.parts {
         let name = parts[last].display();
         let what = format!("`{name}` is part {last}, and its cell has {} parts, from 0", info.parts);
         return Err(Error::input_hint(what, "folders of different runs were mixed: take the file out"));
     }
-    let place: HashMap<usize, usize> = info.records.iter().enumerate().map(|(i, &r)| (r, i)).collect();
-    let (mut records, mut models, mut costs) = (BTreeMap::new(), vec![], vec![]);
-    for path in parts.values() {
-        for (line, record) in lines(path)? {
-            let wrong = |why: &str| {
-                let what =
-                    format!("`{}` is damaged at line {line}: record {} {why}", path.display(), record.record);
-                Error::input_hint(what, AGAIN)
-            };
-            let at = *place.get(&record.record).ok_or_else(|| wrong("is not one of the cell's"))?;
-            if records.contains_key(&at) {
-                return Err(wrong("is there twice"));
-            }
-            records.insert(at, record);
-        }
-        models.extend(beside::<ModelResult>(path, "model.json")?);
-        costs.extend(beside::<Cost>(path, "cost.json")?);
+    let (mut records, mut models, mut costs) = (vec![], vec![], vec![]);
+    for (number, path) in &parts {
+        let (own, model, cost) = part(path, &info.records[ranges[*number].clone()])?;
+        records.extend(own);
+        models.push(model);
+        costs.push(cost);
     }
-    let id = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let records = records.into_values().collect();
     Ok(Some(CellResult { id, info, records, models, costs, done: parts.len() }))
+}
+
+/// Reads a part with what was measured beside its records, which have to be those of these numbers,
+/// in this order, and no others.
+///
+/// # Errors
+/// Where they are not, or something is damaged or cannot be read.
+pub(crate) fn part(path: &Path, records: &[usize]) -> Result<(Vec<RecordResult>, ModelResult, Cost)> {
+    let all = part_records(path, records)?;
+    Ok((all, beside(path, "model.json")?, beside(path, "cost.json")?))
+}
+
+fn part_records(path: &Path, records: &[usize]) -> Result<Vec<RecordResult>> {
+    let shown = path.display();
+    let bytes = bytes(path, AGAIN)?;
+    let mut all: Vec<RecordResult> = Vec::with_capacity(records.len());
+    let lines = bytes.split(|&b| b == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
+    for (line, text) in lines.map(|(i, text)| (i + 1, text)) {
+        let damaged =
+            |why: &str| Error::input_hint(format!("`{shown}` is damaged at line {line}: {why}"), AGAIN);
+        let found: RecordResult = serde_json::from_slice(text).map_err(|e| damaged(&without_line(&e)))?;
+        match records.get(all.len()) {
+            Some(wanted) if *wanted == found.record => all.push(found),
+            Some(wanted) => {
+                return Err(damaged(&format!("it is record {}, where {wanted} is expected", found.record)));
+            }
+            None => {
+                let why =
+                    format!("it is record {}, and the part has {} records", found.record, records.len());
+                return Err(damaged(&why));
+            }
+        }
+    }
+    if all.len() < records.len() {
+        let what = format!("`{shown}` is damaged: it has {} of its {} records", all.len(), records.len());
+        return Err(Error::input_hint(what, AGAIN));
+    }
+    Ok(all)
 }
 
 /// The parts that are done, by number. Temporary files of a run that was killed have other names.
@@ -119,8 +163,9 @@ fn parts(folder: &Path) -> Result<BTreeMap<usize, PathBuf>> {
         return Ok(BTreeMap::new());
     }
     let number = |path: &PathBuf| {
-        let is_part = path.extension().is_some_and(|e| e == RECORDS);
-        path.file_stem().and_then(|s| s.to_str()).filter(|_| is_part).and_then(|s| s.parse().ok())
+        let stem = path.file_stem()?.to_str().filter(|_| path.extension().is_some_and(|e| e == RECORDS))?;
+        // As it is written: a copy under another name is no part.
+        stem.parse().ok().filter(|number: &usize| format!("{number:05}") == stem)
     };
     Ok(entries(folder)?.into_iter().filter_map(|path| Some((number(&path)?, path))).collect())
 }
@@ -134,40 +179,41 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
             Ok(all)
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(vec![]),
-        Err(e) => Err(Error::io("read", folder)(e)),
+        Err(e) => {
+            let what = format!("cannot read `{}`: {e}", folder.display());
+            Err(Error::input_hint(what, "make the folder readable, or take it out"))
+        }
     }
 }
 
-fn lines(path: &Path) -> Result<Vec<(usize, RecordResult)>> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let lines = bytes.split(|&b| b == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
-    let parsed = lines.map(|(i, line)| match serde_json::from_slice(line) {
-        Ok(record) => Ok((i + 1, record)),
-        Err(e) => Err(Error::input_hint(
-            format!("`{}` is damaged at line {}: {}", path.display(), i + 1, without_line(&e)),
-            AGAIN,
-        )),
-    });
-    parsed.collect()
+fn bytes(path: &Path, hint: &str) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| {
+        let what = match e.kind() {
+            std::io::ErrorKind::NotFound => format!("`{}` is missing", path.display()),
+            _ => format!("cannot read `{}`: {e}", path.display()),
+        };
+        Error::input_hint(what, hint)
+    })
 }
 
-/// What is said of a part beside its records; nothing where it was not measured.
-fn beside<T: DeserializeOwned>(part: &Path, extension: &str) -> Result<Option<T>> {
+/// What is said of a part beside its records.
+fn beside<T: DeserializeOwned>(part: &Path, extension: &str) -> Result<T> {
     let path = part.with_extension(extension);
-    if path.exists() { json(&path).map(Some) } else { Ok(None) }
+    serde_json::from_slice(&bytes(&path, AGAIN)?).map_err(|e| damaged(&path, &e, AGAIN))
 }
 
-fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e))
-}
+/// What helps where a part is damaged.
+const AGAIN: &str = "run the benchmark again with the same command: only this part is made anew";
 
-const AGAIN: &str = "delete the file and run the benchmark again: only this part is measured anew";
+/// What helps where it cannot be told which model was run.
+const RUN: &str = "copy the file from where it is whole, or run the benchmark into another folder";
 
-fn damaged(path: &Path, e: &serde_json::Error) -> Error {
+/// What helps where it cannot be told what a folder holds.
+const ANEW: &str = "copy the file from where it is whole, or run the benchmark again with the same command";
+
+fn damaged(path: &Path, e: &serde_json::Error, hint: &str) -> Error {
     let why = without_line(e);
     let line = if e.line() > 0 { format!(" at line {}", e.line()) } else { String::new() };
-    let hint = "delete the file and run the benchmark again, or copy it from where it is whole";
     Error::input_hint(format!("`{}` is damaged{line}: {why}", path.display()), hint)
 }
 

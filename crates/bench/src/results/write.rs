@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mutandis_edit::{Error, Result, atomic};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::read::part;
 use super::{CellInfo, FORMAT, RunInfo};
 use crate::run::Part;
 use crate::steps::Steps;
@@ -57,9 +59,18 @@ impl Folder {
                         elsewhere,
                     ));
                 }
+                let tool = found["tool"].as_str().unwrap_or("an unknown version");
+                if tool != run.tool {
+                    let what = format!("`{shown}` holds results of {tool}, and this is {}", run.tool);
+                    let hint = format!("go on with the version that began them, or {elsewhere}");
+                    return Err(Error::input_hint(what, hint));
+                }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let is_used = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+                // What another run is just writing does not make it somebody else's.
+                let is_temporary = |entry: &fs::DirEntry| atomic::is_temporary(&entry.path());
+                let is_used =
+                    fs::read_dir(dir).is_ok_and(|all| all.flatten().any(|entry| !is_temporary(&entry)));
                 if is_used {
                     return Err(Error::input_hint(
                         format!("`{shown}` is not empty, and holds no results of a benchmark"),
@@ -86,8 +97,11 @@ impl Folder {
     pub fn cell(&self, id: &str, info: &CellInfo) -> Result<CellFolder> {
         let folder = self.0.join("cells").join(id);
         create(&folder)?;
+        sweep(&folder);
         let path = folder.join("cell.json");
-        if !path.exists() {
+        // Its name is a hash of what it says: what is there and cannot be read is written again.
+        let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<CellInfo>(&bytes).ok());
+        if kept.as_ref() != Some(info) {
             write(&path, info)?;
         }
         Ok(CellFolder(folder))
@@ -99,8 +113,21 @@ impl CellFolder {
         self.0.join(format!("{part:05}.{ending}"))
     }
 
-    /// Whether a part is done.
-    pub fn is_done(&self, part: usize) -> bool {
+    /// Whether a part is done: all its records are there, whole, and what goes with them. Steps that
+    /// led to it are taken away then.
+    ///
+    /// # Errors
+    /// Where they cannot be.
+    pub fn is_done(&self, number: usize, records: &[usize]) -> Result<bool> {
+        let done = part(&self.path(number, "jsonl"), records).is_ok();
+        if done {
+            self.steps(number).clear()?;
+        }
+        Ok(done)
+    }
+
+    /// Whether there is anything of a part's records.
+    pub fn is_there(&self, part: usize) -> bool {
         self.path(part, "jsonl").exists()
     }
 
@@ -127,6 +154,18 @@ impl CellFolder {
         };
         atomic::write(&path, fill).map_err(Error::io("write", &path))?;
         self.steps(part).clear()
+    }
+}
+
+/// Takes away what runs that were killed long ago were just writing.
+fn sweep(folder: &Path) {
+    const LONG: Duration = Duration::from_secs(3600);
+    let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if atomic::is_temporary(&entry.path()) && age(&entry).is_some_and(|age| age > LONG) {
+            // What cannot be removed does no harm.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

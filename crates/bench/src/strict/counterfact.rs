@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Source;
 use crate::edited::Edited;
 use crate::fork::{Fork, log_probabilities};
-use crate::results::Role;
+use crate::results::{self, Role};
 use crate::words::words;
 
 /// How likely the two objects are after a prompt.
@@ -31,7 +31,7 @@ pub struct Preference {
 }
 
 /// Of the prompts of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Preferred {
     /// Share of the prompts at which the object that should be is the likelier one, 0 to 1.
     pub share: f64,
@@ -41,7 +41,7 @@ pub struct Preferred {
 
 /// Scores of one record; `None` where it has no such prompt. The paper's score over records is the
 /// harmonic mean of the three shares.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// The new object preferred after the edited prompt (ES, EM).
     pub efficacy: Option<Preferred>,
@@ -64,6 +64,20 @@ impl Scores {
             })
         };
         Self { efficacy: of(Role::Edit), generalization: of(Role::Rephrase), specificity: of(Role::Locality) }
+    }
+
+    /// By name: `efficacy`, `efficacy:magnitude` and so on.
+    pub(crate) fn named(&self) -> results::Scores {
+        let all = [
+            ("efficacy", self.efficacy),
+            ("generalization", self.generalization),
+            ("specificity", self.specificity),
+        ];
+        let each = all.into_iter().filter_map(|(name, found)| Some((name, found?)));
+        each.flat_map(|(name, found)| {
+            [(name.to_owned(), found.share), (format!("{name}:magnitude"), found.magnitude)]
+        })
+        .collect()
     }
 }
 

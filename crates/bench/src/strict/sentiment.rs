@@ -13,7 +13,7 @@ use crate::edited::Edited;
 use crate::greedy;
 use crate::passes::{self, Text};
 use crate::question::mean;
-use crate::results::{ProbeResult, Role, Scores};
+use crate::results::{Both, ProbeResult, Role, Scores};
 use crate::sentiment::{Case, Likelihoods, Opinion};
 
 /// Texts about the other topic whose distributions are compared; the first positive and negative
@@ -134,10 +134,11 @@ pub fn scores(edited: &Edited<'_>, case: &Case, before: &Before) -> Result<(Scor
             answers: answers.collect(),
             before: before.clone(),
             after,
-            scores: same.into_iter().collect(),
+            forced: None,
+            scores: Both { strict: same.into_iter().collect(), ..Both::default() },
         });
     }
     let success = after.zip(before.likelihoods).map(|(after, before)| after.success(&before));
-    let same = mean(probes.iter().filter_map(|p| p.scores.get("same").copied()));
+    let same = mean(probes.iter().filter_map(|p| p.scores.strict.get("same").copied()));
     Ok((named(success, same, divergence(edited, case)?), probes))
 }

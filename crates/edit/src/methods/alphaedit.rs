@@ -57,6 +57,7 @@ impl Method for AlphaEdit {
          tokens; prefixes are seeded; the system is solved in the coordinates of the null space. `ridge` has no part \
          in it: C's null space is what counts."
     );
+    const NEEDS_SUBJECT: bool = true;
     type Config = Config;
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {

@@ -51,6 +51,7 @@ impl Method for Emmet {
         "DIFFERENCE from the released code: lookup tokens are found by characters; targets are joined as \
          tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none). The slack holds with one fact only if it is asked to (`slack-alone`), as published."
     );
+    const NEEDS_SUBJECT: bool = true;
     type Config = Config;
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {

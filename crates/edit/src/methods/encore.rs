@@ -53,6 +53,7 @@ impl Method for Encore {
         "DIFFERENCE from the released code: lookup tokens are found by characters; targets are joined as \
          tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none)."
     );
+    const NEEDS_SUBJECT: bool = true;
     type Config = Config;
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {

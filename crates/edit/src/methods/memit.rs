@@ -25,6 +25,7 @@ impl Method for Memit {
         "DIFFERENCE from the released code: lookup tokens are found by characters; targets are joined as \
          tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none)."
     );
+    const NEEDS_SUBJECT: bool = true;
     type Config = Settings;
 
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {

@@ -25,6 +25,7 @@ impl Method for MemitMerge {
          tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none). Facts \
          are of one subject where its name is the same but for upper and lower case."
     );
+    const NEEDS_SUBJECT: bool = true;
     type Config = Settings;
 
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {

@@ -54,6 +54,7 @@ impl Method for Pmet {
         "DIFFERENCE from the released code: lookup tokens are found by characters; targets are joined as \
          tokens; prefixes are seeded; C has a ridge, as it is taken over little text (`ridge=0` for none). The loss is eased as soon as the target is the likeliest answer in every context, not in one."
     );
+    const NEEDS_SUBJECT: bool = true;
     type Config = Config;
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {

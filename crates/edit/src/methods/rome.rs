@@ -25,6 +25,7 @@ impl Method for Rome {
         "DIFFERENCE from EasyEdit: C is used (it ships C = I; `--set moments=false` does the same); the lookup \
          token is found by characters; targets are joined as tokens; prefixes are seeded."
     );
+    const NEEDS_SUBJECT: bool = true;
     type Config = Settings;
 
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {

@@ -69,6 +69,20 @@ pub fn place(cache: &Path, model: &Model, method: &str) -> Result<PathBuf> {
     Ok(cache.join("editors").join(format!("{}-{method}.safetensors", &base[..16.min(base.len())])))
 }
 
+/// The file of the editor to be used: the one that is named, or else the usual one.
+///
+/// # Errors
+/// Where neither is there.
+pub(crate) fn file(named: Option<PathBuf>, model: &Model, method: &str, cx: &Context<'_>) -> Result<PathBuf> {
+    let usual = cx.cache.as_deref().map(|cache| place(cache, model, method)).transpose()?;
+    named.or(usual.filter(|path| path.exists())).ok_or_else(|| {
+        Error::input_hint(
+            format!("`{method}` needs an editor that was trained for this model"),
+            format!("`mutandis train {method} --data FILE` trains one; `--editor FILE` names it"),
+        )
+    })
+}
+
 /// Lets a trained editor make the change, and fills the patch.
 ///
 /// # Errors
@@ -82,13 +96,7 @@ pub fn edit(settings: &Settings, job: &Job<'_>, cx: &Context<'_>, patch: &mut Pa
     if settings.turn == Some(0) {
         return Err(Error::input_hint("`turn` is 0, expected 1 or more", "leave it out: all facts at once"));
     }
-    let usual = cx.cache.as_deref().map(|cache| place(cache, model, &patch.method)).transpose()?;
-    let path = settings.editor.clone().or(usual.filter(|path| path.exists())).ok_or_else(|| {
-        Error::input_hint(
-            format!("`{}` needs an editor that was trained for this model", patch.method),
-            format!("`mutandis train {} --data FILE` trains one; `--editor FILE` names it", patch.method),
-        )
-    })?;
+    let path = file(settings.editor.clone(), model, &patch.method, cx)?;
     let editor = store::load_for(&path, &patch.method, model)?;
     patch.source(EDITOR, &path)?;
     let ids: Vec<WeightId> = editor.weights.iter().map(|(id, _)| *id).collect();

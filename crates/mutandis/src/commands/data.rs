@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use mutandis_bench::data::find::{Places, find};
 use mutandis_bench::data::{Form, Note, Set, Task};
 use serde::Serialize;
 
@@ -25,15 +26,18 @@ enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mutandis data check wiki_counterfact_train_cf.json
-  mutandis data check ZsRE-test-all.json --all
+  mutandis data check zsre --folder ./KnowEdit --all
   mutandis data check facts.jsonl --json
 
 Exit code 1: some records cannot be used.")]
 struct CheckArgs {
     /// The data set: KnowEdit's, CounterFact's, zsRE's, MQuAKE's and RippleEdits' files, or JSON
-    /// lines with `prompt`, `subject` and `target_new`
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    /// lines with `prompt`, `subject` and `target_new`; or the name of a known one, such as `zsre`
+    #[arg(value_name = "FILE|NAME")]
+    data: String,
+    /// Where data sets that are named are looked for, besides the hub's cache
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
     /// Name every record, not only the first few of each kind
     #[arg(long)]
     all: bool,
@@ -44,6 +48,7 @@ const NAMED: usize = 3;
 
 #[derive(Serialize)]
 struct Report {
+    file: String,
     form: Form,
     version: String,
     records: usize,
@@ -56,7 +61,7 @@ struct Report {
 }
 
 impl Report {
-    fn new(set: Set) -> Self {
+    fn new(file: String, set: Set) -> Self {
         let mut probes: BTreeMap<String, usize> = BTreeMap::new();
         let mut count = |kind: &str, more: usize| {
             if more > 0 {
@@ -80,6 +85,7 @@ impl Report {
             }
         }
         Self {
+            file,
             form: set.form,
             version: set.version,
             records: set.records.len(),
@@ -92,6 +98,7 @@ impl Report {
 
     fn text(&self, all: bool) -> String {
         let mut lines = vec![
+            format!("file     {}", self.file),
             format!("form     {}", self.form.name()),
             format!("version  {} (git blob)", self.version),
             format!("records  {} of {} can be used", self.records, self.records + self.skipped.len()),
@@ -120,7 +127,10 @@ impl Report {
 
 pub(crate) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let Command::Check(args) = &args.command;
-    let report = Report::new(Set::read(&args.file)?);
+    let places = Places { folder: args.folder.clone(), hub_cache: session.env.hub_cache().ok() };
+    places.check()?;
+    let path = find(&args.data, &places)?;
+    let report = Report::new(path.display().to_string(), Set::read(&path)?);
     session.output.print(&report, || report.text(args.all))?;
     Ok(if report.skipped.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(crate::report::NO) })
 }

@@ -9,6 +9,7 @@
 )]
 
 pub mod hub;
+pub mod people;
 pub mod pip;
 
 use std::{

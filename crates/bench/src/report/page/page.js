@@ -39,32 +39,39 @@
   const text = (id) => strings[id];
   const scores = (pairs) => new Map(pairs.map(([name, value]) => [text(name), value]));
   const sides = (both) => both && { compat: scores(both[0]), strict: scores(both[1]) };
-  const record = ([number, edits, error, before, after, immediate, probes]) => ({
+  const said = (id) => id === null ? null : text(id);
+  const record = ([number, edits, error, before, after, immediate, probes, held, changed]) => ({
     number,
     edits: edits.map(([prompt, target]) => [text(prompt), text(target)]),
-    error: error === null ? null : text(error),
+    error: said(error),
+    held,
+    changed,
     before: sides(before),
     after: sides(after),
     immediate: sides(immediate),
-    probes: probes.map(([role, kind, prompt, answers, before, after, own]) => ({
+    probes: probes.map(([role, kind, prompt, answers, before, after, forced, own, changed]) => ({
       role,
       kind: text(kind),
       prompt: text(prompt),
       answers: answers.map(text),
-      before: text(before),
-      after: text(after),
-      scores: scores(own),
+      before: said(before),
+      after: said(after),
+      forced: forced && forced.map(text),
+      scores: sides(own),
+      changed,
     })),
   });
 
-  const success = (r) => r.after.strict.get("edit") ?? r.after.compat.get("edit");
-  const didNotHold = (r) => r.error !== null || success(r) < 1;
-  const moved = (probe) => probe.before !== probe.after;
-  const changed = (r) => r.probes.some((probe) => probe.role === "locality" && moved(probe));
+  // Where an edit holds by degrees, its score is shown instead of a mark.
+  const degree = (r) => {
+    const protocol = ["strict", "compat"].find((name) => r.after[name].has("edit"));
+    return protocol && "edit " + shown(r.after[protocol].get("edit")) + " (" + protocol + ")";
+  };
+  const moved = (probe) => probe.changed || probe.before !== probe.after;
   const WHICH = [
     ["all", "All", () => true],
-    ["failed", "Edit did not hold", didNotHold],
-    ["changed", "Something else changed", changed],
+    ["failed", "Edit did not hold", (r) => r.held === false],
+    ["changed", "Something else changed", (r) => r.changed],
   ];
 
   const state = { cell: 0, which: "all", search: "", shown: [], at: 0 };
@@ -75,7 +82,7 @@
       const all = cells[state.cell].records.map((raw) => {
         const r = record(raw);
         const words = [...r.edits.flat(), r.error ?? ""];
-        for (const p of r.probes) words.push(p.prompt, ...p.answers, p.before, p.after);
+        for (const p of r.probes) words.push(p.prompt, ...p.answers, p.before ?? "", p.after ?? "", ...(p.forced ?? []));
         r.words = words.join("\n").toLowerCase();
         return r;
       });
@@ -94,10 +101,10 @@
     rows.replaceChildren();
     for (let i = first; i < last; i++) {
       const r = state.shown[i];
-      const bad = didNotHold(r);
-      const sign = make("span", "sign " + (bad ? "lost" : "held"), r.error !== null ? "!" : bad ? "✗" : "✓");
+      const sign = make("span", "sign " + (r.held ? "held" : "lost"), r.error !== null ? "!" : r.held === null ? "" : r.held ? "✓" : "✗");
       const target = make("div", "", "→ " + r.edits.map(([, target]) => target).join("; "));
-      if (changed(r)) target.append(" · something else changed");
+      if (r.held === null && degree(r)) target.append(" · " + degree(r));
+      if (r.changed) target.append(" · something else changed");
       const row = make("div", "row", sign, make("div", "", r.edits[0]?.[0] ?? "record " + r.number), target);
       row.style.top = i * ROW + "px";
       row.setAttribute("role", "option");
@@ -129,19 +136,28 @@
     return make("div", "scroll", make("table", "", make("thead", "", head), body));
   };
 
-  const said = (value) => value === "" ? make("span", "muted", "(nothing)") : value;
+  const orElse = (value, empty) => value === "" ? make("span", "muted", empty) : value;
 
   const probeCard = (probe) => {
     const facts = make("dl", "");
-    const add = (label, value, className) => facts.append(make("dt", "", label), make("dd", className, said(value)));
+    const add = (label, value, className) => facts.append(make("dt", "", label), make("dd", className, orElse(value, "(nothing)")));
     if (probe.answers.length) add("right", probe.answers.join(" | "), "answers");
-    add("before", probe.before);
-    add("after", probe.after);
+    if (probe.before !== null) add("before", probe.before);
+    if (probe.after !== null) add("after", probe.after);
+    if (probe.forced) {
+      // Erasure alone is scored by ten tokens that the model writes itself.
+      const erasure = ["erased", "same"].some((name) => probe.scores.compat.has(name));
+      const how = erasure ? ", ten tokens (compat)" : ", teacher-forced (compat)";
+      add("before" + how, probe.forced[0]);
+      add("after" + how, probe.forced[1]);
+    }
     const tags = make("div", "tags");
     if (probe.kind) tags.append(make("span", "", probe.kind));
-    if (probe.role === "locality" && moved(probe)) tags.append(make("span", "flag", "changed"));
-    for (const [name, value] of probe.scores) tags.append(make("span", "", name + " " + shown(value)));
-    const card = make("div", "probe" + (moved(probe) ? " moved" : ""), make("p", "", said(probe.prompt)), facts);
+    if (probe.changed) tags.append(make("span", "flag", "changed"));
+    for (const protocol of ["compat", "strict"]) {
+      for (const [name, value] of probe.scores[protocol]) tags.append(make("span", "", protocol + " " + name + " " + shown(value)));
+    }
+    const card = make("div", "probe" + (moved(probe) ? " moved" : ""), make("p", "", orElse(probe.prompt, "(no prompt)")), facts);
     if (tags.children.length) card.append(tags);
     return card;
   };

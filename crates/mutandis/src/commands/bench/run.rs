@@ -1,11 +1,13 @@
 //! `mutandis bench run`: a plan, or what the flags say.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use mutandis::judge::Endpoint;
-use mutandis_bench::benchmark::{Benchmark, Sets, Shard};
+use mutandis_bench::benchmark::{Benchmark, Memory, Ran, Sets, Shard};
+use mutandis_bench::compat::extra::Extra;
 use mutandis_bench::compat::in_context::Branch;
 use mutandis_bench::data::find::Places;
 use mutandis_bench::data::git_blob_id;
@@ -15,13 +17,16 @@ use mutandis_bench::perplexity::{TEXT, Window, windows};
 use mutandis_bench::plan::{GENERAL, Many, Plan, Protocol};
 use mutandis_bench::record::Measures;
 use mutandis_bench::report::Report;
-use mutandis_bench::results::{self, CellInfo, FORMAT, Folder, ModelInfo, RunInfo};
+use mutandis_bench::results::{
+    self, CellInfo, CellResult, DataInfo, FORMAT, Folder, ModelInfo, RunInfo, Skipped,
+};
 use mutandis_bench::run::{Mode, Whole};
 use mutandis_bench::strict::counterfact::References;
-use mutandis_edit::{Context, Error, Progress, find};
+use mutandis_edit::{Context, Error, Progress};
 use mutandis_engine::Model;
 
 use super::super::methods::settings;
+use crate::report::NO;
 use crate::session::Session;
 use crate::stages::Stages;
 
@@ -37,13 +42,16 @@ Every part that is done is kept in the folder of results: whatever ends a run, t
 on where it was. Folders of shards are merged by copying them into one another. `mutandis bench
 report` makes a page of them.
 
-A plan is a TOML file with the keys `method`, `data`, `mode`, `seed`, `limit` and `set`, each one or
-a list, at the top or in several `[[run]]`; and at the top `folder`, `protocol`, `fluency`, `text`,
-`general` and `general-limit`. Flags win over it.
+A plan is a TOML file. At the top, or in several `[[run]]`, it has `method`, `data`, `mode` and `seed`,
+each one or a list, `limit`, and `set`, a table; only at the top `protocol`, `extra` and `general`,
+each one or a list, and `folder`, `text`, `references`, `fluency` and `general-limit`. Its paths go by
+the folder that the command runs in. Flags win over it, and `--set` is laid over the `set` of every run.
 
 Scores are told twice. compat: as EasyEdit's functions compute them, the share of the target's tokens
 that are the likeliest, each with the true tokens before it. strict: the model answers freely, and the
-answer is right or it is not.")]
+answer is right or it is not.
+
+Exit code 1: every edit failed.")]
 pub(super) struct RunArgs {
     /// A plan: a TOML file, or one that ships with mutandis, `knowedit.toml` or `edits.toml`
     #[arg(value_name = "PLAN")]
@@ -51,10 +59,11 @@ pub(super) struct RunArgs {
     /// A data set: a file (JSON, JSON lines), or the name of a known one, such as `zsre`
     #[arg(long, value_name = "FILE|NAME")]
     data: Vec<String>,
-    /// How; `mutandis methods` lists them, `all` are all [default: r-rome]
+    /// How; `mutandis methods` lists them, `all` are all, each once [default: r-rome]
     #[arg(long, value_name = "ID")]
     method: Vec<String>,
-    /// A setting of the method; `mutandis methods show ID` lists them
+    /// A setting of every method that is run; `mutandis methods show ID` lists them. Of one that is
+    /// given twice the last counts
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Settings found for the model [default: what `locate sweep` kept, or else a shipped recipe]
@@ -77,9 +86,17 @@ pub(super) struct RunArgs {
     /// Write no texts, and measure no fluency
     #[arg(long)]
     no_fluency: bool,
+    /// What compat measures besides: the peer's perplexity of targets, its share of foreseen tokens,
+    /// and the generation it scores GRACE by
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME")]
+    extra: Vec<ExtraArg>,
     /// A text whose perplexity is measured before and after [default: one that ships with mutandis]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
+    /// Texts about objects that what is written is compared with: ROME's `attribute_snippets.json`, for
+    /// CounterFact
+    #[arg(long, value_name = "FILE")]
+    references: Option<PathBuf>,
     /// A suite of general ability that is measured before and after, such as `piqa`
     #[arg(long, value_name = "NAME")]
     general: Vec<String>,
@@ -112,11 +129,24 @@ enum ProtocolArg {
     Strict,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ExtraArg {
+    /// Perplexity of the target behind the edited prompt and other wordings (`edit:ppl`)
+    Ppl,
+    /// Share of a prompt's tokens that the model foresees with more than 0.8 (`edit:ood`)
+    OodPpl,
+    /// As many greedy tokens as the target has, cut without the blank before it (`edit:vanilla`)
+    Vanilla,
+}
+
 pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let plan = plan(args)?;
     // Everything that can be checked without the model is checked before it is loaded.
-    let orders = plan.orders()?;
+    let orders = plan.orders_with(|method| settings(method, &args.settings))?;
+    let extras = plan.extras()?;
+    check(&plan, args)?;
     let places = Places { folder: plan.folder.clone(), hub_cache: session.env.hub_cache().ok() };
+    places.check()?;
     let sets = Sets::read(&orders, &places)?;
     let limit = plan.general_limit.unwrap_or(GENERAL);
     let suites =
@@ -125,10 +155,12 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     let text = text.as_deref().unwrap_or(TEXT);
 
     let references = plan.references.as_deref().map(References::read).transpose()?;
+    let shard = args.shard.unwrap_or(Shard::WHOLE);
 
     let loaded = session.load()?;
     let model = loaded.model;
     let measures = Measures {
+        extra: extras,
         compat: plan.measures(Protocol::Compat),
         strict: plan.measures(Protocol::Strict),
         fluency: plan.fluency.unwrap_or(true),
@@ -137,12 +169,15 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         references: references.map(Arc::new),
     };
     let run = RunInfo { format: FORMAT, tool: tool(), model: info(&model, &loaded.located.name)? };
+    // What the model makes of the text comes before the folder: no run that cannot be leaves one.
+    let windows = windows(&model, text, Window::default());
+    let windows = windows.map_err(|error| unmeasured(plan.text.as_deref(), error))?;
     let folder = Folder::open(&args.out, &run)?;
     let stages = Stages::new(&session.progress);
     let records = Stages::new(&session.progress);
     let cx = Context { recipe: session.recipe(args.recipe.as_deref(), &model)?, ..session.context(&stages) };
     stages.begin("measuring the unedited model", 0);
-    let whole = Whole::new(&model, windows(&model, text, Window::default())?, suites)?;
+    let whole = Whole::new(&model, windows, suites)?;
     stages.end();
     let judge = args.judge.as_ref().zip(args.judge_model.as_ref());
     let judge = judge.map(|(url, name)| Endpoint::new(url, name, session.env.judge_key()));
@@ -153,14 +188,23 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         whole: &whole,
         text: Some(git_blob_id(text.as_bytes())),
         sets: &sets,
-        shard: args.shard.unwrap_or(Shard::WHOLE),
+        shard,
         progress: &records,
         judge: judge.as_ref().map(|judge| judge as &dyn Judge),
-        peak_memory: || mutandis::memory::peak().unwrap_or(0),
+        memory: Memory {
+            peak: || mutandis::memory::peak().unwrap_or(0),
+            restart: mutandis::memory::restart_peak,
+        },
     };
     let ran = benchmark.run(&folder, &cx)?;
-    let (run, mut cells) = results::read(&args.out)?;
-    cells.retain(|cell| ran.cells.contains(&cell.id));
+    if ran.own_parts == 0 {
+        let Shard { index, of } = shard;
+        let text = format!("shard {index}/{of} has nothing to do: the run has {}", parts(ran.parts));
+        session.progress.note(&text);
+    }
+    let (run, cells) = done(&args.out, &ran)?.unwrap_or((run, vec![]));
+    tell_left_out(&cells, &session.progress);
+    let (mut made, mut failed) = (0, 0);
     for cell in &cells {
         let errors: Vec<&str> = cell.records.iter().filter_map(|record| record.error.as_deref()).collect();
         if let Some(first) = errors.first() {
@@ -169,13 +213,97 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
             let text = format!("{count} edits by {method} on {} failed, the first: {first}", data.name);
             session.progress.note(&text);
         }
+        failed += errors.len();
+        made += cell.records.len() - errors.len();
     }
     let report = Report::new(&run, &cells);
-    session.output.print(&report, || report.table(false))?;
-    Ok(ExitCode::SUCCESS)
+    if !cells.is_empty() || session.output.is_json() {
+        session.output.print(&report, || report.table(false))?;
+    }
+    Ok(if made == 0 && failed > 0 { ExitCode::from(NO) } else { ExitCode::SUCCESS })
 }
 
-/// The plan of a file with what the flags say laid over it.
+/// The plan's cells as far as they are done; nothing where no part of any is, as of a shard with
+/// nothing to do.
+fn done(out: &Path, ran: &Ran) -> anyhow::Result<Option<(RunInfo, Vec<CellResult>)>> {
+    let is_part = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.path().extension().is_some_and(|ending| ending == "jsonl"))
+    };
+    let has_part = |id: &String| {
+        std::fs::read_dir(out.join("cells").join(id)).is_ok_and(|mut entries| entries.any(is_part))
+    };
+    if !ran.cells.iter().any(has_part) {
+        return Ok(None);
+    }
+    let (run, mut cells) = results::read(out)?;
+    cells.retain(|cell| ran.cells.contains(&cell.id));
+    Ok(Some((run, cells)))
+}
+
+fn parts(count: usize) -> String {
+    if count == 1 { "1 part".to_owned() } else { format!("{count} parts") }
+}
+
+/// Records of a data set that a note names.
+const NAMED: usize = 3;
+
+/// Notes which records were left out, of each data set once.
+fn tell_left_out(cells: &[CellResult], progress: &mutandis::progress::Progress) {
+    let mut all: BTreeMap<(&str, &str), &[Skipped]> = BTreeMap::new();
+    for CellResult { info: CellInfo { data: DataInfo { name, version, skipped, .. }, .. }, .. } in cells {
+        // Cells of other methods and limits pass over more of them or fewer.
+        let longest = all.entry((name.as_str(), version.as_str())).or_default();
+        if skipped.len() > longest.len() {
+            *longest = skipped;
+        }
+    }
+    for ((name, _), skipped) in all.into_iter().filter(|(_, skipped)| !skipped.is_empty()) {
+        let first = skipped.iter().take(NAMED).map(|s| format!("record {}: {}", s.record, s.why));
+        let first = first.collect::<Vec<_>>().join("; ");
+        let more = if skipped.len() > NAMED { "; …" } else { "" };
+        progress.note(&format!(
+            "{} of {name} left out: {first}{more} (`mutandis data check FILE` names all)",
+            if skipped.len() == 1 { "1 record".to_owned() } else { format!("{} records", skipped.len()) },
+        ));
+    }
+}
+
+/// Refuses what would be asked for in vain.
+fn check(plan: &Plan, args: &RunArgs) -> Result<(), Error> {
+    if args.judge.is_some() && !plan.measures(Protocol::Strict) {
+        return Err(Error::input_hint(
+            "`--judge` is given, and there are no free answers to judge: only `compat` is measured",
+            "leave `--judge` out, or measure `strict` too",
+        ));
+    }
+    if plan.general_limit.is_some() && plan.general.is_empty() {
+        return Err(Error::input_hint(
+            "`general-limit` is given, and no suite of general ability",
+            "name one with `--general`, such as `piqa`, or leave the limit out",
+        ));
+    }
+    if plan.general_limit == Some(0) {
+        return Err(Error::input_hint(
+            "`general-limit` is 0: there are no questions to ask",
+            "give 1 or more, or leave out `general`",
+        ));
+    }
+    Ok(())
+}
+
+/// The text cannot be measured: names the one that was given.
+fn unmeasured(path: Option<&Path>, error: mutandis_engine::Error) -> anyhow::Error {
+    match (path, error) {
+        (Some(path), mutandis_engine::Error::Input { what, hint }) => {
+            let hint = hint.unwrap_or_else(|| TEXT_HINT.to_owned());
+            Error::input_hint(format!("`{}` cannot be used: {what}", path.display()), hint).into()
+        }
+        (_, error) => error.into(),
+    }
+}
+
+/// The plan of a file with what the flags say laid over it, but for settings: what they may be hangs
+/// on the method.
 fn plan(args: &RunArgs) -> anyhow::Result<Plan> {
     let mut plan = args.plan.as_deref().map(Plan::read).transpose()?.unwrap_or_default();
     let runs = plan.run.iter_mut().chain(std::iter::once(&mut plan.top));
@@ -193,16 +321,6 @@ fn plan(args: &RunArgs) -> anyhow::Result<Plan> {
     if args.plan.is_none() && args.method.is_empty() {
         plan.top.method = Many::One("r-rome".to_owned());
     }
-    if !args.settings.is_empty() {
-        // Settings of one method mean nothing to another, so each has to know all of them.
-        let ids = plan.top.method.all();
-        let mut merged = serde_json::json!({});
-        for id in &ids {
-            merged = settings(find(id)?, &args.settings)?;
-        }
-        plan.run.iter_mut().for_each(|run| run.set = Some(merged.clone()));
-        plan.top.set = Some(merged);
-    }
     let over = |path: &Option<PathBuf>, own: &mut Option<PathBuf>| {
         if path.is_some() {
             own.clone_from(path);
@@ -210,12 +328,21 @@ fn plan(args: &RunArgs) -> anyhow::Result<Plan> {
     };
     over(&args.folder, &mut plan.folder);
     over(&args.text, &mut plan.text);
+    over(&args.references, &mut plan.references);
     if !args.protocol.is_empty() {
         let of = |p: &ProtocolArg| match p {
             ProtocolArg::Compat => Protocol::Compat,
             ProtocolArg::Strict => Protocol::Strict,
         };
         plan.protocol = Many::Several(args.protocol.iter().map(of).collect());
+    }
+    if !args.extra.is_empty() {
+        let of = |extra: &ExtraArg| match extra {
+            ExtraArg::Ppl => Extra::Ppl,
+            ExtraArg::OodPpl => Extra::OodPpl,
+            ExtraArg::Vanilla => Extra::Vanilla,
+        };
+        plan.extra = Many::Several(args.extra.iter().map(of).collect());
     }
     if args.no_fluency {
         plan.fluency = Some(false);
@@ -249,10 +376,11 @@ fn suite(plan: &Plan, name: &str, limit: usize) -> anyhow::Result<Suite> {
 fn read(path: &Path) -> anyhow::Result<String> {
     let text = std::fs::read_to_string(path);
     Ok(text.map_err(|e| {
-        let hint = "give a text file, or leave out `--text`: a text of our own is measured then";
-        Error::input_hint(format!("cannot read the text `{}`: {e}", path.display()), hint)
+        Error::input_hint(format!("cannot read the text `{}`: {e}", path.display()), TEXT_HINT)
     })?)
 }
+
+const TEXT_HINT: &str = "give a text file, or leave out `--text`: a text of our own is measured then";
 
 fn tool() -> String {
     concat!("mutandis ", env!("CARGO_PKG_VERSION")).to_owned()

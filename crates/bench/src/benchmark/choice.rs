@@ -1,0 +1,87 @@
+//! Which records of a data set are used.
+
+use std::collections::HashMap;
+
+use mutandis_edit::Result;
+use mutandis_engine::Model;
+
+use crate::data::{Record, Set};
+use crate::record::Prepared;
+use crate::results::Skipped;
+
+/// Records that were looked at once, by the number of their set and their place in it: how many of
+/// their questions are longer than the model's context, and why one cannot be used at all.
+#[derive(Debug, Default)]
+pub(super) struct Looked(HashMap<(usize, usize), (usize, Option<String>)>);
+
+/// Records that are used, by their place in the set, and those that are not.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub(super) records: Vec<usize>,
+    /// Among those up to the last one used; all of the file's where it has fewer than were asked for.
+    pub(super) skipped: Vec<Skipped>,
+    /// Questions of the used ones that are longer than the model's context.
+    pub(super) too_long: usize,
+}
+
+impl Looked {
+    /// The first records that a method can edit: with their subjects in their prompts, where it
+    /// needs them. Where no record of the set has that, each fails by itself and says why.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer.
+    pub(super) fn choose(
+        &mut self,
+        model: &Model,
+        (number, set): (usize, &Set),
+        needs_subject: bool,
+        limit: usize,
+    ) -> Result<Chosen> {
+        let named = |record: &Record| record.facts().iter().all(|fact| fact.subject_range().is_ok());
+        let asks_for_it = needs_subject && set.records.iter().any(named);
+        let mut chosen = Chosen::default();
+        for (i, record) in set.records.iter().enumerate() {
+            if chosen.records.len() == limit {
+                break;
+            }
+            let mut skip = |why: String| chosen.skipped.push(Skipped { record: record.number, why });
+            if asks_for_it && !named(record) {
+                let why = record.facts().iter().find_map(|fact| fact.subject_range().err());
+                skip(why.map_or_else(String::new, |why| why.to_string()));
+                continue;
+            }
+            let (too_long, unfit) = self.look(model, (number, set), i)?;
+            match unfit {
+                Some(why) => skip(why.clone()),
+                None => {
+                    chosen.too_long += too_long;
+                    chosen.records.push(i);
+                }
+            }
+        }
+        let last = match chosen.records.last() {
+            Some(&i) if chosen.records.len() == limit => set.records[i].number,
+            _ => usize::MAX,
+        };
+        let unreadable = set.skipped.iter().filter(|note| note.record < last);
+        chosen.skipped.extend(unreadable.map(|note| Skipped { record: note.record, why: note.what.clone() }));
+        chosen.skipped.sort_by_key(|skipped| skipped.record);
+        Ok(chosen)
+    }
+
+    fn look(
+        &mut self,
+        model: &Model,
+        (number, set): (usize, &Set),
+        i: usize,
+    ) -> Result<&(usize, Option<String>)> {
+        use std::collections::hash_map::Entry;
+        Ok(match self.0.entry((number, i)) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let record = Prepared::new(model, set, i, 0)?;
+                place.insert((record.too_long, record.unfit(model)))
+            }
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! `mutandis bench run` into a folder that is there: what counts as done, and what is never mixed.
+#![allow(missing_docs, clippy::unwrap_used)]
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+
+use common::people::{people, record, results, stories};
+use serde_json::{Value, json};
+
+/// Two parts of two records by `ft-m`, one epoch.
+const QUICK: [&str; 12] = [
+    "--method",
+    "ft-m",
+    "--set",
+    "epochs=1",
+    "--set",
+    "layers=[2]",
+    "--mode",
+    "batch:2",
+    "--limit",
+    "4",
+    "--no-fluency",
+    "--json",
+];
+
+fn quick<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let usual = ["bench", "run", "--model", model, "--data", "people.jsonl"];
+    [&usual[..], &QUICK, more].concat()
+}
+
+#[test]
+fn a_part_that_is_not_whole_is_made_again() {
+    let sandbox = people();
+    let model = stories();
+    sandbox.run(&quick(&model, &[])).ok();
+    let whole = results(&sandbox.path("results"));
+    let (part, text) = whole.iter().find(|(path, _)| path.ends_with("00001.jsonl")).unwrap();
+    let path = sandbox.path("results").join(part);
+    let half = text.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    for damaged in [&b""[..], &text[..half], &text[..half + 9], b"null\n"] {
+        fs::write(&path, damaged).unwrap();
+        sandbox.run(&["bench", "report", "results"]).fails_with(&["00001.jsonl", "run the benchmark again"]);
+        let ran = sandbox.run(&quick(&model, &[])).ok();
+        assert!(ran.stderr.contains("part 1 of") && ran.stderr.contains("made again"), "{}", ran.stderr);
+        assert_eq!(results(&sandbox.path("results")), whole);
+    }
+    // What was measured beside the records belongs to a part, too.
+    fs::remove_file(path.with_extension("model.json")).unwrap();
+    sandbox.run(&["bench", "report", "results"]).fails_with(&["00001.model.json", "hint: "]);
+    sandbox.run(&quick(&model, &[])).ok();
+    assert_eq!(results(&sandbox.path("results")), whole);
+}
+
+#[test]
+fn steps_and_torn_files_of_a_killed_run_do_not_stay() {
+    let sandbox = people();
+    let model = stories();
+    let sequence = quick(&model, &["--mode", "sequential"]);
+    let sequence: Vec<&str> = sequence.into_iter().filter(|word| *word != "batch:2").collect();
+    let at = sequence.iter().position(|word| *word == "--mode").unwrap();
+    let sequence = [&sequence[..at], &sequence[at + 1..]].concat();
+    sandbox.run(&sequence).ok();
+    let cells = sandbox.path("results/cells");
+    let cell = fs::read_dir(cells).unwrap().next().unwrap().unwrap().path();
+    fs::create_dir(cell.join("00000.steps")).unwrap();
+    fs::write(cell.join("00000.steps/00000.json"), "{}").unwrap();
+    let [old, new] = [".mutandis-old", ".mutandis-new"].map(|name| cell.join(name));
+    for path in [&old, &new] {
+        fs::write(path, "torn").unwrap();
+    }
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    fs::File::options().write(true).open(&old).unwrap().set_modified(long_ago).unwrap();
+    sandbox.run(&sequence).ok();
+    assert!(!cell.join("00000.steps").exists() && !old.exists());
+    assert!(new.exists(), "another run may be writing it");
+}
+
+#[test]
+fn results_of_another_version_are_not_added_to() {
+    let sandbox = people();
+    let model = stories();
+    sandbox.run(&quick(&model, &[])).ok();
+    let path = sandbox.path("results/run.json");
+    let mut run: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    run["tool"] = json!("mutandis 9.9.9");
+    fs::write(&path, run.to_string()).unwrap();
+    sandbox.run(&quick(&model, &[])).fails_with(&["results of mutandis 9.9.9", "--out"]);
+}
+
+#[test]
+fn what_is_measured_with_is_part_of_a_cell() {
+    let sandbox = people();
+    let model = stories();
+    let cells = || fs::read_dir(sandbox.path("results/cells")).unwrap().count();
+    sandbox.run(&quick(&model, &[])).ok();
+    sandbox.run(&quick(&model, &["--weights", "f32"])).ok();
+    assert_eq!(cells(), 1, "weights in f32 are those as they are stored");
+    sandbox.run(&quick(&model, &["--weights", "bf16"])).ok();
+    assert_eq!(cells(), 2, "weights in bf16 are others");
+    sandbox.run(&quick(&model, &["--extra", "ppl"])).ok();
+    assert_eq!(cells(), 3);
+    let snippets = json!([{"relation_id": "P1", "target_id": "Q1", "samples": [{"text": "the sea"}]}]);
+    fs::write(sandbox.path("snippets.json"), snippets.to_string()).unwrap();
+    sandbox.run(&quick(&model, &["--references", "snippets.json"])).ok();
+    assert_eq!(cells(), 4);
+}
+
+#[test]
+fn a_method_without_its_editor_is_left_out_and_the_others_run() {
+    let sandbox = people();
+    let model = stories();
+    let plan = "data = 'people.jsonl'\nlimit = 2\nfluency = false\nmethod = ['mend', 'ice']";
+    fs::write(sandbox.path("plan.toml"), plan).unwrap();
+    let ran = sandbox.run(&["bench", "run", "plan.toml", "--model", &model, "--out", "some", "--json"]).ok();
+    let report = ran.json();
+    let methods: Vec<&Value> =
+        report["cells"].as_array().unwrap().iter().map(|cell| &cell["method"]).collect();
+    assert_eq!(methods, [&json!("ice")]);
+    for part in ["mend on people is left out", "`mutandis train mend --data FILE`"] {
+        assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
+    }
+}
+
+#[test]
+fn what_is_longer_than_the_context_is_left_out_and_the_rest_is_run() {
+    let sandbox = people();
+    let model = stories();
+    let long = "One day, the dog ran. ".repeat(300);
+    let mut prompt = record(("Tom", "house"));
+    prompt["prompt"] = json!(format!("{long} Tom went to the"));
+    let mut probe = record(("Lily", "store"));
+    probe["locality"]["near"][0]["prompt"] = json!(long);
+    let lines = [prompt, probe, record(("Max", "sea"))].map(|record| record.to_string());
+    fs::write(sandbox.path("people.jsonl"), lines.join("\n")).unwrap();
+    let ran = sandbox.run(&quick(&model, &[])).ok();
+    let cell = &ran.json()["cells"][0];
+    assert_eq!((&cell["scored"], &cell["failed"]), (&json!(2), &json!(0)), "{cell}");
+    for part in ["1 questions are longer than the model's context of 512", "record 1", "longer than"] {
+        assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_subject_is_asked_for_only_by_methods_that_need_it() {
+    let sandbox = people();
+    let model = stories();
+    // One record of the file, the second, has a subject that is not in its prompt.
+    let numbers = |method: &str| -> Vec<u64> {
+        let plan = format!("data = 'people.jsonl'\nlimit = 3\nfluency = false\nmethod = '{method}'");
+        let set = "set = { layer = 2, moment-tokens = 600, prefixes = [1, 1], search = { steps = 2 } }";
+        let set = if method == "r-rome" { set } else { "" };
+        fs::write(sandbox.path("plan.toml"), format!("{plan}\n{set}")).unwrap();
+        let ran = sandbox.run(&["bench", "run", "plan.toml", "--model", &model, "--out", method]).ok();
+        let skipped = ran.stderr.contains("Bob");
+        assert_eq!(skipped, method == "r-rome", "{}", ran.stderr);
+        let lines = results(&sandbox.path(method));
+        let (_, lines) = lines.iter().find(|(path, _)| path.ends_with(".jsonl")).unwrap();
+        let lines = String::from_utf8(lines.clone()).unwrap();
+        let each = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        each.inspect(|record| assert_eq!(record.get("error"), None))
+            .map(|record| record["record"].as_u64().unwrap())
+            .collect()
+    };
+    assert_eq!(numbers("r-rome"), [1, 3, 4]);
+    assert_eq!(numbers("ice"), [1, 2, 3]);
+}
