@@ -44,7 +44,7 @@ impl Before {
 
     /// Scores of the unedited model itself.
     pub fn scores(&self) -> Scores {
-        named(self.likelihoods.map(|l| l.success(&l)), Some(1.0), Some(0.0))
+        named(self.likelihoods.map(|l| l.success(&l)), None, None)
     }
 }
 

@@ -389,8 +389,11 @@ fn tool() -> String {
 fn info(model: &Model, name: &str) -> anyhow::Result<ModelInfo> {
     let a = model.architecture();
     let family = serde_json::to_value(a.family)?.as_str().unwrap_or_default().to_owned();
+    // A path is of this machine; results are read on others.
+    let path = Path::new(name);
+    let file = path.file_name().filter(|_| path.exists()).map(|file| file.to_string_lossy().into_owned());
     Ok(ModelInfo {
-        name: name.to_owned(),
+        name: file.unwrap_or_else(|| name.to_owned()),
         fingerprint: model.fingerprint()?.to_owned(),
         family,
         layers: a.layers,
