@@ -52,20 +52,26 @@ impl Importance {
         }
     }
 
-    /// Sets the least important singular values of all weights to zero (eq. 3 and 6). They may come
-    /// back: their vectors stay.
+    /// Sets the least important singular values of all weights to zero, as many as the budget has at a
+    /// step (eq. 3 and 6). They may come back: their vectors stay.
     pub(super) fn prune(&self, parameters: &mut [Parameter], step: usize) {
+        let from: usize = parameters.iter().map(Parameter::singular_values).sum();
+        let weights = parameters.len().max(1);
+        let kept = self.budget.at(step, self.steps, from / weights) * weights as f64;
+        self.keep(parameters, kept.round() as usize);
+    }
+
+    /// Keeps the most important singular values alone.
+    fn keep(&self, parameters: &mut [Parameter], kept: usize) {
         let mut scores: Vec<(f32, usize, usize)> = vec![];
         for (i, (parameter, [mean, apart])) in parameters.iter().zip(&self.state).enumerate() {
             let number = |at: usize| mean[at] * apart[at];
             let own = parameter.triplets(&number).into_iter().enumerate();
             scores.extend(own.map(|(r, score)| (score, i, r)));
         }
-        let weights = parameters.len().max(1);
-        let kept = self.budget.at(step, self.steps, scores.len() / weights) * weights as f64;
         // The important first; equal ones in their own order.
         scores.sort_by(|a, b| b.0.total_cmp(&a.0));
-        for (_, parameter, value) in scores.into_iter().skip(kept.round() as usize) {
+        for (_, parameter, value) in scores.into_iter().skip(kept) {
             parameters[parameter].silence(value);
         }
     }
@@ -73,7 +79,48 @@ impl Importance {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use std::path::Path;
+
+    use mutandis_engine::{Role, WeightId};
+    use rand_chacha::ChaCha8Rng;
+    use rand_core::SeedableRng;
+    use safetensors::SafeTensors;
+
     use super::*;
+
+    /// Against `fixtures/adalora.py`. The scores there lie several percent apart, and f32 is enough.
+    #[test]
+    fn the_singular_values_that_peft_keeps_are_kept() {
+        const RANK: usize = 3;
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/adalora.safetensors");
+        let bytes = std::fs::read(path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let numbers = |name: String| -> Vec<f32> {
+            let data = file.tensor(&name).unwrap().data().to_vec();
+            data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let mut parameter = |layer| {
+            let id = WeightId { layer, role: Role::MlpOut };
+            let mut parameter = Parameter::singular(id, [5, 4], RANK, 1.0, 0.0, &mut rng).unwrap();
+            parameter.values = numbers(format!("values.{layer}"));
+            parameter
+        };
+        let parameters = [parameter(0), parameter(1)];
+        let mut importance = Importance::new(Budget { rank: 1, shares: [0.0; 2] }, &parameters, 4);
+        for step in 0..4 {
+            let gradients = [0, 1].map(|w| numbers(format!("gradients.{step}.{w}")));
+            importance.see(&parameters, &gradients);
+        }
+        for kept in 1..6 {
+            let mut pruned = parameters.clone();
+            importance.keep(&mut pruned, kept);
+            let of = |p: &Parameter| p.values[p.values.len() - RANK..].to_vec();
+            let found: Vec<f32> = pruned.iter().flat_map(of).map(|v| f32::from(u8::from(v != 0.0))).collect();
+            assert_eq!(found, numbers(format!("kept.{kept}")), "{kept} of 6");
+        }
+    }
 
     #[test]
     fn a_budget_falls_from_all_to_what_is_kept() {

@@ -230,6 +230,14 @@ impl Parameter {
         (0..rank).map(|r| number(values + r) + mean(0, out, r) + mean(out * rank, inn, r)).collect()
     }
 
+    /// How many singular values it has; none of a change in another form.
+    pub(super) fn singular_values(&self) -> usize {
+        match self.kind {
+            Kind::Singular { rank, .. } => rank,
+            Kind::Dense(_) | Kind::LowRank { .. } => 0,
+        }
+    }
+
     /// Sets one singular value to zero.
     pub(super) fn silence(&mut self, value: usize) {
         if let Kind::Singular { rank, .. } = self.kind {
