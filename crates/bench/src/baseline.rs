@@ -29,7 +29,9 @@ impl Baseline {
         let Measures { compat, strict, fluency, .. } = measures;
         let of = model.fingerprint()?;
         let weights = model.storage() == Storage::Bf16;
-        let all = format!("{PROTOCOL} {of} {weights} {version} {compat} {strict} {fluency} {seed}");
+        // Another instruction set adds up in another order: its answers are compared with its own.
+        let isa = model.isa();
+        let all = format!("{PROTOCOL} {of} {isa:?} {weights} {version} {compat} {strict} {fluency} {seed}");
         let hash = blake3::hash(all.as_bytes()).to_hex();
         Ok(Self(Some(cache.join("answers").join(&hash.as_str()[..24]))))
     }

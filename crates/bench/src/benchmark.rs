@@ -140,8 +140,6 @@ pub struct Ran {
     pub cells: Vec<String>,
     /// Records that were edited and scored now.
     pub records: usize,
-    /// Records that had been before, or are another shard's.
-    pub kept: usize,
     /// Parts of all cells.
     pub parts: usize,
     /// Those of them that are this shard's.
@@ -161,28 +159,41 @@ impl Benchmark<'_> {
         let mut unready: Option<Error> = None;
         for order in self.orders {
             let Some(&set) = names.get(&order.data) else { continue };
-            let editor = match order.method.editor(&order.settings, self.model, cx) {
+            // All methods of a plan edit the same records of a data set.
+            let of_set = self.orders.iter().filter(|other| names.get(&other.data) == Some(&set));
+            let needs_subject = of_set.clone().any(|other| other.method.needs_subject);
+            let (name, data) = &sets[set];
+            let chosen = looked.choose(self.model, (set, data), needs_subject, order.limit)?;
+            let editor = match chosen.records.is_empty() {
+                true => Err(Error::input_hint(
+                    format!("no record of `{}` can be edited", order.data),
+                    "`mutandis data check` tells what is wrong with records",
+                )),
+                false => order.method.editor(&order.settings, self.model, cx),
+            };
+            let editor = match editor {
                 Ok(editor) => editor,
-                // The others are run, and this one once it has its editor.
+                // The others are run, and this one once it can be.
                 Err(error) => {
-                    let name = &sets[set].0;
                     let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
                     let text = format!("{} on {name} is left out: {error}{hint}", order.method.id);
                     self.progress.note(&text);
                     unready = Some(error);
+                    // Its parts keep their numbers: another shard may be able to make them.
+                    ran.parts += Cell::parts(order.mode, chosen.records.len()).len();
                     continue;
                 }
             };
-            let info = self.info(order, (set, &sets[set]), editor.as_deref(), &mut looked, cx)?;
+            let records = chosen.records.clone();
+            let info = self.info(order, &sets[set], chosen, editor.as_deref(), cx)?;
             let id = id_of(&info, self.model.fingerprint()?)?;
             // A cell that is listed twice is run once.
             if ran.cells.contains(&id) {
                 continue;
             }
-            let cell = self.planned(order, set, &sets[set].1, (id, &info), folder, &mut ran)?;
+            let cell = self.planned(order, (set, records), (id, &info), folder, &mut ran)?;
             let now: usize = cell.parts.iter().map(|(_, range)| range.len()).sum();
             ran.records += now;
-            ran.kept += cell.records.len() - now;
             ran.cells.push(cell.id.clone());
             planned.push(cell);
         }
@@ -217,26 +228,11 @@ impl Benchmark<'_> {
     fn info(
         &self,
         order: &Order,
-        (set, (name, data)): (usize, &Named),
+        (name, data): &Named,
+        Chosen { records, skipped, unasked }: Chosen,
         editor: Option<&Path>,
-        looked: &mut Looked,
         cx: &Context<'_>,
     ) -> Result<CellInfo> {
-        let needs_subject = order.method.needs_subject;
-        let Chosen { records, skipped, too_long } =
-            looked.choose(self.model, (set, data), needs_subject, order.limit)?;
-        if records.is_empty() {
-            let hint = "`mutandis data check` says why";
-            return Err(Error::input_hint(format!("no record of `{}` can be edited", order.data), hint));
-        }
-        if too_long > 0 {
-            let context = self.model.architecture().context;
-            self.progress.note(&format!(
-                "{} on {name}: {too_long} questions are longer than the model's context of {context} tokens, and \
-                 are not asked",
-                order.method.id
-            ));
-        }
         let Measures { references, strict, branch, .. } = self.measures;
         let mut sources = BTreeMap::new();
         let mut source = |name: &str, of: String| sources.insert(name.to_owned(), of);
@@ -272,10 +268,18 @@ impl Benchmark<'_> {
             };
             (suite.name.to_owned(), info)
         };
+        let mut settings = order.method.resolved(self.model, cx.recipe.as_ref(), &order.settings)?;
+        if editor.is_some()
+            && let Some(settings) = settings.as_object_mut()
+        {
+            // Told by its content; its path is of this machine.
+            settings.remove("editor");
+        }
+        let (form, version) = (data.form, data.version.clone());
         Ok(CellInfo {
             method: order.method.id.to_owned(),
-            settings: order.method.settings(self.model, cx.recipe.as_ref(), &order.settings),
-            data: DataInfo { name: name.clone(), form: data.form, version: data.version.clone(), skipped },
+            settings,
+            data: DataInfo { name: name.clone(), form, version, unasked, skipped },
             mode: order.mode,
             seed: order.seed,
             records: records.iter().map(|&i| data.records[i].number).collect(),
@@ -291,8 +295,7 @@ impl Benchmark<'_> {
     fn planned<'o>(
         &self,
         order: &'o Order,
-        set: usize,
-        data: &Set,
+        (set, records): (usize, Vec<usize>),
         (id, info): (String, &CellInfo),
         folder: &Folder,
         ran: &mut Ran,
@@ -311,8 +314,6 @@ impl Benchmark<'_> {
             }
             ran.parts += 1;
         }
-        let place = |number: &usize| data.records.iter().position(|record| record.number == *number);
-        let records = info.records.iter().filter_map(place).collect();
         Ok(Planned { order, set, records, id, folder, parts })
     }
 

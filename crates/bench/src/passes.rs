@@ -7,7 +7,7 @@ use mutandis_engine::sampling::likeliest;
 use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
 use rayon::prelude::*;
 
-use crate::compat::Asked;
+use crate::compat::{Asked, Forced};
 
 /// A text whose logits are wanted at some places.
 #[derive(Debug, Clone)]
@@ -25,6 +25,18 @@ impl<'a> From<&Asked<'a>> for Text<'a> {
     fn from(Asked { text, overlays }: &Asked<'a>) -> Self {
         let last = text.ids.len().saturating_sub(1);
         Self { ids: &text.ids, overlays, places: text.start.saturating_sub(1).min(last)..last }
+    }
+}
+
+impl<'a> Text<'a> {
+    /// A text as the unedited model reads it, and as the edited one does, at the same places of the
+    /// answer. Where text before the prompt moves its border, what both have of it counts.
+    pub(crate) fn pair(plain: &'a Forced, shown: &'a Forced, overlays: &'a [&'a Overlay]) -> [Self; 2] {
+        let count = plain.labels().len().min(shown.labels().len()).min(plain.ids.len().saturating_sub(1));
+        [(plain, &[][..]), (shown, overlays)].map(|(text, overlays)| {
+            let last = text.ids.len().saturating_sub(1);
+            Self { ids: &text.ids, overlays, places: last.saturating_sub(count)..last }
+        })
     }
 }
 

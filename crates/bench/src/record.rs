@@ -13,7 +13,7 @@ use crate::data::{Form, Record, Set, Task};
 use crate::edited::Edited;
 use crate::question::{Question, questions};
 use crate::results::Role;
-use crate::sentiment::Likelihoods;
+use crate::sentiment::{Likelihoods, Opinion};
 use crate::strict::counterfact::{self, References};
 use crate::strict::erasure::{self, Held};
 use crate::texts::{Ask, Way, write};
@@ -49,7 +49,7 @@ impl Measures {
 }
 
 /// Version of what is asked and how; results of another are not mixed with these.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Tokens of a text whose fluency is measured, at most. The peer counts the prompt's, too.
 const FLUENCY: usize = 100;
@@ -74,8 +74,8 @@ pub struct Prepared<'a> {
     pub(crate) probes: Probes,
     /// New tokens of an answer at most, by question.
     budgets: Vec<usize>,
-    /// How many questions are not asked, as they are longer than the model's context.
-    pub(crate) too_long: usize,
+    /// Prompts that are not asked, as they are longer than the model's context with their answers.
+    pub(crate) too_long: Vec<String>,
 }
 
 /// What a record is scored by.
@@ -155,15 +155,19 @@ impl<'a> Prepared<'a> {
     /// Where the model has no tokenizer.
     pub fn of_facts(model: &Model, number: usize, facts: &[Fact], generation: &[String]) -> Result<Self> {
         let (tokenizer, context) = (model.tokenizer()?, model.architecture().context);
-        let (mut asked, mut budgets, mut too_long) = (vec![], vec![], 0);
+        let (mut asked, mut budgets, mut too_long) = (vec![], vec![], vec![]);
+        let length = |text: &str| -> Result<usize> { Ok(tokenizer.encode_continuation(text)?.ids.len()) };
+        // The old answer is asked about beside the right ones.
+        let old = facts.iter().filter_map(|fact| fact.ground_truth.as_deref()).map(length);
+        let old = old.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
         for question in questions(facts, generation) {
             let mut longest = 0;
             for answer in &question.answers {
-                longest = longest.max(tokenizer.encode_continuation(answer)?.ids.len());
+                longest = longest.max(length(answer)?);
             }
-            // A text that is gone on with has room for one token at least.
-            if tokenizer.encode(&question.prompt)?.ids.len() + longest.max(1) > context {
-                too_long += 1;
+            // One more for the blank between them, which may be a token of its own.
+            if tokenizer.encode(&question.prompt)?.ids.len() + longest.max(old) + 1 > context {
+                too_long.push(question.prompt);
                 continue;
             }
             budgets.push(ANSWER.max(longest + longest / 2 + 8));
@@ -171,16 +175,39 @@ impl<'a> Prepared<'a> {
         }
         let probes = Probes::new(model, asked)?;
         let kind = Kind::Facts { reference: None };
-        Ok(Self { number, facts: facts.to_vec(), kind, probes, budgets, too_long })
+        let mut facts = facts.to_vec();
+        if !too_long.is_empty() {
+            let is_asked = |prompt: &String| !too_long.contains(prompt);
+            for fact in &mut facts {
+                fact.rephrases.retain(is_asked);
+                fact.portability.retain(|probe| is_asked(&probe.prompt));
+                fact.locality.retain(|probe| is_asked(&probe.prompt));
+            }
+        }
+        Ok(Self { number, facts, kind, probes, budgets, too_long })
     }
 
     /// Why it cannot be edited on a model; nothing where it can.
-    pub(crate) fn unfit(&self, model: &Model) -> Option<String> {
-        let edits = self.questions().iter().filter(|question| question.role == Role::Edit).count();
-        (self.too_long > 0 && edits < self.facts.len()).then(|| {
-            let context = model.architecture().context;
-            format!("its prompt and target are longer than the model's context of {context} tokens")
-        })
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer.
+    pub(crate) fn unfit(&self, model: &Model) -> Result<Option<String>> {
+        let (tokenizer, context) = (model.tokenizer()?, model.architecture().context);
+        let is_long = match &self.kind {
+            Kind::Facts { .. } => self.facts.iter().any(|fact| self.too_long.contains(&fact.prompt)),
+            Kind::Sentiment(case) => {
+                let texts = case.own.iter().chain(&case.other);
+                let length =
+                    |o: &Opinion| Ok(tokenizer.encode(&format!("{} {}", o.question, o.answer))?.ids.len());
+                let lengths = texts.map(length).collect::<Result<Vec<_>>>()?;
+                lengths.into_iter().any(|length| length > context)
+            }
+            Kind::Erasure(case) => {
+                let old = case.fact.ground_truth.as_deref().unwrap_or_default();
+                tokenizer.encode(&format!("{} {old}", case.fact.prompt))?.ids.len() >= context
+            }
+        };
+        Ok(is_long.then(|| format!("its texts are longer than the model's context of {context} tokens")))
     }
 
     pub(crate) fn questions(&self) -> &[Question] {
@@ -189,9 +216,21 @@ impl<'a> Prepared<'a> {
 
     /// Whether answers that were kept are to these questions, and whole.
     pub(crate) fn fits(&self, said: &Said, measures: &Measures) -> bool {
-        let texts = if measures.compat { self.probes.texts.len() } else { 0 };
-        let free = if measures.strict { self.questions().len() } else { 0 };
-        (said.predicted.len(), said.free.len()) == (texts, free)
+        let Measures { compat, strict, fluency, .. } = *measures;
+        let predicted = if compat { &self.probes.texts[..] } else { &[] };
+        let free = if strict { self.questions().len() } else { 0 };
+        let written = if strict && fluency { self.generations().len() } else { 0 };
+        let of_its_kind = match &self.kind {
+            Kind::Facts { .. } => true,
+            Kind::Sentiment(_) => said.sentiment.is_some() == strict,
+            Kind::Erasure(_) => (said.ten.is_some(), said.erasure.is_some()) == (compat, strict),
+        };
+        said.predicted.len() == predicted.len()
+            && said.predicted.iter().zip(predicted).all(|(said, text)| said.len() == text.labels().len())
+            && said.free.len() == free
+            && [&said.sampled, &said.greedy].iter().all(|texts| texts.len() == written)
+            && said.peer.is_some() == (compat && fluency)
+            && of_its_kind
     }
 
     /// The same record, of which only the edited prompts are asked.

@@ -8,7 +8,7 @@
 //! DIR/cells/ID/00000.cost.json     seconds and memory: all that differs from run to run
 //! ```
 //!
-//! A part is written once, whole, and never again. Folders of shards are merged by copying them
+//! A part is written whole; one that is found damaged is made again. Folders of shards are merged by copying them
 //! into one another.
 
 mod read;
@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::data::Form;
 use crate::run::Mode;
 
-pub use read::read;
+pub use read::{read, read_cells};
 pub use write::{CellFolder, Folder};
 
 /// Version of the layout.
@@ -71,7 +71,7 @@ pub struct RunInfo {
 /// The unedited model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelInfo {
-    /// As the user names it.
+    /// As the user names it; of a path, the file's name.
     pub name: String,
     /// Hash of the weights, hexadecimal.
     pub fingerprint: String,
@@ -132,12 +132,15 @@ pub struct DataInfo {
     pub form: Form,
     /// The file's git blob id.
     pub version: String,
+    /// Questions of the records that are not asked, with why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unasked: Vec<Skipped>,
     /// Records that could not be used, among those up to the last one used; all of the file's
     /// where it holds fewer than were asked for.
     pub skipped: Vec<Skipped>,
 }
 
-/// A record that was left out.
+/// A record that was left out, or a question of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Its number in the file, from 1.
@@ -153,7 +156,7 @@ pub struct RecordResult {
     pub record: usize,
     /// What was edited, as prompt and target.
     pub edits: Vec<[String; 2]>,
-    /// Why the edit failed; it has no scores then.
+    /// Why the edit failed, or could not be scored; it has only the unedited model's scores then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Scores of the unedited model.
@@ -251,7 +254,7 @@ pub struct Cost {
     pub score_seconds: f64,
     /// Seconds of asking the unedited model; 0 where its answers were kept from before.
     pub baseline_seconds: f64,
-    /// Memory of the process at most, in bytes, while the part was made.
+    /// Memory of the process at most, in bytes, since its cell was begun or gone on with.
     pub peak_memory_bytes: u64,
 }
 

@@ -1,5 +1,7 @@
 //! What is asked of a record of Sanitation: its own question, and some whose answers must stay.
 
+use std::collections::HashSet;
+
 use mutandis_edit::{Fact, Probe};
 
 use crate::data::{Record, Set};
@@ -34,12 +36,10 @@ impl<'a> Case<'a> {
         let own = plain(fact.ground_truth.as_deref().unwrap_or_default());
         let truths = set.records.iter().flat_map(Record::facts).filter_map(|f| f.ground_truth.as_deref());
         let kept = set.retained.iter().filter_map(|p| p.answers.first().map(String::as_str));
-        let mut seen = vec![own];
+        let mut seen = HashSet::from([own]);
         let mut others: Vec<&str> = vec![];
         for answer in truths.chain(kept) {
-            let bare = plain(answer);
-            if !seen.contains(&bare) {
-                seen.push(bare);
+            if seen.insert(plain(answer)) {
                 others.push(answer);
             }
         }

@@ -62,11 +62,9 @@ fn divergences(under: &[Under<'_>]) -> Result<Vec<Vec<Option<f64>>>> {
             if !record.probes.is_locality(i) {
                 continue;
             }
-            // Where text before the prompt moves the border, what both have of the answer counts.
-            let count = plain.labels().len().min(shown.labels().len()).min(plain.ids.len() - 1);
-            let last = |ids: &[u32]| ids.len() - 1 - count..ids.len() - 1;
-            before.push(Text { ids: &plain.ids, overlays: &[], places: last(&plain.ids) });
-            after.push(Text { ids: &shown.ids, overlays: by.overlays, places: last(&shown.ids) });
+            let [was, is] = Text::pair(plain, shown, by.overlays);
+            before.push(was);
+            after.push(is);
             of.push((r, record.probes.of[i]));
         }
     }

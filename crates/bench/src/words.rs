@@ -15,6 +15,16 @@ pub fn first_sentence(text: &str) -> &str {
     sentences(text).first().copied().unwrap_or(text)
 }
 
+/// Where the first sentence of a text may end, in bytes: behind each period that may be an
+/// abbreviation's or a sentence's, and at last where it surely does.
+pub(crate) fn ends(text: &str) -> Vec<usize> {
+    let marks = marks(text);
+    let sure = marks.iter().find(|mark| mark.is_sure && !text[..mark.end].trim().is_empty());
+    let last = sure.map_or(text.len(), |mark| mark.end);
+    let doubtful = marks.iter().map(|mark| mark.end).take_while(|end| *end < last);
+    doubtful.chain([last]).collect()
+}
+
 /// Abbreviations that a capital may follow within a sentence.
 const ABBREVIATIONS: [&str; 29] = [
     "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "gen", "col", "lt", "capt", "sgt", "rev", "gov",
@@ -27,8 +37,16 @@ fn is_initials(word: &str) -> bool {
     letters.all(|part| part.chars().count() == 1 && part.chars().all(char::is_uppercase))
 }
 
-/// Cuts a text behind the signs that end a sentence.
-fn sentences(text: &str) -> Vec<&str> {
+/// A place behind a sign where a sentence may end.
+struct Mark {
+    /// In bytes.
+    end: usize,
+    /// No abbreviation, initials or ordinal stand before it.
+    is_sure: bool,
+}
+
+/// The places where sentences may end, but for the end of the text.
+fn marks(text: &str) -> Vec<Mark> {
     let mut out = vec![];
     let mut from = 0;
     let chars: Vec<(usize, char)> = text.char_indices().collect();
@@ -48,19 +66,33 @@ fn sentences(text: &str) -> Vec<&str> {
             continue;
         }
         let follows = chars[i..].iter().map(|(_, c)| *c).find(|c| !c.is_whitespace());
+        if follows.is_none_or(char::is_lowercase) {
+            continue;
+        }
         let word =
             text[from..chars[sign].0].rsplit(|c: char| c.is_whitespace() || c == '(').next().unwrap_or("");
         let lone = chars[sign].1 == '.' && i == sign + 1;
-        // A small number that a text begins with counts something, as in `2. Bundesliga`.
-        let ordinal = word.len() <= 2
+        // A small number that a text begins with may count something, as in `2. Bundesliga`.
+        let ordinal = (1..=2).contains(&word.len())
             && word.bytes().all(|b| b.is_ascii_digit())
             && text[..chars[sign].0].trim_start() == word;
         let known = ABBREVIATIONS.contains(&word.to_lowercase().as_str());
-        let abbreviation = lone && (is_initials(word) || known || ordinal);
-        if !abbreviation && follows.is_some_and(|c| !c.is_lowercase()) {
-            out.push(&text[from..end]);
+        let is_sure = !(lone && (is_initials(word) || known || ordinal));
+        if is_sure {
             from = end;
         }
+        out.push(Mark { end, is_sure });
+    }
+    out
+}
+
+/// Cuts a text behind the signs that end a sentence.
+fn sentences(text: &str) -> Vec<&str> {
+    let mut from = 0;
+    let mut out = vec![];
+    for Mark { end, .. } in marks(text).into_iter().filter(|mark| mark.is_sure) {
+        out.push(&text[from..end]);
+        from = end;
     }
     out.push(&text[from..]);
     out.retain(|s| !s.trim().is_empty());

@@ -184,6 +184,7 @@ fn info(method: &str, data: &str, form: Form, mode: Mode, records: usize) -> Cel
             name: data.into(),
             form,
             version: "85eb718b0b00".into(),
+            unasked: vec![],
             skipped: vec![Skipped { record: 2, why: HOSTILE.into() }],
         },
         mode,

@@ -121,6 +121,13 @@ fn a_method_without_its_editor_is_left_out_and_the_others_run() {
     for part in ["mend on people is left out", "`mutandis train mend --data FILE`"] {
         assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
     }
+    // Its part keeps its number: the shard of a machine with an editor would make it.
+    for (shard, cells) in [("0/2", 0), ("1/2", 1)] {
+        let out = format!("shard-{}", &shard[..1]);
+        let run = ["bench", "run", "plan.toml", "--model", &model, "--json", "--out", &out, "--shard", shard];
+        let report = sandbox.run(&run).ok().json();
+        assert_eq!(report["cells"].as_array().unwrap().len(), cells, "{shard}");
+    }
 }
 
 #[test]
@@ -132,14 +139,19 @@ fn what_is_longer_than_the_context_is_left_out_and_the_rest_is_run() {
     prompt["prompt"] = json!(format!("{long} Tom went to the"));
     let mut probe = record(("Lily", "store"));
     probe["locality"]["near"][0]["prompt"] = json!(long);
+    // Where the old answer is told, it is asked about too.
+    probe["ground_truth"] = json!("river");
+    probe["rephrase_prompt"] = json!(format!("{long} Lily ran to the"));
     let lines = [prompt, probe, record(("Max", "sea"))].map(|record| record.to_string());
     fs::write(sandbox.path("people.jsonl"), lines.join("\n")).unwrap();
     let ran = sandbox.run(&quick(&model, &[])).ok();
     let cell = &ran.json()["cells"][0];
     assert_eq!((&cell["scored"], &cell["failed"]), (&json!(2), &json!(0)), "{cell}");
-    for part in ["1 questions are longer than the model's context of 512", "record 1", "longer than"] {
+    for part in ["record 1: its texts are longer than the model's context of 512", "2 questions of people"] {
         assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
     }
+    let unasked = cell["data"]["unasked"].as_array().unwrap();
+    assert!(unasked.iter().all(|told| told["record"] == 2) && unasked.len() == 2, "{unasked:?}");
 }
 
 #[test]
@@ -148,16 +160,20 @@ fn a_subject_is_asked_for_only_by_methods_that_need_it() {
     let model = stories();
     // One record of the file, the second, has a subject that is not in its prompt.
     let numbers = |method: &str| -> Vec<u64> {
-        let plan = format!("data = 'people.jsonl'\nlimit = 3\nfluency = false\nmethod = '{method}'");
+        let plan = "data = 'people.jsonl'\nlimit = 3\nfluency = false";
         let set = "set = { layer = 2, moment-tokens = 600, prefixes = [1, 1], search = { steps = 2 } }";
-        let set = if method == "r-rome" { set } else { "" };
-        fs::write(sandbox.path("plan.toml"), format!("{plan}\n{set}")).unwrap();
+        let runs = match method {
+            "both" => format!("[[run]]\nmethod = 'r-rome'\n{set}\n[[run]]\nmethod = 'ice'"),
+            "r-rome" => format!("method = 'r-rome'\n{set}"),
+            other => format!("method = '{other}'"),
+        };
+        fs::write(sandbox.path("plan.toml"), format!("{plan}\n{runs}")).unwrap();
         let ran = sandbox.run(&["bench", "run", "plan.toml", "--model", &model, "--out", method]).ok();
         let skipped = ran.stderr.contains("Bob");
-        assert_eq!(skipped, method == "r-rome", "{}", ran.stderr);
+        assert_eq!(skipped, method != "ice", "{}", ran.stderr);
         let lines = results(&sandbox.path(method));
-        let (_, lines) = lines.iter().find(|(path, _)| path.ends_with(".jsonl")).unwrap();
-        let lines = String::from_utf8(lines.clone()).unwrap();
+        let parts = lines.iter().filter(|(path, _)| path.ends_with(".jsonl"));
+        let lines: String = parts.map(|(_, lines)| String::from_utf8(lines.clone()).unwrap()).collect();
         let each = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         each.inspect(|record| assert_eq!(record.get("error"), None))
             .map(|record| record["record"].as_u64().unwrap())
@@ -165,4 +181,6 @@ fn a_subject_is_asked_for_only_by_methods_that_need_it() {
     };
     assert_eq!(numbers("r-rome"), [1, 3, 4]);
     assert_eq!(numbers("ice"), [1, 2, 3]);
+    // Methods of one plan are compared on the same records.
+    assert_eq!(numbers("both"), [1, 3, 4, 1, 3, 4]);
 }

@@ -9,10 +9,10 @@ use crate::data::{Record, Set};
 use crate::record::Prepared;
 use crate::results::Skipped;
 
-/// Records that were looked at once, by the number of their set and their place in it: how many of
-/// their questions are longer than the model's context, and why one cannot be used at all.
+/// Records that were looked at once, by the number of their set and their place in it: prompts that
+/// are longer than the model's context, and why one cannot be used at all.
 #[derive(Debug, Default)]
-pub(super) struct Looked(HashMap<(usize, usize), (usize, Option<String>)>);
+pub(super) struct Looked(HashMap<(usize, usize), (Vec<String>, Option<String>)>);
 
 /// Records that are used, by their place in the set, and those that are not.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -20,12 +20,15 @@ pub(super) struct Chosen {
     pub(super) records: Vec<usize>,
     /// Among those up to the last one used; all of the file's where it has fewer than were asked for.
     pub(super) skipped: Vec<Skipped>,
-    /// Questions of the used ones that are longer than the model's context.
-    pub(super) too_long: usize,
+    /// Prompts of the used ones that are not asked.
+    pub(super) unasked: Vec<Skipped>,
 }
 
+/// So much of a prompt that is not asked is told.
+const SHOWN: usize = 40;
+
 impl Looked {
-    /// The first records that a method can edit: with their subjects in their prompts, where it
+    /// The first records that can be edited: with their subjects in their prompts, where a method
     /// needs them. Where no record of the set has that, each fails by itself and says why.
     ///
     /// # Errors
@@ -54,7 +57,11 @@ impl Looked {
             match unfit {
                 Some(why) => skip(why.clone()),
                 None => {
-                    chosen.too_long += too_long;
+                    chosen.unasked.extend(too_long.iter().map(|prompt| {
+                        let start: String = prompt.chars().take(SHOWN).collect();
+                        let why = format!("`{start}…` is longer than the model's context with its answers");
+                        Skipped { record: record.number, why }
+                    }));
                     chosen.records.push(i);
                 }
             }
@@ -74,13 +81,14 @@ impl Looked {
         model: &Model,
         (number, set): (usize, &Set),
         i: usize,
-    ) -> Result<&(usize, Option<String>)> {
+    ) -> Result<&(Vec<String>, Option<String>)> {
         use std::collections::hash_map::Entry;
         Ok(match self.0.entry((number, i)) {
             Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(place) => {
                 let record = Prepared::new(model, set, i, 0)?;
-                place.insert((record.too_long, record.unfit(model)))
+                let unfit = record.unfit(model)?;
+                place.insert((record.too_long, unfit))
             }
         })
     }

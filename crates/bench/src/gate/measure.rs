@@ -1,7 +1,7 @@
 //! What an edit did, as gates and cards tell it.
 
 use mutandis_edit::patch::Norms;
-use mutandis_edit::{Context, Fact, Patch, Probe, Result};
+use mutandis_edit::{Context, Error, Fact, Patch, Probe, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::edited::Edited;
@@ -182,6 +182,15 @@ impl Trial<'_> {
         for group in self.asked.facts.chunks(TOGETHER) {
             cx.check()?;
             let record = Prepared::of_facts(self.after.model, 0, group, &[])?;
+            // A gate that looks past a prompt would let an edit through that nobody has looked at.
+            if let Some(prompt) = record.too_long.first() {
+                let context = self.after.model.architecture().context;
+                let start: String = prompt.chars().take(40).collect();
+                return Err(Error::input_hint(
+                    format!("the prompt `{start}…` is longer than the model's context of {context} tokens"),
+                    "shorten it, or take it out of what the gate looks at",
+                ));
+            }
             // Answers are greedy: there is nothing that a seed would change.
             let said = ask(&[(&record, self.before), (&record, self.after)], &Measures::STRICT, 0)?;
             let [before, after] = &said[..] else { continue };

@@ -64,6 +64,9 @@ pub(super) fn scaled(name: &str, value: f64) -> f64 {
 
 /// A score in a table.
 pub(super) fn shown(name: &str, value: f64) -> String {
+    if has(name, "ppl") {
+        return perplexity(value);
+    }
     let digits = if unit(name) == Unit::Plain { 3 } else { 1 };
     fixed(scaled(name, value), digits)
 }
@@ -147,6 +150,7 @@ mod tests {
         assert_eq!(shown("locality:kl", 0.01234), "0.012");
         assert_eq!(shown("locality/Forgetfulness:kl", -1e-9), "0.000");
         assert_eq!(shown("truth-ratio", 2.5), "2.500");
+        assert_eq!((shown("edit:ppl", 12.345), shown("edit:ppl", 7.2e86)), ("12.35".into(), "7.2e86".into()));
         assert_eq!(shown("truth-ratio:share", 0.25), "25.0");
         assert_eq!(range("edit", [0.5, 1.0]), "50.0–100.0");
     }

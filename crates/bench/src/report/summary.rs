@@ -148,6 +148,9 @@ pub struct Summary {
     pub(super) set: String,
     /// Records that are to be edited.
     pub records: usize,
+    /// Their numbers in the file.
+    #[serde(skip)]
+    pub(super) numbers: Vec<usize>,
     /// Records whose edit was made and scored: those that the means are over.
     pub scored: usize,
     /// Records whose edit failed; they are in no mean.
@@ -198,6 +201,7 @@ impl Summary {
             protocols: info.protocols.clone(),
             set: info.data.name.clone(),
             records: info.records.len(),
+            numbers: info.records.clone(),
             scored: scored.len(),
             failed: cell.records.len() - scored.len(),
             done: cell.done,

@@ -272,13 +272,15 @@ pub(super) fn left_out(skipped: &[Skipped]) -> (Vec<String>, Option<String>) {
 }
 
 /// Marks the best of each column, among what stands after all edits; those that read the same are
-/// all best. Means over different numbers of records do not compete: the harder ones may be missing.
+/// all best. Means over other records do not compete, as the harder ones may be missing; nor do those
+/// by the peer's functions for prompts with others.
 fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
     for (i, Column { protocol, name }) in columns.iter().enumerate() {
         let value = |row: &Row<'_>| {
             let statistic = protocol.of(&row.cell.after).get(name).filter(|_| row.kind == Kind::After)?;
             let sign = if metric::higher_is_better(name)? { 1.0 } else { -1.0 };
-            Some((sign * statistic.mean, statistic.count))
+            let is_other = row.is_in_context && *protocol == Protocol::Compat;
+            (!is_other).then_some((sign * statistic.mean, statistic.count))
         };
         let competing: Vec<(usize, f64, usize)> = rows
             .iter()
@@ -288,7 +290,8 @@ fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
         let Some((best, _, count)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
             continue;
         };
-        if competing.len() < 2 || competing.iter().any(|c| c.2 != count) {
+        let numbers = |r: usize| &rows[r].cell.numbers;
+        if competing.len() < 2 || competing.iter().any(|c| c.2 != count || numbers(c.0) != numbers(best)) {
             continue;
         }
         let shown = rows[best].entries[i].as_ref().map(|e| e.shown.clone());

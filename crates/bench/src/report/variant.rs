@@ -121,6 +121,12 @@ fn flatten(out: &mut BTreeMap<String, String>, name: &str, value: &Value) {
             }
         }
         Value::String(text) => drop(out.insert(name.to_owned(), text.clone())),
+        // Single precision, written as a user would.
+        Value::Number(number)
+            if number.as_f64().is_some_and(|x| f64::from(x as f32) == x) && number.is_f64() =>
+        {
+            drop(out.insert(name.to_owned(), (number.as_f64().unwrap_or_default() as f32).to_string()));
+        }
         other => drop(out.insert(name.to_owned(), other.to_string())),
     }
 }
@@ -167,9 +173,13 @@ mod tests {
     #[test]
     fn settings_are_told_by_name_and_cut() {
         let mut flat = BTreeMap::new();
-        flatten(&mut flat, "", &json!({"layers": [2], "search": {"steps": 25, "rate": 0.5}, "text": "abc"}));
+        flatten(
+            &mut flat,
+            "",
+            &json!({"layers": [2], "search": {"steps": 25, "rate": 0.001_f32}, "text": "abc"}),
+        );
         let found: Vec<String> = flat.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        assert_eq!(found, ["layers=[2]", "search.rate=0.5", "search.steps=25", "text=abc"]);
+        assert_eq!(found, ["layers=[2]", "search.rate=0.001", "search.steps=25", "text=abc"]);
         assert_eq!(cut("[1,2,3,4,5,6,7,8,9,10,11]"), "[1,2,3,4,5,6,7,8,9,…");
         assert_eq!((hash("zsre-rome-single-0123456789"), hash("c1")), ("0123456789", "c1"));
     }

@@ -22,21 +22,33 @@ const RECORDS: &str = "jsonl";
 /// of another run.
 pub fn read(dir: &Path) -> Result<(RunInfo, Vec<CellResult>)> {
     let run = run_info(dir)?;
-    let mut cells = vec![];
-    for folder in entries(&dir.join("cells"))? {
-        if let Some(cell) = cell(&folder, &run)? {
-            cells.push(cell);
-        }
-    }
+    let cells = cells(&entries(&dir.join("cells"))?, &run)?;
     if cells.is_empty() {
         return Err(Error::input_hint(
             format!("`{}` holds no results yet: no part of any cell is done", dir.display()),
             "let the run get further, then report",
         ));
     }
+    Ok((run, cells))
+}
+
+/// As [`read`], of the cells of these ids alone; none where none of their parts is done.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_cells(dir: &Path, ids: &[String]) -> Result<(RunInfo, Vec<CellResult>)> {
+    let run = run_info(dir)?;
+    let folders: Vec<PathBuf> = ids.iter().map(|id| dir.join("cells").join(id)).collect();
+    let cells = cells(&folders, &run)?;
+    Ok((run, cells))
+}
+
+fn cells(folders: &[PathBuf], run: &RunInfo) -> Result<Vec<CellResult>> {
+    let cells = folders.iter().map(|folder| cell(folder, run)).collect::<Result<Vec<_>>>()?;
+    let mut cells: Vec<CellResult> = cells.into_iter().flatten().collect();
     // The id comes last, so that equal names come in the same order on every machine.
     cells.sort_by(|a, b| key(a).cmp(&key(b)));
-    Ok((run, cells))
+    Ok(cells)
 }
 
 fn key(cell: &CellResult) -> (&str, &str, (u8, usize), u64, &str) {

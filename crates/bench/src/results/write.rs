@@ -117,9 +117,16 @@ impl CellFolder {
     /// led to it are taken away then.
     ///
     /// # Errors
-    /// Where they cannot be.
+    /// Where they cannot be, or a part cannot be read.
     pub fn is_done(&self, number: usize, records: &[usize]) -> Result<bool> {
-        let done = part(&self.path(number, "jsonl"), records).is_ok();
+        let path = self.path(number, "jsonl");
+        if let Err(error) = fs::File::open(&path)
+            && error.kind() != ErrorKind::NotFound
+        {
+            // It may be sound: what cannot be read is not written over.
+            return Err(Error::io("read", path)(error));
+        }
+        let done = part(&path, records).is_ok();
         if done {
             self.steps(number).clear()?;
         }

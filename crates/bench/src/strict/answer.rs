@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::words::first_sentence;
+use crate::words::{ends, first_sentence};
 
 /// Whether a text that is being written holds a whole answer: a line or a sentence has ended, and
 /// something else has begun. Blank lines ahead of it are not counted.
@@ -27,14 +27,24 @@ pub fn normalised(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Whether an answer is one of the right ones, to the letter once both are normalised. A right
-/// answer of signs alone is compared as it stands.
+/// An answer, to each place where it may have ended: `2. He was born` says 2, or it speaks of a 2nd
+/// something; only who knows the right answer can tell.
+fn readings(said: &str) -> impl Iterator<Item = &str> {
+    ends(said).into_iter().map(|end| &said[..end])
+}
+
+/// Whether an answer is one of the right ones, to the letter once both are normalised; where it may
+/// have ended in several places, in any reading. A right answer of signs alone is compared as it
+/// stands.
 pub fn is_exact(said: &str, right: &[String]) -> bool {
-    let ours = normalised(said);
-    right.iter().any(|answer| match normalised(answer) {
-        theirs if theirs.is_empty() => bare(said) == bare(answer),
-        theirs => theirs == ours,
-    })
+    let is_one = |said: &str| {
+        let ours = normalised(said);
+        right.iter().any(|answer| match normalised(answer) {
+            theirs if theirs.is_empty() => bare(said) == bare(answer),
+            theirs => theirs == ours,
+        })
+    };
+    readings(said).any(is_one)
 }
 
 /// A text that is compared as it stands, but for case, blanks around it and a period behind it.
@@ -53,17 +63,20 @@ pub fn begins(text: &str, target: &str) -> bool {
     rest.is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
 }
 
-/// The best F1 over the right answers: harmonic mean of the shares of words in common, words
-/// counted as often as they occur in both (SQuAD). 0 to 1.
+/// The best F1 over the right answers, and over readings as for [`is_exact`]: harmonic mean of the
+/// shares of words in common, words counted as often as they occur in both (SQuAD). 0 to 1.
 pub fn f1(said: &str, right: &[String]) -> f64 {
-    let ours = normalised(said);
-    let ours: Vec<&str> = ours.split_whitespace().collect();
-    let of = |answer: &String| match normalised(answer) {
-        // Of signs or articles alone no word is left to have in common.
-        theirs if theirs.is_empty() => f64::from(is_exact(said, std::slice::from_ref(answer))),
-        theirs => f1_of(&ours, &theirs),
+    let of = |said: &str| {
+        let ours = normalised(said);
+        let ours: Vec<&str> = ours.split_whitespace().collect();
+        let each = right.iter().map(|answer| match normalised(answer) {
+            // Of signs or articles alone no word is left to have in common.
+            theirs if theirs.is_empty() => f64::from(bare(said) == bare(answer)),
+            theirs => f1_of(&ours, &theirs),
+        });
+        each.fold(0.0, f64::max)
     };
-    right.iter().map(of).fold(0.0, f64::max)
+    readings(said).map(of).fold(0.0, f64::max)
 }
 
 fn f1_of(ours: &[&str], theirs: &str) -> f64 {
@@ -103,6 +116,7 @@ mod tests {
             (" G.I. Joe: The Rise", "G.I. Joe: The Rise"),
             (" in 1942. The war", "in 1942."),
             (" It is 2. The other", "It is 2."),
+            (" . The", "."),
             ("", ""),
         ] {
             assert_eq!(answer(text), expected, "{text:?}");
@@ -117,6 +131,28 @@ mod tests {
         ] {
             assert_eq!(is_whole(text), whole, "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_that_may_have_ended_sooner_is_right_in_any_reading() {
+        let right = |said: &str, right: &str| {
+            let right = [right.to_owned()];
+            (is_exact(answer(said), &right), f1(answer(said), &right))
+        };
+        for (said, wanted) in [
+            (" 2. He was born in", "2"),
+            (" 2. Bundesliga. It", "2. Bundesliga"),
+            (" Caterpillar Inc. The company", "Caterpillar Inc."),
+            (" World War I. The war", "World War I"),
+            (" no. They", "no"),
+            (" A.C. Cesena. The club", "A.C. Cesena"),
+        ] {
+            assert_eq!(right(said, wanted), (true, 1.0), "{said:?}");
+        }
+        assert!(!right(" 2. He was born in", "2 He").0);
+        assert!(!right(" Rome. Paris", "Rome Paris").0, "a sure end is the end");
+        // Articles and signs alone are no words to agree in.
+        assert_eq!((right(". A", "A"), right(" The.", "the")), ((false, 0.0), (true, 1.0)));
     }
 
     #[test]

@@ -99,14 +99,8 @@ fn divergence(edited: &Edited<'_>, case: &Case) -> Result<Option<f64>> {
     let others = others(case);
     let of = |by: &Edited<'_>| others.iter().map(|o| forced(by, o)).collect::<Result<Vec<_>>>();
     let (plain, shown) = (of(&unedited)?, of(edited)?);
-    let (mut before, mut after) = (vec![], vec![]);
-    for (plain, shown) in plain.iter().zip(&shown) {
-        // Where text before the prompt moves the border, what both have of the answer counts.
-        let count = plain.labels().len().min(shown.labels().len());
-        let last = |text: &Forced| text.ids.len() - 1 - count..text.ids.len() - 1;
-        before.push(Text { ids: &plain.ids, overlays: &[], places: last(plain) });
-        after.push(Text { ids: &shown.ids, overlays: edited.overlays, places: last(shown) });
-    }
+    let pairs = plain.iter().zip(&shown).map(|(plain, shown)| Text::pair(plain, shown, edited.overlays));
+    let (before, after): (Vec<_>, Vec<_>) = pairs.map(|[was, is]| (was, is)).unzip();
     let found = passes::divergences(edited.model, &before, &after)?;
     Ok(mean(found.into_iter().flatten().map(f64::from)))
 }

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use mutandis::judge::Endpoint;
-use mutandis_bench::benchmark::{Benchmark, Memory, Ran, Sets, Shard};
+use mutandis::models::{Located, Source};
+use mutandis_bench::benchmark::{Benchmark, Memory, Sets, Shard};
 use mutandis_bench::compat::extra::Extra;
 use mutandis_bench::compat::in_context::Branch;
 use mutandis_bench::data::find::Places;
@@ -74,7 +75,8 @@ pub(super) struct RunArgs {
     /// time [default: single]
     #[arg(long)]
     mode: Vec<Mode>,
-    /// First so many records of each data set whose subject is in the prompt [default: 20]
+    /// First so many records of each data set that can be used: with their subjects in their prompts,
+    /// where a method needs them [default: 20]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Seed of everything that is drawn [default: 0]
@@ -159,17 +161,18 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
 
     let loaded = session.load()?;
     let model = loaded.model;
+    let name = shown(&loaded.located);
     let measures = Measures {
         extra: extras,
         compat: plan.measures(Protocol::Compat),
         strict: plan.measures(Protocol::Strict),
         fluency: plan.fluency.unwrap_or(true),
         // The peer goes by the model's name.
-        branch: Branch::of(&loaded.located.name),
+        branch: Branch::of(&name),
         references: references.map(Arc::new),
     };
-    let run = RunInfo { format: FORMAT, tool: tool(), model: info(&model, &loaded.located.name)? };
-    // What the model makes of the text comes before the folder: no run that cannot be leaves one.
+    let run = RunInfo { format: FORMAT, tool: tool(), model: info(&model, &name)? };
+    // What the model makes of the text comes before the folder: a text that is none leaves none.
     let windows = windows(&model, text, Window::default());
     let windows = windows.map_err(|error| unmeasured(plan.text.as_deref(), error))?;
     let folder = Folder::open(&args.out, &run)?;
@@ -202,7 +205,7 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         let text = format!("shard {index}/{of} has nothing to do: the run has {}", parts(ran.parts));
         session.progress.note(&text);
     }
-    let (run, cells) = done(&args.out, &ran)?.unwrap_or((run, vec![]));
+    let (run, cells) = results::read_cells(&args.out, &ran.cells)?;
     tell_left_out(&cells, &session.progress);
     let (mut made, mut failed) = (0, 0);
     for cell in &cells {
@@ -223,23 +226,6 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     Ok(if made == 0 && failed > 0 { ExitCode::from(NO) } else { ExitCode::SUCCESS })
 }
 
-/// The plan's cells as far as they are done; nothing where no part of any is, as of a shard with
-/// nothing to do.
-fn done(out: &Path, ran: &Ran) -> anyhow::Result<Option<(RunInfo, Vec<CellResult>)>> {
-    let is_part = |entry: std::io::Result<std::fs::DirEntry>| {
-        entry.is_ok_and(|entry| entry.path().extension().is_some_and(|ending| ending == "jsonl"))
-    };
-    let has_part = |id: &String| {
-        std::fs::read_dir(out.join("cells").join(id)).is_ok_and(|mut entries| entries.any(is_part))
-    };
-    if !ran.cells.iter().any(has_part) {
-        return Ok(None);
-    }
-    let (run, mut cells) = results::read(out)?;
-    cells.retain(|cell| ran.cells.contains(&cell.id));
-    Ok(Some((run, cells)))
-}
-
 fn parts(count: usize) -> String {
     if count == 1 { "1 part".to_owned() } else { format!("{count} parts") }
 }
@@ -247,24 +233,36 @@ fn parts(count: usize) -> String {
 /// Records of a data set that a note names.
 const NAMED: usize = 3;
 
-/// Notes which records were left out, of each data set once.
+/// Notes which records and questions were left out, of each data set once.
 fn tell_left_out(cells: &[CellResult], progress: &mutandis::progress::Progress) {
-    let mut all: BTreeMap<(&str, &str), &[Skipped]> = BTreeMap::new();
-    for CellResult { info: CellInfo { data: DataInfo { name, version, skipped, .. }, .. }, .. } in cells {
-        // Cells of other methods and limits pass over more of them or fewer.
+    type Left<'a> = (&'a [Skipped], &'a [Skipped]);
+    let mut all: BTreeMap<(&str, &str), Left<'_>> = BTreeMap::new();
+    for CellResult {
+        info: CellInfo { data: DataInfo { name, version, skipped, unasked, .. }, .. }, ..
+    } in cells
+    {
+        // Cells of other limits pass over more of them or fewer.
         let longest = all.entry((name.as_str(), version.as_str())).or_default();
-        if skipped.len() > longest.len() {
-            *longest = skipped;
+        if skipped.len() > longest.0.len() {
+            longest.0 = skipped;
+        }
+        if unasked.len() > longest.1.len() {
+            longest.1 = unasked;
         }
     }
-    for ((name, _), skipped) in all.into_iter().filter(|(_, skipped)| !skipped.is_empty()) {
-        let first = skipped.iter().take(NAMED).map(|s| format!("record {}: {}", s.record, s.why));
-        let first = first.collect::<Vec<_>>().join("; ");
-        let more = if skipped.len() > NAMED { "; …" } else { "" };
-        progress.note(&format!(
-            "{} of {name} left out: {first}{more} (`mutandis data check FILE` names all)",
-            if skipped.len() == 1 { "1 record".to_owned() } else { format!("{} records", skipped.len()) },
-        ));
+    for ((name, _), (skipped, unasked)) in all {
+        let tell = |left: &[Skipped], what: &str, end: &str| {
+            let first = left.iter().take(NAMED).map(|s| format!("record {}: {}", s.record, s.why));
+            let first = first.collect::<Vec<_>>().join("; ");
+            let (more, plural) =
+                (if left.len() > NAMED { "; …" } else { "" }, if left.len() == 1 { "" } else { "s" });
+            if !left.is_empty() {
+                progress
+                    .note(&format!("{} {what}{plural} of {name} left out: {first}{more}{end}", left.len()));
+            }
+        };
+        tell(skipped, "record", " (`mutandis data check FILE --all` names those that are dirty)");
+        tell(unasked, "question", "");
     }
 }
 
@@ -389,13 +387,19 @@ fn tool() -> String {
 fn info(model: &Model, name: &str) -> anyhow::Result<ModelInfo> {
     let a = model.architecture();
     let family = serde_json::to_value(a.family)?.as_str().unwrap_or_default().to_owned();
-    // A path is of this machine; results are read on others.
-    let path = Path::new(name);
-    let file = path.file_name().filter(|_| path.exists()).map(|file| file.to_string_lossy().into_owned());
     Ok(ModelInfo {
-        name: file.unwrap_or_else(|| name.to_owned()),
+        name: name.to_owned(),
         fingerprint: model.fingerprint()?.to_owned(),
         family,
         layers: a.layers,
     })
+}
+
+/// A model's name in results: of a path, which is of this machine, the file's.
+fn shown(located: &Located) -> String {
+    let path = located.path.canonicalize().unwrap_or_else(|_| located.path.clone());
+    match (&located.source, path.file_name()) {
+        (Source::Path, Some(file)) => file.to_string_lossy().into_owned(),
+        _ => located.name.clone(),
+    }
 }
