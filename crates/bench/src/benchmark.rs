@@ -20,12 +20,12 @@ use crate::baseline::Baseline;
 use crate::compat::in_context::Branch;
 use crate::data::Set;
 use crate::data::find::{Places, find, name_of};
-use crate::general::{Measure, Suite};
+use crate::general::Suite;
 use crate::judge::{self, Judge};
 use crate::plan::Order;
 use crate::record::{Measures, PROTOCOL, Prepared};
 use crate::results::{CellFolder, CellInfo, DataInfo, Folder, SuiteInfo};
-use crate::run::{Cell, Whole};
+use crate::run::{Cell, Whole, in_words};
 
 /// Which of several machines this is: it makes every part whose number leaves `index` when divided
 /// by `of`.
@@ -160,8 +160,8 @@ impl Benchmark<'_> {
         for order in self.orders {
             let Some(&set) = names.get(&order.data) else { continue };
             // All methods of a plan edit the same records of a data set.
-            let of_set = self.orders.iter().filter(|other| names.get(&other.data) == Some(&set));
-            let needs_subject = of_set.clone().any(|other| other.method.needs_subject);
+            let mut of_set = self.orders.iter().filter(|other| names.get(&other.data) == Some(&set));
+            let needs_subject = of_set.any(|other| other.method.needs_subject);
             let (name, data) = &sets[set];
             let chosen = looked.choose(self.model, (set, data), needs_subject, order.limit)?;
             let editor = match chosen.records.is_empty() {
@@ -175,9 +175,8 @@ impl Benchmark<'_> {
                 Ok(editor) => editor,
                 // The others are run, and this one once it can be.
                 Err(error) => {
-                    let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                    let text = format!("{} on {name} is left out: {error}{hint}", order.method.id);
-                    self.progress.note(&text);
+                    let method = order.method.id;
+                    self.progress.note(&format!("{method} on {name} is left out: {}", in_words(&error)));
                     unready = Some(error);
                     // Its parts keep their numbers: another shard may be able to make them.
                     ran.parts += Cell::parts(order.mode, chosen.records.len()).len();
@@ -257,13 +256,9 @@ impl Benchmark<'_> {
             protocols.insert("compat, in context".to_owned(), text);
         }
         let suite = |suite: &Suite| {
-            let measure = match suite.measure {
-                Measure::Acc => "acc",
-                Measure::AccNorm => "acc_norm",
-            };
             let info = SuiteInfo {
                 questions: suite.questions.len(),
-                measure: measure.to_owned(),
+                measure: suite.measure.name().to_owned(),
                 version: suite.version.clone(),
             };
             (suite.name.to_owned(), info)

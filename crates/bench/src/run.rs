@@ -471,7 +471,7 @@ fn told<T>(found: Result<T>, cx: &Context<'_>) -> Result<Option<T>> {
 }
 
 /// An error with its hint.
-fn in_words(error: &Error) -> String {
+pub(crate) fn in_words(error: &Error) -> String {
     match error.hint() {
         Some(hint) => format!("{error}; {hint}"),
         None => error.to_string(),

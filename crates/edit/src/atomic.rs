@@ -7,9 +7,9 @@ use std::path::Path;
 /// What names of temporary files begin with.
 pub const PREFIX: &str = ".mutandis-";
 
-/// Whether a file is one that is being written, or was left by a writer that was killed.
-pub fn is_temporary(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX))
+/// Whether a file of this name is being written, or was left by a writer that was killed.
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with(PREFIX)
 }
 
 /// Writes `path` through a temporary file in the same folder, which must exist: `fill` writes the

@@ -409,7 +409,7 @@ impl Writer {
             .flat_map(|line| line.added.iter().chain(line.instead.iter().map(|instead| &instead.now)));
         let named: HashSet<&str> = named.map(|record| record.id.as_str()).collect();
         let is_torn = |name: &str, path: &Path| match name.strip_suffix(ENDING) {
-            _ if name.starts_with(atomic::PREFIX) => true,
+            _ if atomic::is_temporary(name) => true,
             Some(id) if !named.contains(id) => matches!(Patch::load(path), Err(Error::Corrupt { .. })),
             _ => false,
         };
@@ -547,7 +547,7 @@ fn beginnable(folder: &Path) -> Result<()> {
     // What a process leaves that is killed while it begins one, or has there now: it makes its mark first.
     let is_marked = Lock::is_marked_at(folder);
     let ours =
-        |name: &str| name == lock::FILE || name.starts_with(atomic::PREFIX) || (is_marked && name == PATCHES);
+        |name: &str| name == lock::FILE || atomic::is_temporary(name) || (is_marked && name == PATCHES);
     let other = names.iter().find(|entry| !entry.file_name().to_str().is_some_and(ours));
     // Another process may have begun it just now.
     other.filter(|_| !Ledger::is_at(folder)).map_or(Ok(()), |other| {

@@ -2,7 +2,6 @@
 //! generation it scores GRACE by (`../shared/reference/easyedit.md` §1.7, 1.10).
 
 use mutandis_engine::Result;
-use serde::{Deserialize, Serialize};
 
 use super::likelihood::{known_share, target_perplexity};
 use super::vanilla::Vanilla;
@@ -12,8 +11,7 @@ use crate::question::{Question, scores};
 use crate::results::{ProbeResult, Role, Scores};
 
 /// A number of the peer's that its table does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Extra {
     /// Perplexity of the target behind an edited prompt and its other wordings: `edit:ppl`.
     Ppl,

@@ -40,6 +40,16 @@ pub enum Measure {
     AccNorm,
 }
 
+impl Measure {
+    /// As lm-evaluation-harness names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Acc => "acc",
+            Self::AccNorm => "acc_norm",
+        }
+    }
+}
+
 /// Share of questions answered right, 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {

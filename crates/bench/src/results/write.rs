@@ -68,7 +68,6 @@ impl Folder {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // What another run is just writing does not make it somebody else's.
-                let is_temporary = |entry: &fs::DirEntry| atomic::is_temporary(&entry.path());
                 let is_used =
                     fs::read_dir(dir).is_ok_and(|all| all.flatten().any(|entry| !is_temporary(&entry)));
                 if is_used {
@@ -164,12 +163,16 @@ impl CellFolder {
     }
 }
 
+fn is_temporary(entry: &fs::DirEntry) -> bool {
+    atomic::is_temporary(&entry.file_name().to_string_lossy())
+}
+
 /// Takes away what runs that were killed long ago were just writing.
 fn sweep(folder: &Path) {
     const LONG: Duration = Duration::from_secs(3600);
     let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if atomic::is_temporary(&entry.path()) && age(&entry).is_some_and(|age| age > LONG) {
+        if is_temporary(&entry) && age(&entry).is_some_and(|age| age > LONG) {
             // What cannot be removed does no harm.
             let _ = fs::remove_file(entry.path());
         }

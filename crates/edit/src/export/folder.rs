@@ -145,7 +145,7 @@ impl Parts {
             let (path, name) = (entry.path(), entry.file_name());
             let shown = name.to_string_lossy().into_owned();
             // What begins so is being written, this copy perhaps.
-            if parts.own.contains(&name) || shown.starts_with(atomic::PREFIX) {
+            if parts.own.contains(&name) || atomic::is_temporary(&shown) {
                 continue;
             }
             let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
