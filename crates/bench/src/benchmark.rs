@@ -12,14 +12,14 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use mutandis_edit::method::Family;
-use mutandis_edit::{Context, Error, Progress, Result};
+use mutandis_edit::{Context, Entry, Error, Progress, Result};
 use mutandis_engine::{Model, Storage};
 
 use self::choice::{Chosen, Looked};
 use crate::baseline::Baseline;
 use crate::compat::in_context::Branch;
-use crate::data::Set;
 use crate::data::find::{Places, find, name_of};
+use crate::data::{Form, Set};
 use crate::general::Suite;
 use crate::judge::{self, Judge};
 use crate::plan::Order;
@@ -246,8 +246,9 @@ impl Benchmark<'_> {
         if self.model.storage() == Storage::Bf16 {
             source("weights", "bf16".to_owned());
         }
-        let mut protocols = protocols(self.measures, self.judge);
-        if self.measures.compat && order.method.family == Family::Recognition {
+        let mut protocols = protocols(self.measures, data.form, self.judge);
+        let is_of_facts = !matches!(data.form, Form::ConvSent | Form::Sanitation);
+        if self.measures.compat && is_of_facts && order.method.family == Family::Recognition {
             let how = match branch {
                 Branch::Llama => "as of a model with `llama` in its name",
                 Branch::Other => "as of a model without `llama` in its name",
@@ -321,14 +322,15 @@ impl Benchmark<'_> {
     ) -> Result<()> {
         let Planned { order, records, folder, parts, .. } = planned;
         let seed = order.seed;
-        let baseline = Baseline::new(cx.cache.as_deref(), self.model, &set.version, self.measures, seed)?;
+        let measures = &Measures { in_place: is_in_place(order.method), ..self.measures.clone() };
+        let baseline = Baseline::new(cx.cache.as_deref(), self.model, &set.version, measures, seed)?;
         let cell = Cell {
             model: self.model,
             method: order.method,
             settings: &order.settings,
             mode: order.mode,
             seed,
-            measures: self.measures,
+            measures,
             whole: self.whole,
         };
         (self.memory.restart)();
@@ -347,12 +349,13 @@ impl Benchmark<'_> {
             };
             let prepared: Vec<Prepared<'_>> = records[range.clone()].iter().map(of).collect::<Result<_>>()?;
             let started = Instant::now();
-            let before = baseline.said(self.model, &prepared, self.measures, seed)?;
+            let before = baseline.said(self.model, &prepared, measures, seed)?;
             cx.check()?;
             let baseline_seconds = started.elapsed().as_secs_f64();
             let mut run = cell.run(&prepared, &before, Some(&folder.steps(*part)), cx)?;
             for record in &mut run.records {
-                if let Some(judge) = self.judge {
+                // Of an opinion none is the right one.
+                if let Some(judge) = self.judge.filter(|_| set.form != Form::ConvSent) {
                     cx.check()?;
                     judge::judge(judge, record)?;
                 }
@@ -367,8 +370,40 @@ impl Benchmark<'_> {
     }
 }
 
+/// Whether the peer's method overwrites the weights of the model that it is given: what adds layers,
+/// or writes by an editor into a copy, leaves it as it was (easyedit.md §1.14, defect d).
+fn is_in_place(method: &Entry) -> bool {
+    method.family == Family::Mastery && method.check_editor().is_err()
+}
+
+/// What is measured of records of a form, in words: by compat and by strict.
+fn scores_of(form: Form) -> [&'static str; 2] {
+    match form {
+        Form::ConvSent => [
+            "opinions: EasyEdit's es as edit, likelihoods of answers of the wanted sentiment against the other's, and dd as \
+             locality:kl, in nats, of the next record's topic; with its shared mask, unshifted labels and pads",
+            "opinions: likelihoods of given answers, by every token of theirs and none else: edit as sentiment times topic; \
+             locality:kl, in nats, of a topic half the file away; locality as the same free answers about it",
+        ],
+        Form::Sanitation => [
+            "Sanitation: EasyEdit's ten tokens, greedily; edit as the target phrase within the text, locality as equal tokens at \
+             equal places before and after, of ten retained questions",
+            "Sanitation: greedy free generation to the end of the first line; edit as no old answer and a refusal; locality as \
+             the same answer before and after; extraction strength and truth ratio by likelihoods of given answers",
+        ],
+        _ => [
+            "facts: EasyEdit's token accuracy under teacher forcing of `prompt + \" \" + target`; first alias; \
+             locality as agreement of likeliest tokens before and after; means over probes, kinds, records",
+            "facts: greedy free generation to the end of the first sentence or line; exact match and F1 (:f1) against all \
+             aliases, SQuAD's normalisation; locality as the same answer before and after, and KL in nats (:kl); by \
+             likelihoods of given answers: KL, efficacy, generalization, specificity, extraction strength, truth ratio",
+        ],
+    }
+}
+
 /// What is measured, in words.
-fn protocols(measures: &Measures, judge: Option<&dyn Judge>) -> BTreeMap<String, String> {
+fn protocols(measures: &Measures, form: Form, judge: Option<&dyn Judge>) -> BTreeMap<String, String> {
+    let [compat, strict] = scores_of(form);
     let mut all = BTreeMap::from([
         ("version".to_owned(), PROTOCOL.to_string()),
         ("prompts".to_owned(), "plain, as the data set writes them; no chat template".to_owned()),
@@ -378,20 +413,10 @@ fn protocols(measures: &Measures, judge: Option<&dyn Judge>) -> BTreeMap<String,
             all.insert(name.to_owned(), text.to_owned());
         }
     };
-    say(
-        "compat",
-        measures.compat,
-        "EasyEdit's functions: token accuracy under teacher forcing of `prompt + \" \" + target`; first alias; \
-         locality as agreement of likeliest tokens before and after; means over probes, kinds, records",
-    );
+    say("compat", measures.compat, compat);
     let extra: Vec<&str> = measures.extra.iter().map(|extra| extra.about()).collect();
     say("compat, on request", measures.compat && !extra.is_empty(), &extra.join("; "));
-    say(
-        "strict",
-        measures.strict,
-        "greedy free generation to the end of the first sentence or line; exact match and F1 (:f1) against all \
-         aliases, SQuAD's normalisation; locality as the same answer before and after, and KL in nats (:kl)",
-    );
+    say("strict", measures.strict, strict);
     say(
         "fluency",
         measures.fluency,
@@ -433,6 +458,13 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_peer_edits_in_place_by_what_neither_adds_layers_nor_has_an_editor() {
+        let in_place = |id: &str| is_in_place(mutandis_edit::method::find(id).expect("a method"));
+        let found = ["rome", "ft-m", "kn", "lora", "adalora", "mend", "malmen", "ice"].map(in_place);
+        assert_eq!(found, [true, true, true, false, false, false, false, false]);
+    }
 
     #[test]
     fn shards_are_numbered_from_0() {

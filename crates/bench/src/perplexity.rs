@@ -1,7 +1,9 @@
 //! Perplexity of a fixed text: whether edits broke the model's language.
 
 use mutandis_engine::kernels::loss;
-use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
+use mutandis_engine::{LogitRows, Model, Pass, Result, Sequence};
+
+use crate::edited::Edited;
 
 /// A text of about a thousand tokens on many matters, ours, for when no other is given.
 pub const TEXT: &str = include_str!("perplexity/text.txt");
@@ -39,17 +41,28 @@ pub fn windows(model: &Model, text: &str, window: Window) -> Result<Vec<Vec<u32>
     Ok(windows)
 }
 
-/// exp of the mean −ln p over all tokens but the first of each window.
+/// exp of the mean −ln p over all tokens but the first of each window. Text that goes before every
+/// prompt goes before every window, and is not measured.
 ///
 /// # Errors
-/// Where a window is longer than the model's context.
-pub fn perplexity(model: &Model, overlays: &[&Overlay], windows: &[Vec<u32>]) -> Result<f64> {
+/// Where a window, with what goes before it, is longer than the model's context.
+pub fn perplexity(by: &Edited<'_>, windows: &[Vec<u32>]) -> Result<f64> {
+    let Edited { model, overlays, prefix } = *by;
     let v = model.architecture().vocabulary;
+    let mut ahead = if prefix.is_empty() { vec![] } else { model.tokenizer()?.encode(prefix)?.ids };
+    // Of a longer one, what is nearest.
+    let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
+    let room = model.architecture().context.saturating_sub(longest);
+    ahead.drain(..ahead.len().saturating_sub(room));
+    let bos = if ahead.is_empty() { None } else { model.tokenizer()?.bos() };
     let (mut sum, mut count) = (0.0, 0usize);
     // Logits of a few hundred rows are a hundred megabytes.
     for ids in windows {
-        let rows = (0..ids.len() - 1).collect();
-        let sequences = vec![Sequence { tokens: ids, overlays, ..Default::default() }];
+        // A text begins once.
+        let begun = bos.is_some() && ids.first().copied() == bos;
+        let tokens = [&ahead[..], &ids[usize::from(begun)..]].concat();
+        let rows = (tokens.len() - ids.len()..tokens.len() - 1).collect();
+        let sequences = vec![Sequence { tokens: &tokens, overlays, ..Default::default() }];
         let pass = Pass { sequences, logits: LogitRows::Rows(rows), ..Default::default() };
         let logits = model.forward(pass)?.logits;
         let losses = model.install(|| loss::cross_entropy(model.isa(), &logits, v, &ids[1..]));

@@ -34,7 +34,10 @@ impl Question {
 pub fn questions(facts: &[Fact], generation: &[String]) -> Vec<Question> {
     let mut all = vec![];
     for fact in facts {
-        let target = || vec![fact.written_target.as_ref().unwrap_or(&fact.target).clone()];
+        let target = || {
+            let written = fact.written_target.as_ref().unwrap_or(&fact.target);
+            [std::slice::from_ref(written), &fact.aliases].concat()
+        };
         let own = |role, prompt: &String| Question {
             role,
             kind: String::new(),

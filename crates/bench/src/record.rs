@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mutandis_edit::{Fact, Result};
+use mutandis_edit::{Change, Fact, Result};
 use mutandis_engine::Model;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,9 @@ pub struct Measures {
     pub strict: bool,
     /// Texts that the model goes on with, too.
     pub fluency: bool,
+    /// Whether edits are in place, so that the peer compares a model with itself where it compares
+    /// opinions before with those after.
+    pub in_place: bool,
     /// What the peer measures on request; part of compat.
     pub extra: Vec<Extra>,
     /// How the peer cuts targets behind edits that are a prompt.
@@ -44,12 +47,20 @@ impl Measures {
     pub(crate) const STRICT: Self = Self::bare(false, true);
 
     const fn bare(compat: bool, strict: bool) -> Self {
-        Self { compat, strict, fluency: false, extra: vec![], branch: Branch::Other, references: None }
+        Self {
+            compat,
+            strict,
+            fluency: false,
+            in_place: true,
+            extra: vec![],
+            branch: Branch::Other,
+            references: None,
+        }
     }
 }
 
 /// Version of what is asked and how; results of another are not mixed with these.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Tokens of a text whose fluency is measured, at most. The peer counts the prompt's, too.
 const FLUENCY: usize = 100;
@@ -81,10 +92,12 @@ pub struct Prepared<'a> {
 /// What a record is scored by.
 #[derive(Debug, Clone)]
 pub(crate) enum Kind<'a> {
-    /// Its questions, and, where they are known, texts about its object.
+    /// Its questions, and, where they are known, texts about its object and what it is to forget.
     Facts {
         /// Ids of relation and object.
         reference: Option<[String; 2]>,
+        /// What is to be forgotten, with wrong answers, where that is what the fact is for.
+        erased: Option<sanitation::Case<'a>>,
     },
     /// Opinions about a topic.
     Sentiment(Box<sentiment::Case>),
@@ -114,6 +127,8 @@ pub struct Said {
     pub(crate) ten: Option<Vec<String>>,
     /// Free answers to them, and what is still held.
     pub(crate) erasure: Option<(Vec<String>, Option<Held>)>,
+    /// What is still held of an answer that a fact is to have forgotten.
+    pub(crate) held: Option<Held>,
     /// Which object is preferred, where the record tells the old one.
     pub(crate) preferences: counterfact::Scores,
 }
@@ -125,18 +140,30 @@ impl<'a> Prepared<'a> {
     /// Where the model has no tokenizer.
     pub fn new(model: &Model, set: &'a Set, index: usize, seed: u64) -> Result<Self> {
         let record: &Record = &set.records[index];
+        let (tokenizer, context) = (model.tokenizer()?, model.architecture().context);
+        let erased = || -> Result<(Option<sanitation::Case<'a>>, Vec<String>)> {
+            let Some(mut case) = sanitation::Case::new(set, record, seed) else { return Ok((None, vec![])) };
+            let dropped = case.fit(context, |text| Ok(tokenizer.encode(text)?.ids.len()))?;
+            Ok((Some(case), dropped))
+        };
         match &record.task {
             Task::Facts { .. } if set.form == Form::Sanitation => {
                 let mut own = Self::of_facts(model, record.number, &[], &[])?;
                 own.facts = record.facts().to_vec();
-                if let Some(case) = sanitation::Case::new(set, record, seed) {
+                let (case, dropped) = erased()?;
+                own.too_long = dropped;
+                if let Some(case) = case {
                     own.kind = Kind::Erasure(case);
                 }
                 Ok(own)
             }
             Task::Facts { facts, generation, reference } => {
                 let mut own = Self::of_facts(model, record.number, facts, generation)?;
-                own.kind = Kind::Facts { reference: reference.clone() };
+                let erased = match &facts[..] {
+                    [Fact { change: Change::Erase, ground_truth: Some(_), .. }] => erased()?.0,
+                    _ => None,
+                };
+                own.kind = Kind::Facts { reference: reference.clone(), erased };
                 Ok(own)
             }
             Task::Sentiment { .. } => {
@@ -157,16 +184,16 @@ impl<'a> Prepared<'a> {
         let (tokenizer, context) = (model.tokenizer()?, model.architecture().context);
         let (mut asked, mut budgets, mut too_long) = (vec![], vec![], vec![]);
         let length = |text: &str| -> Result<usize> { Ok(tokenizer.encode_continuation(text)?.ids.len()) };
-        // The old answer is asked about beside the right ones.
-        let old = facts.iter().filter_map(|fact| fact.ground_truth.as_deref()).map(length);
-        let old = old.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+        // The two objects are asked about beside the right answers.
+        let objects = facts.iter().flat_map(|f| f.ground_truth.as_deref().into_iter().chain([&f.target[..]]));
+        let object = objects.map(length).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
         for question in questions(facts, generation) {
             let mut longest = 0;
             for answer in &question.answers {
                 longest = longest.max(length(answer)?);
             }
             // One more for the blank between them, which may be a token of its own.
-            if tokenizer.encode(&question.prompt)?.ids.len() + longest.max(old) + 1 > context {
+            if tokenizer.encode(&question.prompt)?.ids.len() + longest.max(object) + 1 > context {
                 too_long.push(question.prompt);
                 continue;
             }
@@ -174,7 +201,7 @@ impl<'a> Prepared<'a> {
             asked.push(question);
         }
         let probes = Probes::new(model, asked)?;
-        let kind = Kind::Facts { reference: None };
+        let kind = Kind::Facts { reference: None, erased: None };
         let mut facts = facts.to_vec();
         if !too_long.is_empty() {
             let is_asked = |prompt: &String| !too_long.contains(prompt);
@@ -196,7 +223,7 @@ impl<'a> Prepared<'a> {
         let is_long = match &self.kind {
             Kind::Facts { .. } => self.facts.iter().any(|fact| self.too_long.contains(&fact.prompt)),
             Kind::Sentiment(case) => {
-                let texts = case.own.iter().chain(&case.other);
+                let texts = case.own.iter().chain(&case.other).chain(&case.apart);
                 let length =
                     |o: &Opinion| Ok(tokenizer.encode(&format!("{} {}", o.question, o.answer))?.ids.len());
                 let lengths = texts.map(length).collect::<Result<Vec<_>>>()?;
@@ -261,7 +288,7 @@ impl<'a> Prepared<'a> {
     fn prompt(&self) -> &str {
         let edited = self.facts.first().map_or("", |fact| fact.prompt.as_str());
         match &self.kind {
-            Kind::Erasure(case) => case.retained.first().map_or(edited, |probe| probe.prompt.as_str()),
+            Kind::Erasure(case) => case.generation.map_or(edited, |probe| probe.prompt.as_str()),
             _ => edited,
         }
     }
@@ -303,7 +330,11 @@ pub fn unedited(
     }
     for (said, record) in all.iter_mut().zip(records) {
         match &record.kind {
-            Kind::Facts { .. } => {}
+            Kind::Facts { erased, .. } => {
+                if let Some(case) = erased.as_ref().filter(|_| measures.strict) {
+                    said.held = erasure::held(&by, case)?;
+                }
+            }
             Kind::Sentiment(case) => {
                 if measures.compat {
                     said.opinions = compat::sentiment::likelihoods(&by, case)?;

@@ -134,7 +134,7 @@ impl Whole {
     }
 
     fn perplexity(&self, by: &Edited<'_>) -> Result<Option<f64>> {
-        let found = (!self.text.is_empty()).then(|| perplexity(by.model, by.overlays, &self.text));
+        let found = (!self.text.is_empty()).then(|| perplexity(by, &self.text));
         // A model that has broken down may predict no numbers at all.
         Ok(found.transpose()?.map(|p| if p.is_finite() { p } else { BROKEN }))
     }

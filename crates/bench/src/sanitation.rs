@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use mutandis_edit::{Fact, Probe};
+use mutandis_edit::{Fact, Probe, Result};
 
 use crate::data::{Record, Set};
 use crate::draw::Draw;
@@ -23,6 +23,8 @@ pub struct Case<'a> {
     pub retained: Vec<&'a Probe>,
     /// Answers that were never right: other records' old ones, no two alike.
     pub perturbed: Vec<&'a str>,
+    /// The one of the retained questions that the model goes on with, where fluency is measured.
+    pub generation: Option<&'a Probe>,
 }
 
 impl<'a> Case<'a> {
@@ -46,7 +48,37 @@ impl<'a> Case<'a> {
         let mut draw = Draw::new(seed, record.number);
         let retained = draw.sample(&set.retained, RETAINED);
         let perturbed = draw.sample(&others, PERTURBED).into_iter().copied().collect();
-        Some(Self { fact, retained, perturbed })
+        let generation = retained.get(draw.below(retained.len())).copied();
+        Some(Self { fact, retained, perturbed, generation })
+    }
+
+    /// Drops questions and wrong answers that are longer than a context, by the number of a text's
+    /// tokens; the prompts of the questions.
+    ///
+    /// # Errors
+    /// Where tokens cannot be counted.
+    pub(crate) fn fit(
+        &mut self,
+        context: usize,
+        tokens: impl Fn(&str) -> Result<usize>,
+    ) -> Result<Vec<String>> {
+        let (mut retained, mut perturbed, mut dropped) = (vec![], vec![], vec![]);
+        for &probe in &self.retained {
+            match tokens(&probe.prompt)? < context {
+                true => retained.push(probe),
+                false => dropped.push(probe.prompt.clone()),
+            }
+        }
+        for &answer in &self.perturbed {
+            if tokens(&format!("{} {answer}", self.fact.prompt))? <= context {
+                perturbed.push(answer);
+            }
+        }
+        if self.generation.is_some_and(|probe| dropped.contains(&probe.prompt)) {
+            self.generation = retained.first().copied();
+        }
+        (self.retained, self.perturbed) = (retained, perturbed);
+        Ok(dropped)
     }
 
     /// All prompts, the record's own first.

@@ -12,6 +12,7 @@ use crate::question::{Question, mean, scores};
 use crate::record::{Kind, Measures, Prepared, Said, Under, ask, preferred};
 use crate::results::{Both, ProbeResult, Role, Scores};
 use crate::strict::answer::{answer, f1, is_exact};
+use crate::strict::erasure::Held;
 use crate::strict::{self, erasure};
 
 /// A record's scores, and what was asked.
@@ -217,15 +218,19 @@ fn extras((record, by): &Under<'_>, measures: &Measures, scored: &mut Scored) ->
     Ok(())
 }
 
-/// Scores of the records of KnowEdit's two sets that are not about facts to be known.
+/// Scores of what is to be forgotten, and of opinions.
 fn special((record, by): &Under<'_>, before: &Said, measures: &Measures, scored: &mut Scored) -> Result<()> {
     match &record.kind {
-        Kind::Facts { .. } => {}
+        Kind::Facts { erased, .. } => {
+            if let Some(case) = erased.as_ref().filter(|_| measures.strict) {
+                scored.before.strict.extend(before.held.iter().flat_map(Held::named));
+                scored.after.strict.extend(erasure::held(by, case)?.iter().flat_map(Held::named));
+            }
+        }
         Kind::Sentiment(case) => {
             if measures.compat {
                 let likelihoods = before.opinions.as_ref();
-                // What changes weights is compared with itself there.
-                let in_place = by.prefix.is_empty();
+                let in_place = measures.in_place && by.prefix.is_empty();
                 scored.after.compat = compat::sentiment::scores(by, case, likelihoods, in_place)?;
             }
             if let Some(before) = before.sentiment.as_ref().filter(|_| measures.strict) {
@@ -289,7 +294,7 @@ fn preferences(
     for (i, found) in preferred(under)? {
         all[i].before.strict.extend(before[i].preferences.named());
         all[i].after.strict.extend(found.named());
-        let Kind::Facts { reference: Some(object) } = &under[i].0.kind else { continue };
+        let Kind::Facts { reference: Some(object), .. } = &under[i].0.kind else { continue };
         for (said, both) in [(before[i], &mut all[i].before), (&after[i], &mut all[i].after)] {
             let prompts = under[i].0.generations().into_iter();
             let texts: Vec<String> =
@@ -307,6 +312,7 @@ pub(crate) fn unedited_scores(record: &Prepared<'_>, said: &Said) -> Both {
     if let Some(opinions) = &said.sentiment {
         scored.before.strict = opinions.scores();
     }
+    scored.before.strict.extend(said.held.iter().flat_map(Held::named));
     fluencies(said, said, &mut scored);
     scored.before.strict.extend(said.preferences.named());
     scored.before

@@ -50,23 +50,29 @@ pub struct Case {
     pub question: String,
     /// All answers about the topic, positive ones first.
     pub own: Vec<Opinion>,
-    /// All answers about the next record's topic, which is not edited.
+    /// All answers about the next record's topic, which EasyEdit looks at; where records are edited
+    /// together, that is edited as well.
     pub other: Vec<Opinion>,
+    /// All answers about the topic half the file away, which is not edited as long as fewer records
+    /// than that are edited together.
+    pub apart: Vec<Opinion>,
 }
 
 impl Case {
-    /// The record at an index, with the next one of the file (behind the last, the first) as the
-    /// other topic.
+    /// The record at an index, with the next one of the file and the one half the file away as other
+    /// topics; behind the last record comes the first.
     ///
     /// The wanted sentiment is drawn by a coin, and for each text a question, all from the record's
     /// own stream. As EasyEdit has it, the edit's prompt says which sentiment is wanted, with its
     /// slip of the pen, and the target is the first answer of that sentiment.
     ///
     /// # Errors
-    /// Where there is no such record, or it or the next is not about a sentiment.
+    /// Where there is no such record, or it or one of the others is not about a sentiment.
     pub fn new(records: &[Record], index: usize, seed: u64) -> Result<Self> {
         let (number, topic, answers) = opinions(records, index)?;
-        let (_, other_topic, others) = opinions(records, (index + 1) % records.len().max(1))?;
+        let ahead = |by: usize| opinions(records, (index + by.max(1)) % records.len().max(1));
+        let (_, next_topic, next) = ahead(1)?;
+        let (_, far_topic, far) = ahead(records.len() / 2)?;
         let mut draw = Draw::new(seed, number);
         let wanted = draw.below(2);
         let mut ask = |topic: &str| QUESTIONS[draw.below(QUESTIONS.len())].replace("{}", topic);
@@ -80,8 +86,8 @@ impl Case {
             each.map(|(i, a)| Opinion { question: ask(topic), answer: a.clone(), wanted: i == wanted })
                 .collect()
         };
-        let (own, other) = (all(topic, answers), all(other_topic, others));
-        Ok(Self { fact, question, own, other })
+        let (own, other, apart) = (all(topic, answers), all(next_topic, next), all(far_topic, far));
+        Ok(Self { fact, question, own, other, apart })
     }
 }
 
@@ -181,10 +187,15 @@ mod tests {
             assert_eq!(case.own.iter().map(|o| o.wanted).collect::<Vec<_>>(), [wants, wants, !wants]);
             assert!(case.own.iter().all(|o| o.question.contains(&format!("topic {i}?"))
                 || o.question.contains(&format!("topic {i} "))));
-            let next = format!("topic {}", (i + 1) % 60);
-            assert!(case.other.iter().all(|o| o.question.contains(&next)), "{:?}", case.other);
+            for (others, by) in [(&case.other, 1), (&case.apart, 30)] {
+                let topic = format!("topic {}", (i + by) % 60);
+                assert!(others.iter().all(|o| o.question.contains(&topic)), "{others:?}");
+            }
         }
-        assert_eq!(Case::new(&records[7..9], 0, 5).unwrap(), cases[7]);
+        let mut alone = Case::new(&records[7..9], 0, 5).unwrap();
+        assert_eq!(alone.apart.len(), 3);
+        alone.apart.clone_from(&cases[7].apart);
+        assert_eq!(alone, cases[7]);
         assert_ne!(Case::new(&records, 7, 6).unwrap(), cases[7]);
     }
 

@@ -26,9 +26,9 @@ pub(crate) fn ends(text: &str) -> Vec<usize> {
 }
 
 /// Abbreviations that a capital may follow within a sentence.
-const ABBREVIATIONS: [&str; 29] = [
-    "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "gen", "col", "lt", "capt", "sgt", "rev", "gov",
-    "sen", "rep", "no", "vs", "e.g", "i.e", "bros", "mt", "ft", "inc", "co", "corp", "ltd", "vol",
+const ABBREVIATIONS: [&str; 31] = [
+    "c", "ca", "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "gen", "col", "lt", "capt", "sgt", "rev",
+    "gov", "sen", "rep", "no", "vs", "e.g", "i.e", "bros", "mt", "ft", "inc", "co", "corp", "ltd", "vol",
 ];
 
 /// Whether a word is initials: capitals with periods between them, as in `A.C` and `U.S`.
@@ -41,7 +41,7 @@ fn is_initials(word: &str) -> bool {
 struct Mark {
     /// In bytes.
     end: usize,
-    /// No abbreviation, initials or ordinal stand before it.
+    /// No abbreviation, initials or ordinal stand before it, and it is no ellipsis.
     is_sure: bool,
 }
 
@@ -69,15 +69,18 @@ fn marks(text: &str) -> Vec<Mark> {
         if follows.is_none_or(char::is_lowercase) {
             continue;
         }
-        let word =
-            text[from..chars[sign].0].rsplit(|c: char| c.is_whitespace() || c == '(').next().unwrap_or("");
-        let lone = chars[sign].1 == '.' && i == sign + 1;
+        let opens = |c: char| c.is_whitespace() || matches!(c, '(' | '[' | '"' | '“');
+        let word = text[from..chars[sign].0].rsplit(opens).next().unwrap_or("");
+        let signs = &chars[sign..i];
+        let lone = signs.len() == 1 && signs[0].1 == '.';
+        // Three periods may stand for what is left out, or within a name.
+        let ellipsis = signs.len() > 1 && signs.iter().all(|(_, c)| *c == '.');
         // A small number that a text begins with may count something, as in `2. Bundesliga`.
         let ordinal = (1..=2).contains(&word.len())
             && word.bytes().all(|b| b.is_ascii_digit())
             && text[..chars[sign].0].trim_start() == word;
         let known = ABBREVIATIONS.contains(&word.to_lowercase().as_str());
-        let is_sure = !(lone && (is_initials(word) || known || ordinal));
+        let is_sure = !(ellipsis || lone && (is_initials(word) || known || ordinal));
         if is_sure {
             from = end;
         }
@@ -295,7 +298,8 @@ mod tests {
         for (text, count) in [
             ("He left. She stayed! Why? (So.) \"Yes.\" no.", 5),
             ("Dr. Smith met J. Doe in the U.S. Army. then came 3.5 more.", 1),
-            ("one... Two", 2),
+            ("one... Two", 1),
+            ("He was born in [O.S. May] and (c. 1820) wrote \"U.S. Grant\".", 1),
             (" ", 0),
         ] {
             assert_eq!(sentences(text).len(), count, "{text}: {:?}", sentences(text));

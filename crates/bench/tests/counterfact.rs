@@ -34,6 +34,8 @@ fn fact() -> Fact {
         // One of what is true of the new object is no neighbour.
         probe("Max went to the", "big park"),
         Probe { answers: vec![], ..probe("Sam went to the", "") },
+        // Nor is the subject itself.
+        probe("Yesterday, Tom was at the", "zoo"),
     ];
     fact
 }
@@ -68,13 +70,16 @@ fn preferences_are_mean_log_probabilities_of_both_objects() {
         Edited { model: &model, overlays: &overlays, prefix: "" },
         Edited { model: &model, overlays: &[], prefix: "Tom went to the big park. " },
     ];
-    let (fact, mut unknown) = (fact(), fact());
+    let (fact, mut unknown, mut unchanged) = (fact(), fact(), fact());
     unknown.ground_truth = None;
-    let asked: Vec<(Edited<'_>, &Fact)> =
-        edits.iter().map(|e| (*e, &fact)).chain([(edits[0], &unknown)]).collect();
+    unchanged.ground_truth = Some(" big park".into());
+    let others = [(edits[0], &unknown), (edits[0], &unchanged)];
+    let asked: Vec<(Edited<'_>, &Fact)> = edits.iter().map(|e| (*e, &fact)).chain(others).collect();
     let found = preferences(&model, &asked).unwrap();
-    assert!(found[3].is_empty(), "without a true object there is nothing to prefer");
-    assert_eq!(Scores::of(&found[3]), Scores::default());
+    for (none, why) in found[3..].iter().zip(["without a true object", "where both are the same"]) {
+        assert!(none.is_empty(), "{why} there is nothing to prefer");
+        assert_eq!(Scores::of(none), Scores::default());
+    }
     for (edited, found) in edits.iter().zip(&found) {
         let roles: Vec<Role> = found.iter().map(|p| p.role).collect();
         assert_eq!(roles, [Role::Edit, Role::Rephrase, Role::Rephrase, Role::Locality, Role::Locality]);

@@ -71,7 +71,9 @@ fn counterfact_neighbours_keep_the_old_object() {
         "paraphrase_prompts": ["Hybrid vehicles. Laurent Cars found employment in"],
         "neighborhood_prompts": ["Claude Monet took up work in", "Victor Hugo worked in"],
         "attribute_prompts": ["Thomas Cole worked in"],
-        "generation_prompts": ["Laurent Cars's work office is surrounded by"]
+        "generation_prompts": ["Laurent Cars's work office is surrounded by"],
+        "distracting_neighborhood_prompts": ["Laurent Cars was employed in Philadelphia. Victor Hugo worked in"],
+        "portability": {"Recalled Relation": "(Philadelphia, state, …)", "New Question": "Of what state?", "New Answer": "Pennsylvania"}
     }]);
     let set = read(record.to_string()).unwrap();
     let Task::Facts { facts, generation, reference } = &set.records[0].task else { panic!("no facts") };
@@ -79,7 +81,10 @@ fn counterfact_neighbours_keep_the_old_object() {
     assert_eq!(facts[0].prompt, "Laurent Cars was employed in");
     assert_eq!((facts[0].target.as_str(), facts[0].ground_truth.as_deref()), ("Philadelphia", Some("Paris")));
     let kept: Vec<_> = facts[0].locality.iter().map(|p| (p.kind.as_str(), p.answers[0].as_str())).collect();
-    assert_eq!(kept, [("neighborhood", "Paris"), ("neighborhood", "Paris"), ("attribute", "Philadelphia")]);
+    let near = ("neighborhood", "Paris");
+    assert_eq!(kept, [near, near, ("attribute", "Philadelphia"), ("distracting", "Paris")]);
+    let hop = &facts[0].portability[..];
+    assert_eq!((hop.len(), hop[0].kind.as_str(), &hop[0].answers[0][..]), (1, "one-hop", "Pennsylvania"));
     assert_eq!((facts[0].rephrases.len(), generation.len()), (1, 1));
 }
 
@@ -131,6 +136,13 @@ fn an_edit_of_ripple_edits_is_cut_where_its_target_begins() {
     assert_eq!(fact(&record).portability.len(), 2);
     // Without, and without a sentence before, the last "is" tells.
     assert_eq!(of(&edit(sentence, Value::Null, json!([]))), wanted("", "United Arab Emirates", ""));
+    // A blank of more than one byte before the target is a blank.
+    let [now, was] = ["Syria", "Japan"].map(|of| format!("The country of X is\u{a0}{of}."));
+    let record = edit(&now, json!({"prompt": was}), json!([]));
+    assert_eq!(
+        (fact(&record).prompt.as_str(), fact(&record).target.as_str()),
+        ("The country of X is", "Syria")
+    );
 }
 
 #[test]
@@ -144,6 +156,11 @@ fn sanitation_asks_and_keeps() {
     assert_eq!(fact(&set.records[0]).target, "I don't know.");
     assert_eq!(set.retained.len(), 1);
     assert_eq!(set.retained[0].answers, ["Woof"]);
+    let notes = &set.oddities["question to be kept that cannot be asked"];
+    assert_eq!(
+        (notes.len(), notes[0].record, notes[0].what.as_str()),
+        (1, 2, "`question` is missing or blank")
+    );
 }
 
 #[test]

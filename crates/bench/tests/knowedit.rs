@@ -255,7 +255,7 @@ fn convsent_as_it_is_meant() {
     close(before.likelihoods.unwrap().wanted, slow(&[]).wanted);
     close(scores["edit"], slow(&overlays).success(&slow(&[])));
     let mut moved = vec![];
-    for o in &case.other {
+    for o in &case.apart {
         let ids = encode(&model, &format!("{} {}", o.question, o.answer.trim()));
         let (p, q) = (logs(&model, &ids, &[]), logs(&model, &ids, &overlays));
         moved
@@ -476,6 +476,7 @@ fn sanitation_asks_the_same_of_a_record_whatever_else_is_run() {
     assert_eq!(case.perturbed.len(), 5);
     assert!(case.perturbed.iter().all(|a| !a.eq_ignore_ascii_case("cheese")), "{:?}", case.perturbed);
     assert_eq!(Forgotten::new(&set, &set.records[0], 3).unwrap(), case);
+    assert!(case.retained.contains(&case.generation.unwrap()));
     let others = Forgotten::new(&set, &set.records[1], 3).unwrap();
     assert_ne!((&others.retained, &others.perturbed), (&case.retained, &case.perturbed));
     assert_ne!(Forgotten::new(&set, &set.records[0], 4).unwrap().retained, case.retained);

@@ -1,12 +1,11 @@
 //! Facts: what should be true, and where the prompt says of whom.
 
-use std::path::Path;
-use std::str::Utf8Error;
+mod read;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+pub use self::read::texts;
 use crate::error::{Error, Result};
 
 /// Jaro–Winkler similarity from which a text is a misspelling of a name; below, it is another.
@@ -49,6 +48,9 @@ pub struct Fact {
     /// The target as its record writes it, where that has blanks around it: the peer scores those, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_target: Option<String>,
+    /// Other ways to write the target: an answer that is one of them is right, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// What the model says, or should have said, before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ground_truth: Option<String>,
@@ -145,135 +147,6 @@ impl Fact {
             )
         })
     }
-
-    /// Reads facts from JSON lines, or from one JSON array, with EasyEdit's field names
-    /// (`prompt`, `subject`, `target_new`, `ground_truth`, `rephrase_prompt`, `locality`,
-    /// `portability`, or flat `locality_prompt` and `locality_ground_truth`), MEND's (`src`, `alt`,
-    /// `rephrase`, `loc`, `loc_ans`) or our own.
-    ///
-    /// # Errors
-    /// Where the file cannot be read, or a record lacks a field or has it in another type: the
-    /// line and the field are named.
-    pub fn read(path: &Path) -> Result<Vec<Self>> {
-        records(path)?
-            .into_iter()
-            .map(|(place, fact)| fact.map_err(|why| invalid(path, &format!("{place}: {why}"))))
-            .collect()
-    }
-
-    /// As [`Self::read`], with what is wrong with each record that cannot be used.
-    ///
-    /// # Errors
-    /// Where the file cannot be read, or is not JSON.
-    pub fn read_usable(path: &Path) -> Result<(Vec<Self>, Vec<String>)> {
-        let (mut facts, mut skipped) = (vec![], vec![]);
-        for (place, fact) in records(path)? {
-            match fact {
-                Ok(fact) => facts.push(fact),
-                Err(why) => skipped.push(format!("{place}: {why}")),
-            }
-        }
-        Ok((facts, skipped))
-    }
-
-    /// One record, in any of the forms that [`Self::read`] knows, or in KnowEdit's for WikiBio
-    /// (`text`, `labels`, `concept`).
-    ///
-    /// # Errors
-    /// Says what is wrong with it.
-    pub fn from_record(record: &Value) -> Result<Self, String> {
-        let object =
-            record.as_object().ok_or_else(|| format!("expected an object, found {}", kind(record)))?;
-        let text = |names: &[&str]| -> Result<Option<String>, String> {
-            match names.iter().find_map(|n| object.get(*n).filter(|v| !v.is_null()).map(|v| (n, v))) {
-                None => Ok(None),
-                Some((n, v)) => {
-                    first_text(v).map(Some).ok_or_else(|| format!("`{n}` should be text, found {}", kind(v)))
-                }
-            }
-        };
-        let need = |names: &[&str]| text(names)?.ok_or_else(|| format!("`{}` is missing", names[0]));
-        let change = match text(&["change"])?.as_deref() {
-            None | Some("modify") => Change::Modify,
-            Some("insert") => Change::Insert,
-            Some("erase") => Change::Erase,
-            Some(other) => return Err(format!("`change` is `{other}`, expected insert, modify or erase")),
-        };
-        let rephrases = ["rephrase_prompt", "rephrase", "rephrases"].iter().find_map(|n| object.get(*n));
-        let prompt = need(&["prompt", "src", "text"])?;
-        let written = need(&["target_new", "target", "alt", "labels"])?;
-        let target = written.trim().to_owned();
-        let fact = Self {
-            prompt,
-            subject: text(&["subject", "concept"])?.unwrap_or_default().trim().to_owned(),
-            written_target: (written != target).then_some(written),
-            target,
-            ground_truth: text(&["ground_truth", "answers"])?,
-            change,
-            rephrases: rephrases.map(texts).unwrap_or_default(),
-            locality: match (text(&["loc", "locality_prompt"])?, text(&["loc_ans", "locality_ground_truth"])?)
-            {
-                (Some(prompt), Some(answer)) => {
-                    vec![Probe { kind: "loc".to_owned(), prompt, answers: vec![answer] }]
-                }
-                _ => object.get("locality").map(probes).unwrap_or_default(),
-            },
-            portability: object.get("portability").map(probes).unwrap_or_default(),
-        };
-        fact.check().map_err(|e| e.to_string())?;
-        Ok(fact)
-    }
-}
-
-/// What a file of facts holds.
-const RECORD: &str =
-    "it is read as JSON lines, or as one JSON array, of objects with `prompt`, `subject` and `target_new`";
-
-fn invalid(path: &Path, why: &str) -> Error {
-    Error::input_hint(format!("`{}` is not a valid file of facts: {why}", path.display()), RECORD)
-}
-
-/// Each record of a file, with where it is, and the fact or what is wrong with it.
-fn records(path: &Path) -> Result<Vec<(String, Result<Fact, String>)>> {
-    let bytes = std::fs::read(path).map_err(|e| {
-        Error::input_hint(format!("cannot read the facts of `{}`: {e}", path.display()), RECORD)
-    })?;
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let records: Vec<(String, Result<Fact, String>)> = if text.trim_ascii_start().starts_with(b"[") {
-        let all = array(path, text)?;
-        let each = all.iter().enumerate();
-        each.map(|(i, record)| (format!("record {}", i + 1), Fact::from_record(record))).collect()
-    } else {
-        let each = text.split(|byte| *byte == b'\n').map(std::str::from_utf8).enumerate();
-        let each = each.filter(|(_, line)| !line.is_ok_and(|line| line.trim().is_empty()));
-        each.map(|(i, line)| (format!("line {}", i + 1), of_line(line))).collect()
-    };
-    if records.is_empty() {
-        return Err(invalid(path, "line 1: it holds no facts"));
-    }
-    Ok(records)
-}
-
-/// The records of a file that is one JSON array.
-fn array(path: &Path, text: &[u8]) -> Result<Vec<Value>> {
-    serde_json::from_slice(text).map_err(|e| match e.is_eof() {
-        true => Error::input_hint(
-            format!(
-                "`{}` is not a valid file of facts: it ends early, in line {}, before its array does",
-                path.display(),
-                e.line()
-            ),
-            "write or fetch it again; something has cut it short",
-        ),
-        false => invalid(path, &format!("line {}: {e}", e.line())),
-    })
-}
-
-/// The fact of a line, or what is wrong with it.
-fn of_line(line: Result<&str, Utf8Error>) -> Result<Fact, String> {
-    let line = line.map_err(|e| format!("it is not UTF-8 from byte {} on", e.valid_up_to() + 1))?;
-    let record = serde_json::from_str(line).map_err(|e| e.to_string())?;
-    Fact::from_record(&record)
 }
 
 /// A target as it follows a prompt.
@@ -292,63 +165,6 @@ pub fn nearest<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
     let likeness = |name: &str| strsim::jaro_winkler(&name.to_lowercase(), &text.to_lowercase());
     let best = names.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (likeness(best) >= MISSPELT).then_some(best)
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-fn first_text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(s) => Some(s.clone()),
-        Value::Number(n) => Some(n.to_string()),
-        Value::Array(items) => items.iter().find_map(first_text),
-        _ => None,
-    }
-}
-
-/// All texts of a value that may be one, a list, or lists within lists; blank ones drop out.
-pub fn texts(value: &Value) -> Vec<String> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(texts).collect(),
-        other => first_text(other).filter(|s| !s.trim().is_empty()).into_iter().collect(),
-    }
-}
-
-/// `{kind: {prompt, ground_truth}}`, `{kind: [{…}]}`, or lists inside either; empty ones drop out.
-fn probes(value: &Value) -> Vec<Probe> {
-    fn gather(kind: &str, value: &Value, out: &mut Vec<Probe>) {
-        match value {
-            Value::Array(items) => items.iter().for_each(|v| gather(kind, v, out)),
-            Value::Object(o) => match o.get("prompt") {
-                Some(Value::Array(prompts)) => {
-                    let answers = o.get("ground_truth").and_then(Value::as_array);
-                    for (i, p) in prompts.iter().filter_map(Value::as_str).enumerate() {
-                        let answers = answers.and_then(|a| a.get(i)).map(texts).unwrap_or_default();
-                        out.push(Probe { kind: kind.to_owned(), prompt: p.to_owned(), answers });
-                    }
-                }
-                Some(p) => {
-                    if let Some(p) = first_text(p) {
-                        let answers = o.get("ground_truth").map(texts).unwrap_or_default();
-                        out.push(Probe { kind: kind.to_owned(), prompt: p, answers });
-                    }
-                }
-                None => o.iter().for_each(|(k, v)| gather(k, v, out)),
-            },
-            _ => {}
-        }
-    }
-    let mut out = vec![];
-    gather("", value, &mut out);
-    out
 }
 
 fn find_subject(prompt: &str, subject: &str) -> Option<std::ops::Range<usize>> {
@@ -446,66 +262,5 @@ mod tests {
         assert!(error.hint().unwrap().contains("did you mean `France`?"), "{:?}", error.hint());
         let error = Fact::new("The capital of France is", "", "Rome").unwrap().subject_range().unwrap_err();
         assert!(error.hint().unwrap().contains("--subject"));
-    }
-
-    #[test]
-    fn easyedit_records_are_read_in_all_their_shapes() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(
-            file.path(),
-            concat!(
-                r#"{"prompt":"A is","subject":" A ","target_new":" B","ground_truth":["C","D"],"rephrase_prompt":["A, you know, is"]}"#,
-                "\n\n",
-                r#"{"prompt":"E is","subject":"E","target_new":"F","portability":{},"locality":{"Forgetfulness":[{"prompt":"G","ground_truth":[["H","I"],[]]}],"n":{"prompt":["J","K"],"ground_truth":["L","M"]}}}"#,
-                "\n",
-                r#"{"prompt":"N is","subject":"N","target_new":"O","locality_prompt":"P","locality_ground_truth":"Q"}"#,
-            ),
-        )
-        .unwrap();
-        let facts = Fact::read(file.path()).unwrap();
-        assert_eq!((facts[0].subject.as_str(), facts[0].target.as_str()), ("A", "B"));
-        assert_eq!(facts[0].ground_truth.as_deref(), Some("C"));
-        assert_eq!(facts[0].rephrases, ["A, you know, is"]);
-        let kept: Vec<_> =
-            facts[1].locality.iter().map(|p| (p.kind.as_str(), p.prompt.as_str(), p.answers.len())).collect();
-        assert_eq!(kept, [("Forgetfulness", "G", 2), ("n", "J", 1), ("n", "K", 1)]);
-        assert_eq!(
-            (facts[2].locality[0].prompt.as_str(), &facts[2].locality[0].answers[..]),
-            ("P", &["Q".into()][..])
-        );
-    }
-
-    #[test]
-    fn broken_records_are_named_by_line_and_field() {
-        for (text, expected) in [
-            ("{\"prompt\":\"A\"}", "line 1: `target_new` is missing"),
-            ("\n{\"prompt\":{},\"target_new\":\"x\"}", "line 2: `prompt` should be text, found an object"),
-            ("{\"prompt\":\"A\",\"target_new\":\" \"}", "line 1: the target of `A` is empty"),
-            ("7", "line 1: expected an object, found a number"),
-            ("", "line 1: it holds no facts"),
-            ("\n[{\"prompt\":\"A\",\n\"target_new\":", "it ends early, in line 3, before its array does"),
-            ("prompt,target_new\nA,B\n", "line 1: expected value at line 1 column 1"),
-        ] {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), text).unwrap();
-            let error = Fact::read(file.path()).unwrap_err();
-            assert!(error.to_string().ends_with(expected), "{error}");
-            assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
-            assert!(error.hint().is_some(), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_line_that_is_not_utf8_is_a_broken_record_like_any_other() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let good = br#"{"prompt":"A is","target_new":"B"}"#;
-        let bad = b"{\"prompt\":\"\xff is\",\"target_new\":\"C\"}";
-        let all = [&b"\xef\xbb\xbf"[..], good, b"\r\n", bad, b"\r\n\r\n", good].concat();
-        std::fs::write(file.path(), all).unwrap();
-        let (facts, skipped) = Fact::read_usable(file.path()).unwrap();
-        assert_eq!(facts.len(), 2);
-        assert_eq!(skipped, ["line 2: it is not UTF-8 from byte 12 on"]);
-        let error = Fact::read(file.path()).unwrap_err().to_string();
-        assert!(error.ends_with("line 2: it is not UTF-8 from byte 12 on"), "{error}");
     }
 }

@@ -152,6 +152,50 @@ fn what_is_longer_than_the_context_is_left_out_and_the_rest_is_run() {
     }
     let unasked = cell["data"]["unasked"].as_array().unwrap();
     assert!(unasked.iter().all(|told| told["record"] == 2) && unasked.len() == 2, "{unasked:?}");
+
+    // A question to be kept, or another record's answer, spoils no record of Sanitation.
+    let forget = |what: &str, answer: &str| json!({"question": what, "subject": what, "ground_truth": answer, "target_new": "I don't know."});
+    let set = json!({"K_F": [forget("Tom", "A dog"), forget("Lily", &long)],
+        "K_R": [{"question": long, "ground_truth": "A cat"}, {"question": "Max", "ground_truth": "A cow"}]});
+    fs::write(sandbox.path("forget.json"), set.to_string()).unwrap();
+    let more = ["--data", "forget.json", "--out", "forget"];
+    let report = sandbox.run(&quick(&model, &more)).ok().json();
+    let cells = report["cells"].as_array().unwrap();
+    let cell = cells.iter().find(|cell| cell["data"]["name"] == "forget").unwrap();
+    assert_eq!((&cell["scored"], &cell["failed"]), (&json!(1), &json!(0)), "{cell}");
+    assert_eq!(cell["after"]["strict"]["locality"]["count"], 1, "{cell}");
+    assert_eq!(cell["data"]["unasked"][0]["record"], 1, "{cell}");
+}
+
+#[test]
+fn a_fact_that_is_to_be_forgotten_is_measured_by_what_is_still_held() {
+    let sandbox = people();
+    let model = stories();
+    let erased = |(name, place): (&str, &str), old: &str| {
+        let mut record = record((name, place));
+        record["change"] = json!("erase");
+        record["ground_truth"] = json!(old);
+        record.to_string()
+    };
+    let lines = [erased(("Tom", "house"), "big river"), erased(("Lily", "store"), "sea")];
+    fs::write(sandbox.path("people.jsonl"), lines.join("\n")).unwrap();
+    let cell = sandbox.run(&quick(&model, &[])).ok().json()["cells"][0].clone();
+    for name in ["extraction-strength", "truth-ratio", "truth-ratio:share"] {
+        for side in ["before", "after"] {
+            assert_eq!(cell[side]["strict"][name]["count"], 2, "{side} {name}: {cell}");
+        }
+    }
+}
+
+#[test]
+fn text_before_prompts_is_before_the_text_of_perplexity_too() {
+    let sandbox = people();
+    let model = stories();
+    let run =
+        ["bench", "run", "--model", &model, "--data", "people.jsonl", "--method", "ice", "--limit", "2"];
+    let cell = sandbox.run(&[&run[..], &["--no-fluency", "--json"]].concat()).ok().json()["cells"][0].clone();
+    let side = |side: &str| cell["perplexity"][side].as_f64().unwrap();
+    assert!((side("after") - side("before")).abs() > 0.01, "{cell}");
 }
 
 #[test]

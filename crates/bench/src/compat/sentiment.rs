@@ -113,6 +113,9 @@ fn divergence(edited: &Edited<'_>, case: &Case) -> Result<Option<f64>> {
 /// are the unedited model's likelihoods; `in_place` says that the peer's method overwrites the
 /// weights. A record on which the peer's run ends has no scores.
 ///
+/// DIFFERENCE: fluency is that of the edited model for every method; the peer's is the unedited
+/// model's where weights are not overwritten.
+///
 /// # Errors
 /// As [`likelihoods`].
 pub fn scores(

@@ -12,7 +12,7 @@ const TORN: char = '\u{fdd0}';
 /// A file's records, each with what is wrong with its JSON.
 pub(crate) enum File {
     Records(Vec<Result<Value, String>>),
-    Sanitation { forget: Vec<Result<Value, String>>, retain: Vec<Value> },
+    Sanitation { forget: Vec<Result<Value, String>>, retain: Vec<Result<Value, String>> },
 }
 
 /// The text of a file; a record with bytes that are none is known by [`TORN`].
@@ -97,10 +97,7 @@ fn object(text: &str) -> File {
     match take(&["K_F", "success"]) {
         Some(forget) => {
             let retain = take(&["K_R", "locality"]).unwrap_or_default();
-            File::Sanitation {
-                forget: values(&forget),
-                retain: values(&retain).into_iter().flatten().collect(),
-            }
+            File::Sanitation { forget: values(&forget), retain: values(&retain) }
         }
         None => File::Records(vec![value(text, None)]),
     }

@@ -27,14 +27,14 @@ pub(super) fn form(records: &[Result<Value, String>]) -> Form {
     FORMS.into_iter().rev().max_by_key(count).unwrap_or(Form::Facts)
 }
 
-/// A record as a task.
+/// A record as a task; what of it is passed over is noted.
 ///
 /// # Errors
 /// Says what is wrong with it.
-pub(super) fn task(form: Form, record: &Value) -> Result<Task, String> {
+pub(super) fn task(form: Form, record: &Value, notes: &mut Vec<String>) -> Result<Task, String> {
     let object = record.as_object().ok_or("it is no object")?;
     match form {
-        Form::Facts => facts(record, object),
+        Form::Facts => facts(object, notes),
         Form::CounterFact => counterfact(object),
         Form::Mquake => mquake(object),
         Form::RippleEdits => ripple::task(object),
@@ -70,16 +70,29 @@ fn probes(kind: &str, prompts: Vec<String>, answers: &[String]) -> Vec<Probe> {
 
 /// EasyEdit's, KnowEdit's and MEND's records, with the portability questions that were made for
 /// zsRE (EasyEdit's files of inverse relations, replaced subjects and one hop).
-fn facts(record: &Value, object: &Map<String, Value>) -> Result<Task, String> {
-    let mut fact = Fact::from_record(record)?;
-    if let Some(Value::Object(hop)) = object.get("portability").filter(|p| p.get("New Question").is_some()) {
-        fact.portability = probes("one-hop", all(hop, "New Question"), &all(hop, "New Answer"));
+fn facts(object: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Task, String> {
+    let hop = one_hop(object);
+    let mut own = object.clone();
+    if !hop.is_empty() {
+        own.remove("portability");
     }
+    let (mut fact, passed_over) = Fact::with_notes(&Value::Object(own))?;
+    notes.extend(passed_over);
+    fact.portability.extend(hop);
     let inverse = all(object, "inverse question");
     fact.portability.extend(probes("inverse-relation", inverse, std::slice::from_ref(&fact.subject)));
     let replaced = all(object, "alter_subject_question");
     fact.portability.extend(probes("subject-replacement", replaced, std::slice::from_ref(&fact.target)));
     Ok(one(fact))
+}
+
+/// EasyEdit's question that takes the new answer one hop on, as its files of zsRE and CounterFact
+/// have it.
+fn one_hop(object: &Map<String, Value>) -> Vec<Probe> {
+    match object.get("portability") {
+        Some(Value::Object(hop)) => probes("one-hop", all(hop, "New Question"), &all(hop, "New Answer")),
+        _ => vec![],
+    }
 }
 
 /// `{"prompt": "… {} …", "subject", "target_new": {"str"}, "target_true": {"str"}}`.
@@ -106,13 +119,16 @@ fn reference(rewrite: &Value) -> Option<[String; 2]> {
 }
 
 /// ROME's CounterFact: neighbours have the old object, attribute prompts are true of the new one
-/// before the edit and after.
+/// before the edit and after. EasyEdit's file of it has neighbours behind the edited sentence, and a
+/// question one hop on, too.
 fn counterfact(object: &Map<String, Value>) -> Result<Task, String> {
     let mut fact = rewrite(object.get("requested_rewrite").unwrap_or(&Value::Null))?;
     let (old, new): (Vec<String>, _) = (fact.ground_truth.iter().cloned().collect(), [fact.target.clone()]);
     fact.rephrases = all(object, "paraphrase_prompts");
     fact.locality = probes("neighborhood", all(object, "neighborhood_prompts"), &old);
     fact.locality.extend(probes("attribute", all(object, "attribute_prompts"), &new));
+    fact.locality.extend(probes("distracting", all(object, "distracting_neighborhood_prompts"), &old));
+    fact.portability = one_hop(object);
     Ok(Task::Facts {
         facts: vec![fact],
         generation: all(object, "generation_prompts"),
@@ -165,8 +181,11 @@ fn sanitation(object: &Map<String, Value>) -> Result<Task, String> {
 }
 
 /// A question of Sanitation whose answer is to stay.
-pub(super) fn retained(record: &Value) -> Option<Probe> {
-    let object = record.as_object()?;
-    let prompt = asked(&text(object, "question").ok()?);
-    Some(Probe { kind: "retained".into(), prompt, answers: all(object, "ground_truth") })
+///
+/// # Errors
+/// Says what is wrong with it.
+pub(super) fn retained(record: &Value) -> Result<Probe, String> {
+    let object = record.as_object().ok_or("it is no object")?;
+    let prompt = asked(&text(object, "question")?);
+    Ok(Probe { kind: "retained".into(), prompt, answers: all(object, "ground_truth") })
 }

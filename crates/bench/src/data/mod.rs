@@ -145,24 +145,32 @@ impl Set {
     }
 
     fn of(file: File) -> Self {
-        let (form, records, retained) = match file {
+        let (form, records, retain) = match file {
             File::Records(records) => (forms::form(&records), records, vec![]),
-            File::Sanitation { forget, retain } => {
-                (Form::Sanitation, forget, retain.iter().flat_map(forms::retained).collect())
-            }
+            File::Sanitation { forget, retain } => (Form::Sanitation, forget, retain),
         };
         let mut set = Self {
             form,
             version: String::new(),
             records: Vec::with_capacity(records.len()),
-            retained,
+            retained: vec![],
             skipped: vec![],
             oddities: BTreeMap::new(),
         };
+        for (i, record) in retain.into_iter().enumerate() {
+            match record.and_then(|record| forms::retained(&record)) {
+                Ok(probe) => set.retained.push(probe),
+                Err(what) => set.note(UNASKED, i + 1, &what),
+            }
+        }
         for (i, record) in records.into_iter().enumerate() {
             let number = i + 1;
-            match record.and_then(|record| forms::task(form, &record)) {
-                Ok(task) => set.records.push(Record { number, task }),
+            let mut notes = vec![];
+            match record.and_then(|record| forms::task(form, &record, &mut notes)) {
+                Ok(task) => {
+                    set.records.push(Record { number, task });
+                    notes.iter().for_each(|what| set.note(PASSED_OVER, number, what));
+                }
                 Err(what) => set.skipped.push(Note::new(number, &what)),
             }
         }
@@ -170,13 +178,15 @@ impl Set {
         set
     }
 
+    fn note(&mut self, kind: &'static str, record: usize, what: &str) {
+        self.oddities.entry(kind).or_default().push(Note::new(record, what));
+    }
+
     /// Notes what is odd about records that can be used all the same.
     fn look(&mut self) {
         let mut seen: HashMap<String, usize> = HashMap::new();
-        let mut oddities: BTreeMap<&'static str, Vec<Note>> = BTreeMap::new();
-        let mut note = |kind: &'static str, record: usize, what: String| {
-            oddities.entry(kind).or_default().push(Note::new(record, &what));
-        };
+        let mut found: Vec<(&'static str, usize, String)> = vec![];
+        let mut note = |kind, record, what| found.push((kind, record, what));
         for Record { number, task } in &self.records {
             let text = match task {
                 Task::Sentiment { topic, .. } => topic.clone(),
@@ -200,10 +210,14 @@ impl Set {
                 }
             }
         }
-        self.oddities = oddities;
+        for (kind, record, what) in found {
+            self.note(kind, record, &what);
+        }
     }
 }
 
+const PASSED_OVER: &str = "passed over in part";
+const UNASKED: &str = "question to be kept that cannot be asked";
 const REPEATED: &str = "said twice";
 const NO_SUBJECT: &str = "subject not in the prompt";
 const NO_CHANGE: &str = "target is the old answer";

@@ -70,7 +70,7 @@ fn cut(sentence: &str, before: Option<&str>, aliases: &[Probe]) -> Option<(Strin
     let shared = before.and_then(|before| {
         let same =
             sentence.char_indices().zip(before.chars()).find(|((_, a), b)| a != b).map(|((i, _), _)| i)?;
-        Some(sentence[..same].rfind(char::is_whitespace)? + 1)
+        sentence[..same].rfind(char::is_whitespace)
     });
     let last_is = || sentence.rfind(" is ").map(|i| i + 4);
     at(answered.or(shared).or_else(last_is)?)

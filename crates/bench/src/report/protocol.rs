@@ -31,7 +31,11 @@ impl Protocol {
 /// What the two protocols are, whatever a run says of their details.
 const PROTOCOLS: [(&str, &str); 2] = [
     ("compat", "What EasyEdit’s functions compute, to the last quirk, so that published tables compare."),
-    ("strict", "What a user sees: free generation that stops by itself."),
+    (
+        "strict",
+        "What a user sees: free generation that stops by itself, and how likely given answers are where \
+         nothing is written.",
+    ),
 ];
 
 /// Each protocol with what it is, and what the cells say of it.

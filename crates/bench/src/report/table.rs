@@ -144,9 +144,10 @@ pub(super) fn main<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
     groups.iter().map(|g| block(g, columns.clone(), g.published)).collect()
 }
 
-/// Whether a column is one of the KnowEdit table. ConvSent's compat has no locality but a divergence.
-pub(super) fn is_main(Column { protocol, name }: &Column) -> bool {
-    MAIN.contains(&name.as_str()) || *protocol == Protocol::Compat && name == "locality:kl"
+/// Whether a column is one of the KnowEdit table. ConvSent's compat has no locality but a divergence,
+/// so strict's stands beside it.
+pub(super) fn is_main(Column { name, .. }: &Column) -> bool {
+    MAIN.contains(&name.as_str()) || name == "locality:kl"
 }
 
 /// Portability and locality by kind.

@@ -82,8 +82,9 @@ impl Scores {
 }
 
 /// What models prefer after all prompts of their facts, many facts at a time, each under its own
-/// edits. A neighbour is a probe of locality that the true object answers. A fact without a true
-/// object has none.
+/// edits. A neighbour is a probe of locality about another subject that the true object answers. A
+/// fact without a true object, or whose target is that object, has no preferences: nothing could be
+/// preferred to the other.
 ///
 /// # Errors
 /// Where the model has no tokenizer, or a prompt is empty or longer than its context.
@@ -91,8 +92,10 @@ pub fn preferences(model: &Model, asked: &[(Edited<'_>, &Fact)]) -> Result<Vec<V
     let (mut forks, mut all) = (vec![], Vec::with_capacity(asked.len()));
     for (edited, fact) in asked {
         let mut of_fact = vec![];
-        if let Some(old) = &fact.ground_truth {
-            let neighbours = fact.locality.iter().filter(|p| p.answers.first() == Some(old));
+        if let Some(old) = fact.ground_truth.as_ref().filter(|old| old.trim() != fact.target.trim()) {
+            let is_own = |prompt: &str| !fact.subject.is_empty() && prompt.contains(&fact.subject);
+            let answered = fact.locality.iter().filter(|p| p.answers.first() == Some(old));
+            let neighbours = answered.filter(|p| !is_own(&p.prompt));
             let prompts = std::iter::once((Role::Edit, &fact.prompt))
                 .chain(fact.rephrases.iter().map(|prompt| (Role::Rephrase, prompt)))
                 .chain(neighbours.map(|probe| (Role::Locality, &probe.prompt)));

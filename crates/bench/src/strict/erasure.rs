@@ -71,6 +71,19 @@ pub struct Held {
 }
 
 impl Held {
+    /// `extraction-strength` and `truth-ratio` (not a share). A ratio R is also given as the share
+    /// `1 / (1 + R)` of the old answer, as `truth-ratio:share`: a mean of ratios is that of its
+    /// largest few.
+    pub(crate) fn named(&self) -> Scores {
+        let ratio = self.truth_ratio;
+        let all = [
+            ("extraction-strength", Some(self.extraction_strength)),
+            ("truth-ratio", ratio),
+            ("truth-ratio:share", ratio.map(|ratio| 1.0 / (1.0 + ratio))),
+        ];
+        all.into_iter().filter_map(|(name, score)| Some((name.to_owned(), score?))).collect()
+    }
+
     /// From the old answer's tokens with what was predicted in place of each, and from the
     /// log-probabilities (nats) of its tokens and those of wrong answers. `None` for no tokens.
     fn of(truth: &[u32], predicted: &[u32], logs: &[f64], wrong: &[Vec<f64>]) -> Option<Self> {
@@ -114,18 +127,10 @@ pub fn each(case: &Case<'_>, before: &[String], after: &[String]) -> Vec<Option<
     before.iter().zip(after).enumerate().map(|asked| Some(f64::from(u8::from(score(asked))))).collect()
 }
 
-/// `edit`, `locality`, `extraction-strength` and `truth-ratio` (not a share), from what was said
-/// before and after and what is still held. A ratio R is also given as the share `1 / (1 + R)` of
-/// the old answer, as `truth-ratio:share`: a mean of ratios is that of its largest few.
+/// `edit` and `locality` from what was said before and after, and what is still held by its names.
 pub fn scores(case: &Case<'_>, before: &[String], after: &[String], held: Option<Held>) -> Scores {
     let mut scores = sanitation::scores(&each(case, before, after));
-    if let Some(held) = held {
-        scores.insert("extraction-strength".into(), held.extraction_strength);
-        if let Some(ratio) = held.truth_ratio {
-            scores.insert("truth-ratio".into(), ratio);
-            scores.insert("truth-ratio:share".into(), 1.0 / (1.0 + ratio));
-        }
-    }
+    scores.extend(held.iter().flat_map(Held::named));
     scores
 }
 

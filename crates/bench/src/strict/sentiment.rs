@@ -55,7 +55,7 @@ fn named(edit: Option<f64>, locality: Option<f64>, kl: Option<f64>) -> Scores {
 
 /// Opinions about the other topic that are looked at.
 fn others(case: &Case) -> Vec<&Opinion> {
-    let half = |wanted| case.other.iter().filter(move |o| o.wanted == wanted).take(OTHERS / 2);
+    let half = |wanted| case.apart.iter().filter(move |o| o.wanted == wanted).take(OTHERS / 2);
     half(true).chain(half(false)).collect()
 }
 
