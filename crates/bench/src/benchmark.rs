@@ -5,7 +5,7 @@
 
 mod choice;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
@@ -157,6 +157,7 @@ impl Benchmark<'_> {
         let mut ran = Ran::default();
         let (mut planned, mut looked) = (vec![], Looked::default());
         let mut unready: Option<Error> = None;
+        let (mut left_out, mut cells) = (BTreeSet::new(), 0);
         for order in self.orders {
             let Some(&set) = names.get(&order.data) else { continue };
             // All methods of a plan edit the same records of a data set.
@@ -178,6 +179,8 @@ impl Benchmark<'_> {
                     let method = order.method.id;
                     self.progress.note(&format!("{method} on {name} is left out: {}", in_words(&error)));
                     unready = Some(error);
+                    left_out.insert(method);
+                    cells += 1;
                     // Its parts keep their numbers: another shard may be able to make them.
                     ran.parts += Cell::parts(order.mode, chosen.records.len()).len();
                     continue;
@@ -220,6 +223,11 @@ impl Benchmark<'_> {
             }
         }
         self.progress.end();
+        if cells > 0 {
+            let names = left_out.into_iter().collect::<Vec<_>>().join(", ");
+            let all = cells + ran.cells.len();
+            self.progress.note(&format!("{cells} of {all} cells were left out, as told above: {names}"));
+        }
         Ok(ran)
     }
 
@@ -352,7 +360,8 @@ impl Benchmark<'_> {
             let before = baseline.said(self.model, &prepared, measures, seed)?;
             cx.check()?;
             let baseline_seconds = started.elapsed().as_secs_f64();
-            let mut run = cell.run(&prepared, &before, Some(&folder.steps(*part)), cx)?;
+            let heard = |edited: usize| self.progress.step(*done + edited);
+            let mut run = cell.run(&prepared, &before, Some(&folder.steps(*part)), &heard, cx)?;
             for record in &mut run.records {
                 // Of an opinion none is the right one.
                 if let Some(judge) = self.judge.filter(|_| set.form != Form::ConvSent) {

@@ -236,8 +236,9 @@ pub struct ModelResult {
 pub struct Retention {
     /// Edits made so far.
     pub edits: usize,
-    /// Mean edit success over all of them (compat).
-    pub edit: f64,
+    /// Mean edit success over all of them (compat), where they are facts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<f64>,
     /// Perplexity of the text, where one is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,

@@ -213,7 +213,7 @@ impl Cell<'_> {
 
     /// Makes and scores the edits of a part; `before` is what the unedited model says to its
     /// records. An edit that fails is told in its record. Steps of a sequence are kept in `steps`,
-    /// and go on from there.
+    /// and go on from there; `heard` hears of how many of its records are edited.
     ///
     /// # Errors
     /// Where the model cannot be run on a question, a step cannot be written, or the user
@@ -223,6 +223,7 @@ impl Cell<'_> {
         records: &[Prepared<'_>],
         before: &[Said],
         steps: Option<&Steps>,
+        heard: &dyn Fn(usize),
         cx: &Context<'_>,
     ) -> Result<Part> {
         match self.mode {
@@ -233,8 +234,8 @@ impl Cell<'_> {
                 self.independent(1, records, before, &Context { values, ..cx.clone() })
             }
             Mode::Batch(n) => self.independent(n.max(1), records, before, cx),
-            Mode::Sequential => self.sequence(1, records, before, steps, cx),
-            Mode::Turns(n) => self.sequence(n.max(1), records, before, steps, cx),
+            Mode::Sequential => self.sequence(1, records, before, steps, heard, cx),
+            Mode::Turns(n) => self.sequence(n.max(1), records, before, steps, heard, cx),
         }
     }
 
@@ -293,6 +294,7 @@ impl Cell<'_> {
         records: &[Prepared<'_>],
         before: &[Said],
         steps: Option<&Steps>,
+        heard: &dyn Fn(usize),
         cx: &Context<'_>,
     ) -> Result<Part> {
         let mut part = Part::default();
@@ -352,9 +354,15 @@ impl Cell<'_> {
                     steps.write(i, &step, patch.as_ref())?;
                 }
             }
+            if part.model.collapsed.is_none() && step.retention.is_some_and(|point| self.is_broken(&point)) {
+                part.model.collapsed = Some(to);
+                cx.progress.note(&format!(
+                    "after {to} edits the model has collapsed: perplexity has grown more than {COLLAPSE}-fold"
+                ));
+            }
             prior.extend(patch);
             taken.push(step);
-            cx.progress.step(to);
+            heard(to);
         }
         let started = Instant::now();
         let overlays = laid(&overlay);
@@ -364,7 +372,8 @@ impl Cell<'_> {
         };
         let asked: Vec<Option<Under<'_>>> = records.iter().enumerate().map(made).collect();
         let mut found = self.scores(&asked, before, cx)?.into_iter();
-        part.model = self.whole(&by, cx)?;
+        let collapsed = part.model.collapsed;
+        part.model = ModelResult { collapsed, ..self.whole(&by, cx)? };
         part.cost.score_seconds = started.elapsed().as_secs_f64();
         let mut against = against.into_iter();
         let mut said = before.iter();
@@ -380,22 +389,18 @@ impl Cell<'_> {
             }
         }
         part.cost.edits = edited(&part.records);
-        let unedited = self.whole.before.0;
-        let broken = |point: &&Retention| {
-            let limit = unedited.map(|p| COLLAPSE * p);
-            point.perplexity.zip(limit).is_some_and(|(now, limit)| now > limit)
-        };
-        part.model.collapsed = part.model.retention.iter().find(broken).map(|point| point.edits);
-        if let Some(edits) = part.model.collapsed {
-            cx.progress.note(&format!(
-                "after {edits} edits the model has collapsed: perplexity has grown more than {COLLAPSE}-fold"
-            ));
-        }
         Ok(part)
     }
 
+    /// Whether perplexity says that the model has collapsed.
+    fn is_broken(&self, point: &Retention) -> bool {
+        let limit = self.whole.before.0.map(|p| COLLAPSE * p);
+        point.perplexity.zip(limit).is_some_and(|(now, limit)| now > limit)
+    }
+
     /// A point of the retention curve after so many edits: edit success, as the peer computes it,
-    /// over all records edited so far, and the perplexity of the text.
+    /// over all records edited so far, and the perplexity of the text. What is no fact has no such
+    /// success.
     fn retention<'r, 's: 'r>(
         &self,
         edited: impl Iterator<Item = &'r Prepared<'s>>,
@@ -406,8 +411,9 @@ impl Cell<'_> {
         let under: Vec<Under<'_>> = only.iter().map(|record| (record, *by)).collect();
         let said = ask(&under, &Measures::COMPAT, self.seed)?;
         let own = only.iter().zip(&said).filter_map(|(record, said)| record.edit_success(said));
-        let Some(edit) = mean(own) else { return Ok(None) };
-        Ok(Some(Retention { edits, edit, perplexity: self.whole.perplexity(by)? }))
+        let (edit, perplexity) = (mean(own), self.whole.perplexity(by)?);
+        let is_measured = edit.is_some() || perplexity.is_some();
+        Ok(is_measured.then_some(Retention { edits, edit, perplexity }))
     }
 
     /// The patch of some facts; why it could not be made, where it could not.

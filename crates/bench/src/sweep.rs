@@ -130,7 +130,7 @@ pub fn sweep(
             }
             let measures = &Measures::COMPAT;
             let cell = Cell { model, method, settings: &all, mode, seed, measures, whole: &whole };
-            let run = cell.run(&records, &before, None, &quiet)?;
+            let run = cell.run(&records, &before, None, &|_| {}, &quiet)?;
             let made = run.records.iter().filter(|record| record.error.is_none());
             let scores = means(made.clone().map(|record| &record.after.compat));
             let failed = facts.len() - made.count();

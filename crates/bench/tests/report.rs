@@ -129,7 +129,7 @@ impl Results {
             retention: [5, 10, 20]
                 .map(|edits| Retention {
                     edits,
-                    edit: 1.0 - 0.02 * edits as f64,
+                    edit: Some(1.0 - 0.02 * edits as f64),
                     perplexity: Some(20.0 + edits as f64),
                 })
                 .to_vec(),
@@ -404,12 +404,16 @@ fn the_best_of_a_column_is_marked() {
     let results = Results::new();
     for (method, success) in [("memit", 0.9), ("rome", 1.0), ("ft-m", 0.2)] {
         let info = info(method, "zsre", Form::Facts, Mode::Single, 1);
-        results.small(&info, &[strict(1, &[("edit", success)])]);
+        results.small(&info, &[strict(1, &[("edit", success), ("locality", 0.5)])]);
     }
+    // A row over fewer records does not compete, and spoils nothing.
+    let cell = info("kn", "zsre", Form::Facts, Mode::Single, 1);
+    let failed = RecordResult { error: Some("it cannot be".into()), ..strict(1, &[]) };
+    results.small(&cell, &[failed]);
     let (run, cells) = results.read();
     let report = Report::new(&run, &cells);
     let table = report.table(true);
-    assert!(table.contains("| rome | each alone | 1 of 1 | **100.0** |"), "{table}");
+    assert!(table.contains("| rome | each alone | 1 of 1 | **100.0** | 50.0 |"), "{table}");
     assert!(table.contains("| memit | each alone | 1 of 1 | 90.0 |"), "{table}");
     assert_eq!(report.html().unwrap().matches("<mark>100.0</mark>").count(), 1);
 }

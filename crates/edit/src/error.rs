@@ -87,7 +87,7 @@ impl Error {
     }
 
     /// Why a result cannot be written there, and what helps.
-    pub(crate) fn unwritable(path: &Path, error: &std::io::Error) -> Self {
+    pub fn unwritable(path: &Path, error: &std::io::Error) -> Self {
         if is_full(error) {
             return Self::input_hint(
                 format!("no space left to write `{}`: {error}", path.display()),

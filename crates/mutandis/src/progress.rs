@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 
 /// Where progress is shown. Clones share the screen.
 #[derive(Debug, Clone)]
@@ -38,9 +40,12 @@ impl Progress {
         self.bar(label, Some(total), template)
     }
 
-    /// A bar in steps, with the time left.
+    /// A bar in steps, with the time left once a step is done. `total` of 0 means unknown.
     pub fn steps(&self, label: impl Into<Cow<'static, str>>, total: u64) -> Bar {
-        self.bar(label, Some(total), "{msg}  {bar:28}  {pos} of {len}, {eta} left")
+        if total == 0 {
+            return self.bar(label, None, "{spinner} {msg}");
+        }
+        self.bar(label, Some(total), "{msg}  {bar:28}  {pos} of {len}{left}")
     }
 
     /// One line on stderr, lower case, without a full stop. A closed stderr is no reason to fail.
@@ -57,12 +62,20 @@ impl Progress {
         let style =
             if total.is_some() { ProgressStyle::default_bar() } else { ProgressStyle::default_spinner() };
         let style = style.template(template).expect("the template is a constant of this file");
+        let style = style.with_key("left", left);
         let bar = self.bars.add(bar.with_style(style.progress_chars("━╸ ")));
         bar.set_message(label);
         if self.show_bars {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         Bar(bar)
+    }
+}
+
+/// The time left, where there is anything to reckon it by.
+fn left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    if state.pos() > 0 && !state.eta().is_zero() {
+        let _ = write!(out, ", {:#} left", HumanDuration(state.eta()));
     }
 }
 

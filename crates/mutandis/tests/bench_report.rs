@@ -93,5 +93,7 @@ fn what_cannot_be_reported_is_told() {
     report("results").fails_with(&["holds no results yet", "hint: "]);
     results(&sandbox);
     std::fs::write(sandbox.path("file"), "").unwrap();
-    sandbox.run(&["bench", "report", "results", "--out", "file"]).fails_with(&["cannot create `file`"]);
+    sandbox
+        .run(&["bench", "report", "results", "--out", "file"])
+        .fails_with(&["cannot write `file`", "hint: "]);
 }

@@ -26,7 +26,7 @@ pub(super) fn main_table(report: &Report<'_>, published: bool) -> String {
 
 const INTERVALS: &str = "In brackets: 95 % intervals of the mean (1,000 bootstrap resamples of the records), and how many \
                          records a score is of where these are fewer than the row's. Bold: the best of the column after \
-                         all edits, where all of it is of as many records.\n";
+                         all edits, among rows over the same records; none where all are alike.\n";
 
 /// The whole report.
 pub(super) fn document(report: &Report<'_>) -> String {
@@ -144,7 +144,7 @@ fn sequences(out: &mut String, cells: &[Summary]) {
     for cell in &with {
         for point in &cell.retention {
             let perplexity = point.perplexity.map_or("–".into(), metric::perplexity);
-            let success = metric::shown("edit", point.compat.edit);
+            let success = point.compat.edit.map_or("–".into(), |x| metric::shown("edit", x));
             let edits = point.edits.to_string();
             line(out, &[escape(&cell.set), escape(&cell.label()), edits, success, perplexity]);
         }

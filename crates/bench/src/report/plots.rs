@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::metric;
 use super::protocol::Protocol;
-use super::summary::{Statistic, Stretch, Summary};
+use super::summary::{Point, Statistic, Stretch, Summary};
 use super::svg::{Axis, Bar, COLOURS, Plot, Shape, bars};
 use super::table::Group;
 use super::variant;
@@ -56,7 +56,8 @@ fn ends(s: &Statistic) -> [f64; 2] {
     s.interval.unwrap_or([s.mean, s.mean]).map(|v| 100.0 * v)
 }
 
-/// Edit success against locality; the grey line joins what nothing else beats in both.
+/// Edit success against locality; the grey line joins what nothing else beats in both. Scores by the
+/// peer's functions for prompts are marked as in the table, and compete with none.
 pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours) -> Option<String> {
     let score = |cell: &Summary, name: &str| protocol.of(&cell.after).get(name).copied();
     let of = |cell: &&'_ Summary| Some((score(cell, "locality")?, score(cell, "edit")?));
@@ -71,8 +72,10 @@ pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours)
         axis("edit success, %", points.iter().map(|p| ends(&p.2)).collect()),
     );
     let at = |p: &(&Summary, Statistic, Statistic)| (100.0 * p.1.mean, 100.0 * p.2.mean);
-    let beaten = |p: (f64, f64)| points.iter().map(at).any(|q| q.0 >= p.0 && q.1 >= p.1 && q != p);
-    let mut edge: Vec<(f64, f64)> = points.iter().map(at).filter(|p| !beaten(*p)).collect();
+    let is_other = |cell: &Summary| protocol == Protocol::Compat && cell.in_context().is_some();
+    let competing = || points.iter().filter(|p| !is_other(p.0)).map(at);
+    let beaten = |p: (f64, f64)| competing().any(|q| q.0 >= p.0 && q.1 >= p.1 && q != p);
+    let mut edge: Vec<(f64, f64)> = competing().filter(|p| !beaten(*p)).collect();
     edge.sort_by(|a, b| a.0.total_cmp(&b.0));
     if edge.len() > 1 {
         plot.line("edge", 0, &edge);
@@ -89,7 +92,8 @@ pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours)
         plot.point(colours.of(p.0), shape(p.0.mode), at(p), whiskers, &words);
     }
     for p in &points {
-        plot.label(at(p), &name(p.0));
+        let mark = if is_other(p.0) { " †" } else { "" };
+        plot.label(at(p), &format!("{}{mark}", name(p.0)));
     }
     let title = format!("{}, {}: edit success against locality", group.title, protocol.name());
     Some(plot.finish(&title))
@@ -104,28 +108,26 @@ pub(super) struct Figure {
 /// What sequences have measured on the way.
 pub(super) fn sequences(group: &Group<'_>, colours: &Colours) -> Vec<Figure> {
     let cells: Vec<&Summary> = group.cells.iter().copied().filter(|c| !c.retention.is_empty()).collect();
+    let curves = |of: fn(&Point) -> Option<f64>| -> Vec<Curve<'_>> {
+        let points =
+            |c: &Summary| c.retention.iter().filter_map(|r| Some((r.edits as f64, of(r)?))).collect();
+        cells.iter().map(|c| (*c, points(c))).filter(|(_, points): &Curve<'_>| !points.is_empty()).collect()
+    };
     let mut out = vec![];
-    if !cells.is_empty() {
-        let curves = cells
-            .iter()
-            .map(|c| (*c, c.retention.iter().map(|r| (r.edits as f64, 100.0 * r.compat.edit)).collect()));
-        let curves: Vec<Curve<'_>> = curves.collect();
-        let values = curves.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
+    let success = curves(|r| Some(100.0 * r.compat.edit?));
+    if !success.is_empty() {
+        let values = success.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
         let y = Axis::linear("edit success so far, %, compat", values, PERCENT);
         let caption = "Mean edit success of all edits made so far (compat)";
-        out.push(Figure { caption: caption.into(), svg: lines(&curves, y, colours, caption) });
+        out.push(Figure { caption: caption.into(), svg: lines(&success, y, colours, caption) });
     }
-    let curves: Vec<Curve<'_>> = cells
-        .iter()
-        .map(|c| (*c, c.retention.iter().filter_map(|r| Some((r.edits as f64, r.perplexity?))).collect()))
-        .filter(|(_, points): &Curve<'_>| !points.is_empty())
-        .collect();
-    if !curves.is_empty() {
-        let values = curves.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
+    let perplexity = curves(|r| r.perplexity);
+    if !perplexity.is_empty() {
+        let values = perplexity.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
         let caption = "Perplexity of the text, on a logarithmic scale";
         out.push(Figure {
             caption: caption.into(),
-            svg: lines(&curves, Axis::log("perplexity", values), colours, caption),
+            svg: lines(&perplexity, Axis::log("perplexity", values), colours, caption),
         });
     }
     out.extend(stretches(group, colours));
@@ -203,17 +205,18 @@ pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
         let (edits, seconds) =
             (costs().map(|c| c.edits).sum::<usize>(), costs().map(|c| c.edit_seconds).sum::<f64>());
         let memory = costs().map(|c| c.peak_memory_bytes).max().unwrap_or(0);
-        (label.clone(), of.first().map_or(0, |c| colours.of(c)), seconds / edits.max(1) as f64, memory)
+        let each = (edits > 0).then(|| seconds / edits as f64);
+        (label.clone(), of.first().map_or(0, |c| colours.of(c)), each, memory)
     };
-    let all: Vec<(String, usize, f64, u64)> = by_label.iter().map(|(label, of)| bar(label, of)).collect();
+    let all: Vec<(String, usize, Option<f64>, u64)> =
+        by_label.iter().map(|(label, of)| bar(label, of)).collect();
     if all.is_empty() {
         return vec![];
     }
-    let seconds = all.iter().map(|(name, colour, seconds, _)| Bar {
-        colour: *colour,
-        name: name.clone(),
-        value: *seconds,
-        shown: format!("{} s", metric::seconds(*seconds)),
+    let seconds = all.iter().filter_map(|(name, colour, seconds, _)| {
+        let value = (*seconds)?;
+        let shown = format!("{} s", metric::seconds(value));
+        Some(Bar { colour: *colour, name: name.clone(), value, shown })
     });
     let memory = all.iter().map(|(name, colour, _, bytes)| Bar {
         colour: *colour,
@@ -224,7 +227,7 @@ pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
     let figure =
         |caption: &str, rows: Vec<Bar>| Figure { caption: caption.into(), svg: bars(caption, &rows) };
     vec![
-        figure("Seconds per edit, over all data sets", seconds.collect()),
+        figure("Seconds per edit, statistics of the model included, over all data sets", seconds.collect()),
         figure("Memory of the process at most", memory.collect()),
     ]
 }

@@ -120,8 +120,9 @@ pub struct Point {
 /// Edit success at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct EditSuccess {
-    /// Mean over all edits made so far.
-    pub edit: f64,
+    /// Mean over all edits made so far; none where they are no facts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edit: Option<f64>,
 }
 
 /// A cell, summed up.
@@ -356,9 +357,10 @@ fn retention(cell: &CellResult) -> Vec<Point> {
         by_edits.entry(point.edits).or_default().push(point);
     }
     let of = |(edits, points): (usize, Vec<&Retention>)| {
-        let logs: Vec<f64> = points.iter().filter_map(|p| p.perplexity).map(f64::ln).collect();
-        let perplexity = (!logs.is_empty()).then(|| mean(logs.iter().copied()).exp());
-        Point { edits, compat: EditSuccess { edit: mean(points.iter().map(|p| p.edit)) }, perplexity }
+        let mean_of = |values: Vec<f64>| (!values.is_empty()).then(|| mean(values.into_iter()));
+        let perplexity = mean_of(points.iter().filter_map(|p| p.perplexity).map(f64::ln).collect());
+        let edit = mean_of(points.iter().filter_map(|p| p.edit).collect());
+        Point { edits, compat: EditSuccess { edit }, perplexity: perplexity.map(f64::exp) }
     };
     by_edits.into_iter().map(of).collect()
 }

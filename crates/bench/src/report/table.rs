@@ -273,8 +273,8 @@ pub(super) fn left_out(skipped: &[Skipped]) -> (Vec<String>, Option<String>) {
 }
 
 /// Marks the best of each column, among what stands after all edits; those that read the same are
-/// all best. Means over other records do not compete, as the harder ones may be missing; nor do those
-/// by the peer's functions for prompts with others.
+/// all best, unless all do. Means over fewer or other records than most do not compete, as the harder
+/// ones may be missing; nor do those by the peer's functions for prompts with others.
 fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
     for (i, Column { protocol, name }) in columns.iter().enumerate() {
         let value = |row: &Row<'_>| {
@@ -283,22 +283,30 @@ fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
             let is_other = row.is_in_context && *protocol == Protocol::Compat;
             (!is_other).then_some((sign * statistic.mean, statistic.count))
         };
-        let competing: Vec<(usize, f64, usize)> = rows
+        let all: Vec<(usize, f64, usize)> = rows
             .iter()
             .enumerate()
             .filter_map(|(r, row)| value(row).map(|(value, count)| (r, value, count)))
             .collect();
-        let Some((best, _, count)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
+        let most = all.iter().map(|c| c.2).max().unwrap_or(0);
+        // Of rows over so many records, most are over the same ones.
+        let numbers = |r: usize| &rows[r].cell.numbers;
+        let whole = || all.iter().filter(|c| c.2 == most);
+        let alike = |c: &(usize, f64, usize)| whole().filter(|d| numbers(d.0) == numbers(c.0)).count();
+        let Some(usual) = whole().max_by_key(|c| alike(c)) else { continue };
+        let competing: Vec<_> = whole().filter(|c| numbers(c.0) == numbers(usual.0)).copied().collect();
+        let Some((best, ..)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
             continue;
         };
-        let numbers = |r: usize| &rows[r].cell.numbers;
-        if competing.len() < 2 || competing.iter().any(|c| c.2 != count || numbers(c.0) != numbers(best)) {
+        let shown = |r: usize| rows[r].entries[i].as_ref().map(|e| e.shown.clone());
+        let found = shown(best);
+        let places: Vec<usize> = competing.iter().map(|c| c.0).filter(|r| shown(*r) == found).collect();
+        if places.len() == competing.len() {
             continue;
         }
-        let shown = rows[best].entries[i].as_ref().map(|e| e.shown.clone());
-        for (r, ..) in competing {
+        for r in places {
             if let Some(entry) = rows[r].entries[i].as_mut() {
-                entry.best = Some(&entry.shown) == shown.as_ref();
+                entry.best = true;
             }
         }
     }

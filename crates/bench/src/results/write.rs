@@ -180,7 +180,7 @@ fn sweep(folder: &Path) {
 }
 
 fn create(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(Error::io("create", folder))
+    fs::create_dir_all(folder).map_err(|error| Error::unwritable(folder, &error))
 }
 
 fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {

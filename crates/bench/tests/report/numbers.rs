@@ -47,6 +47,10 @@ fn a_score_of_fewer_records_says_so_and_is_no_best() {
     some[2].after.strict.remove("portability");
     results.small(&info("rome", "zsre", Form::Facts, Mode::Single, 3), &some);
     results.small(&info("memit", "zsre", Form::Facts, Mode::Single, 3), &all(0.2));
+    // Where all are alike, none is best.
+    assert!(line(&reported(&results).1, "| rome").contains("| 3 of 3 | 50.0 (50.0–50.0) |"));
+    let lower = [1, 4, 7].map(|record| strict(record, &[("edit", 0.25)]));
+    results.small(&info("kn", "zsre", Form::Facts, Mode::Single, 3), &lower);
     let (_, markdown, page, _) = reported(&results);
     let row = line(&markdown, "| rome");
     assert!(row.contains("3 of 3 | **50.0** (50.0–50.0) | 33.3 (n=1) |"), "{row}");

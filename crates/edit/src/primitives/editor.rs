@@ -78,7 +78,8 @@ pub(crate) fn file(named: Option<PathBuf>, model: &Model, method: &str, cx: &Con
     named.or(usual.filter(|path| path.exists())).ok_or_else(|| {
         Error::input_hint(
             format!("`{method}` needs an editor that was trained for this model"),
-            format!("`mutandis train {method} --data FILE` trains one; `--editor FILE` names it"),
+            format!("`mutandis train {method} --data FILE` trains one and keeps it where it is found; the setting \
+                     `editor` names another"),
         )
     })
 }

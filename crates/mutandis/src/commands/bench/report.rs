@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use mutandis::atomic;
 use mutandis_bench::report::Report;
 use mutandis_bench::results;
-use mutandis_edit::Error;
+use mutandis_edit::{Error, atomic};
 
 use crate::session::Session;
 
@@ -32,7 +31,7 @@ pub(super) fn report(args: &ReportArgs, session: &Session<'_>) -> anyhow::Result
     let (run, cells) = results::read(&args.dir)?;
     let report = Report::new(&run, &cells);
     let out = args.out.as_deref().unwrap_or(&args.dir);
-    std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    std::fs::create_dir_all(out).map_err(|error| Error::unwritable(out, &error))?;
     let files = [
         ("report.html", report.html()?),
         ("report.md", report.markdown()),
@@ -41,7 +40,8 @@ pub(super) fn report(args: &ReportArgs, session: &Session<'_>) -> anyhow::Result
     ];
     for (name, text) in files {
         let path: &Path = &out.join(name);
-        atomic::write(path, |file| file.write_all(text.as_bytes()))?;
+        let wrote = atomic::write(path, |file| file.write_all(text.as_bytes()));
+        wrote.map_err(|error| Error::unwritable(path, &error))?;
         session.progress.note(&format!("wrote {}", path.display()));
     }
     session.output.print(&report, || report.table(true))?;
