@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use mutandis_engine::kernels::loss;
 use mutandis_engine::sampling::likeliest;
-use mutandis_engine::{LogitRows, Model, Overlay, Pass, Result, Sequence};
+use mutandis_engine::{Cache, LogitRows, Model, Overlay, Pass, Result, Sequence};
 use rayon::prelude::*;
 
 use crate::compat::{Asked, Forced};
@@ -29,6 +29,11 @@ impl<'a> From<&Asked<'a>> for Text<'a> {
 }
 
 impl<'a> Text<'a> {
+    /// The tokens that are run: nothing is asked behind the last place.
+    fn tokens(&self) -> &'a [u32] {
+        &self.ids[..self.places.end.clamp(1.min(self.ids.len()), self.ids.len())]
+    }
+
     /// A text as the unedited model reads it, and as the edited one does, at the same places of the
     /// answer. Where text before the prompt moves its border, what both have of it counts.
     pub(crate) fn pair(plain: &'a Forced, shown: &'a Forced, overlays: &'a [&'a Overlay]) -> [Self; 2] {
@@ -58,20 +63,28 @@ pub(crate) fn fitting(sizes: impl Iterator<Item = (usize, usize)>) -> usize {
 }
 
 fn together(texts: &[Text<'_>]) -> usize {
-    fitting(texts.iter().map(|text| (text.ids.len(), text.places.len())))
+    fitting(texts.iter().map(|text| (text.tokens().len(), text.places.len())))
 }
 
-/// The logits of one pass, `[places of all texts, v]`.
-fn logits(model: &Model, texts: &[Text<'_>]) -> Result<Vec<f32>> {
+/// The logits of one pass, `[places of all texts, v]`. Texts with a cache leave their keys and values
+/// in it.
+fn logits<'c>(
+    model: &Model,
+    texts: &'c [Text<'c>],
+    caches: impl IntoIterator<Item = Option<&'c mut Cache>>,
+) -> Result<Vec<f32>> {
     let (mut at, mut rows) = (0, vec![]);
     for text in texts {
         rows.extend(text.places.clone().map(|place| at + place));
-        at += text.ids.len();
+        at += text.tokens().len();
     }
-    let sequences = texts
-        .iter()
-        .map(|t| Sequence { tokens: t.ids, overlays: t.overlays, ..Default::default() })
-        .collect();
+    let with = |(text, cache): (&'c Text<'_>, Option<&'c mut Cache>)| Sequence {
+        tokens: text.tokens(),
+        overlays: text.overlays,
+        cache,
+        past: None,
+    };
+    let sequences = texts.iter().zip(caches).map(with).collect();
     let pass = Pass { sequences, logits: LogitRows::Rows(rows), ..Default::default() };
     Ok(model.forward(pass)?.logits)
 }
@@ -98,7 +111,7 @@ pub(crate) fn read<T: Send>(
         let now = &texts[first..first + together(&texts[first..])];
         let places: Vec<(usize, usize)> =
             now.iter().enumerate().flat_map(|(i, t)| t.places.clone().map(move |p| (first + i, p))).collect();
-        let logits = logits(model, now)?;
+        let logits = logits(model, now, now.iter().map(|_| None))?;
         let found = model.install(|| {
             logits
                 .par_chunks_exact(v)
@@ -134,18 +147,89 @@ pub(crate) fn log_probability(model: &Model, row: &[f32], token: u32) -> f64 {
 /// # Errors
 /// As [`read`].
 pub(crate) fn divergences(model: &Model, before: &[Text<'_>], after: &[Text<'_>]) -> Result<Vec<Vec<f32>>> {
-    let v = model.architecture().vocabulary;
     let mut out = Vec::with_capacity(before.len());
     while out.len() < before.len() {
         let first = out.len();
         let count = together(&before[first..]).min(together(&after[first..])).max(1);
         let [before, after] = [before, after].map(|texts| &texts[first..first + count]);
-        let (p, mut q) = (logits(model, before)?, logits(model, after)?);
-        let found = model.install(|| {
-            loss::log_softmax(model.isa(), &mut q, v);
-            loss::kl(model.isa(), &p, &q, v)
-        });
+        let [p, q] = [before, after].map(|texts| logits(model, texts, texts.iter().map(|_| None)));
+        let found = divergence(model, &p?, q?);
         out.extend(deal(before, found));
+    }
+    Ok(out)
+}
+
+/// `KL(p ‖ q)` in nats of each pair of rows of logits, `[places, v]`.
+fn divergence(model: &Model, p: &[f32], mut q: Vec<f32>) -> Vec<f32> {
+    let v = model.architecture().vocabulary;
+    model.install(|| {
+        loss::log_softmax(model.isa(), &mut q, v);
+        loss::kl(model.isa(), p, &q, v)
+    })
+}
+
+/// A text that is read once for all that is asked of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Reading<'a> {
+    /// The text, and the patches under which it is read.
+    pub(crate) asked: Asked<'a>,
+    /// The same as the unedited model reads it, where the two are compared.
+    pub(crate) plain: Option<&'a Forced>,
+    /// Where its keys and values stay, for what goes on from it.
+    pub(crate) cache: Option<Cache>,
+}
+
+/// What was read at the labels of a text.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Seen {
+    /// The likeliest token at each.
+    pub(crate) predicted: Vec<u32>,
+    /// `KL(unedited ‖ edited)` in nats at each, where the two are compared.
+    pub(crate) divergences: Vec<f32>,
+}
+
+/// Reads texts: predictions as [`crate::compat::predict`] has them, and divergences as
+/// [`divergences`] has them of [`Text::pair`], by one pass of the edited model.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn see(model: &Model, readings: &mut [Reading<'_>]) -> Result<Vec<Seen>> {
+    let v = model.architecture().vocabulary;
+    let mut out = Vec::with_capacity(readings.len());
+    let mut rest = readings;
+    while !rest.is_empty() {
+        let texts: Vec<Text<'_>> = rest.iter().map(|reading| Text::from(&reading.asked)).collect();
+        let (now, later) = rest.split_at_mut(together(&texts));
+        let texts = &texts[..now.len()];
+        let pairs: Vec<Option<[Text<'_>; 2]>> = now
+            .iter()
+            .map(|Reading { asked, plain, .. }| Some(Text::pair((*plain)?, asked.text, asked.overlays)))
+            .collect();
+        let q = logits(model, texts, now.iter_mut().map(|reading| reading.cache.as_mut()))?;
+        let predicted: Vec<u32> =
+            model.install(|| q.par_chunks_exact(v).map(|row| likeliest(row) as u32).collect());
+        let mut seen: Vec<Seen> = deal(texts, predicted)
+            .into_iter()
+            .map(|predicted| Seen { predicted, ..Seen::default() })
+            .collect();
+        // Of the rows of a text those that both models have are its last.
+        let (mut before, mut after, mut of, mut end) = (vec![], vec![], vec![], 0);
+        for (i, (text, pair)) in texts.iter().zip(pairs).enumerate() {
+            end += text.places.len();
+            if let Some([was, _]) = pair {
+                after.extend_from_slice(&q[(end - was.places.len()) * v..end * v]);
+                before.push(was);
+                of.push(i);
+            }
+        }
+        if !before.is_empty() {
+            let p = logits(model, &before, before.iter().map(|_| None))?;
+            for (i, found) in of.into_iter().zip(deal(&before, divergence(model, &p, after))) {
+                seen[i].divergences = found;
+            }
+        }
+        out.extend(seen);
+        rest = later;
     }
     Ok(out)
 }

@@ -11,12 +11,13 @@ use crate::compat::in_context::Branch;
 use crate::compat::{Asked, Forced, Probes, fluency_text, predict};
 use crate::data::{Form, Record, Set, Task};
 use crate::edited::Edited;
-use crate::question::{Question, questions};
+use crate::passes::Seen;
+use crate::question::{Question, mean, questions};
 use crate::results::Role;
 use crate::sentiment::{Likelihoods, Opinion};
 use crate::strict::counterfact::{self, References};
 use crate::strict::erasure::{self, Held};
-use crate::texts::{Ask, Way, write};
+use crate::texts::{Ask, Given, Way, Written, write};
 use crate::{compat, sanitation, sentiment, strict};
 
 /// What is measured of every record.
@@ -307,6 +308,11 @@ impl<'a> Prepared<'a> {
     }
 }
 
+/// Divergences KL(before ‖ after), in nats, of what records predict where nothing should change:
+/// means over the positions of each probe's first answer, its true tokens before them; by question,
+/// nothing for questions of other roles or without an answer.
+pub(crate) type Divergences = Vec<Option<f64>>;
+
 /// A record and who is asked.
 pub type Under<'a> = (&'a Prepared<'a>, Edited<'a>);
 
@@ -361,18 +367,48 @@ pub fn unedited(
 /// # Errors
 /// Where a text is longer than the model's context.
 pub(crate) fn ask(under: &[Under<'_>], measures: &Measures, seed: u64) -> Result<Vec<Said>> {
-    let mut all = vec![Said::default(); under.len()];
-    if measures.compat {
-        predictions(under, &mut all)?;
+    let all = ask_and_compare(under, measures, false, seed)?;
+    Ok(all.into_iter().map(|(said, _)| said).collect())
+}
+
+/// As [`ask`]; `compare` measures, too, how far what is predicted where nothing should change is from
+/// what the unedited model predicts.
+///
+/// # Errors
+/// Where a text is longer than the model's context.
+pub(crate) fn ask_and_compare(
+    under: &[Under<'_>],
+    measures: &Measures,
+    compare: bool,
+    seed: u64,
+) -> Result<Vec<(Said, Divergences)>> {
+    let nothing = |(record, _): &Under<'_>| (Said::default(), vec![None; record.questions().len()]);
+    let mut all: Vec<(Said, Divergences)> = under.iter().map(nothing).collect();
+    let texts = match measures.compat || compare {
+        true => under.iter().map(|(record, by)| record.texts(by)).collect::<Result<Vec<_>>>()?,
+        false => vec![vec![]; under.len()],
+    };
+    if measures.compat && !measures.strict {
+        predictions(under, &texts, &mut all)?;
     }
     // Everything is written at once: a step costs little more for many texts than for few. A
     // record's texts stand together, as they share what is laid over the weights.
-    let asks = under.iter().map(|under| asks(under, measures)).collect::<Result<Vec<_>>>()?;
+    let asks = under
+        .iter()
+        .zip(&texts)
+        .map(|(under, texts)| asks(under, texts, measures, compare))
+        .collect::<Result<Vec<_>>>()?;
     let mut written = write(&asks.concat(), seed)?.into_iter();
-    for (said, asks) in all.iter_mut().zip(&asks) {
-        for (ask, text) in asks.iter().zip(written.by_ref()) {
+    for ((said, divergences), asks) in all.iter_mut().zip(&asks) {
+        for (ask, Written { text, seen }) in asks.iter().zip(written.by_ref()) {
             match ask.way {
-                Way::Answer => said.free.push(text),
+                Way::Answer => {
+                    if let Some(Seen { predicted, divergences: found }) = seen {
+                        divergences[said.free.len()] = mean(found.into_iter().map(f64::from));
+                        said.predicted.extend(measures.compat.then_some(predicted));
+                    }
+                    said.free.push(text);
+                }
                 Way::TopFive => {
                     said.peer = Some(fluency_text(&format!("{}{text}", ask.by.prompt(ask.prompt))));
                 }
@@ -384,14 +420,25 @@ pub(crate) fn ask(under: &[Under<'_>], measures: &Measures, seed: u64) -> Result
     Ok(all)
 }
 
-/// What a record asks to be written: free answers, by question, and texts whose fluency is
-/// measured.
-fn asks<'a>((record, by): &Under<'a>, measures: &Measures) -> Result<Vec<Ask<'a>>> {
+/// What a record asks to be written: free answers, by question, with the answers that are given, and
+/// texts whose fluency is measured.
+fn asks<'a>(
+    (record, by): &Under<'a>,
+    texts: &'a [Forced],
+    measures: &Measures,
+    compare: bool,
+) -> Result<Vec<Ask<'a>>> {
     let mut asks = vec![];
     if measures.strict {
-        for (question, &budget) in record.questions().iter().zip(&record.budgets) {
+        for (i, (question, &budget)) in record.questions().iter().zip(&record.budgets).enumerate() {
             let budget = if question.role == Role::Generation { 0 } else { budget };
-            asks.push(Ask { by: *by, prompt: &question.prompt, way: Way::Answer, budget, stream: 0 });
+            let given = record.probes.of.iter().position(|of| *of == i).filter(|_| !texts.is_empty());
+            let given = given.and_then(|text| {
+                let compared = compare && record.probes.is_locality(text);
+                let plain = compared.then(|| &record.probes.texts[text]);
+                (measures.compat || compared).then(|| Given { text: &texts[text], plain })
+            });
+            asks.push(Ask { by: *by, prompt: &question.prompt, way: Way::Answer, budget, stream: 0, given });
         }
     }
     let stream = record.number as u64;
@@ -399,13 +446,13 @@ fn asks<'a>((record, by): &Under<'a>, measures: &Measures) -> Result<Vec<Ask<'a>
         let prompt = record.prompt();
         let held = by.model.tokenizer()?.encode(&by.prompt(prompt))?.ids.len();
         let budget = FLUENCY.saturating_sub(held);
-        asks.push(Ask { by: *by, prompt, way: Way::TopFive, budget, stream });
+        asks.push(Ask { by: *by, prompt, way: Way::TopFive, budget, stream, given: None });
     }
     if measures.fluency && measures.strict {
         // Texts of one record are drawn apart.
         for (i, prompt) in (0u64..).zip(record.generations()) {
-            let sampled =
-                Ask { by: *by, prompt, way: Way::Sampled, budget: FLUENCY, stream: (stream << 8) | i };
+            let stream = (stream << 8) | i;
+            let sampled = Ask { by: *by, prompt, way: Way::Sampled, budget: FLUENCY, stream, given: None };
             asks.extend([sampled, Ask { way: Way::Greedy, ..sampled }]);
         }
     }
@@ -426,8 +473,7 @@ pub(crate) fn preferred(under: &[Under<'_>]) -> Result<Vec<(usize, counterfact::
     Ok(of.into_iter().zip(found.iter().map(|all| counterfact::Scores::of(all))).collect())
 }
 
-fn predictions(under: &[Under<'_>], all: &mut [Said]) -> Result<()> {
-    let texts = under.iter().map(|(record, by)| record.texts(by)).collect::<Result<Vec<_>>>()?;
+fn predictions(under: &[Under<'_>], texts: &[Vec<Forced>], all: &mut [(Said, Divergences)]) -> Result<()> {
     let Some((_, first)) = under.first() else { return Ok(()) };
     let asked: Vec<Asked<'_>> = texts
         .iter()
@@ -435,7 +481,7 @@ fn predictions(under: &[Under<'_>], all: &mut [Said]) -> Result<()> {
         .flat_map(|(texts, (_, by))| texts.iter().map(|text| Asked { text, overlays: by.overlays }))
         .collect();
     let mut predicted = predict(first.model, &asked)?.into_iter();
-    for (said, texts) in all.iter_mut().zip(&texts) {
+    for ((said, _), texts) in all.iter_mut().zip(texts) {
         said.predicted = predicted.by_ref().take(texts.len()).collect();
     }
     Ok(())

@@ -7,9 +7,8 @@ use mutandis_engine::tokenizer::Specials;
 use crate::compat::{self, extra, in_context};
 use crate::edited::Edited;
 use crate::fluency::fluency;
-use crate::passes::{self, Text};
 use crate::question::{Question, mean, scores};
-use crate::record::{Kind, Measures, Prepared, Said, Under, ask, preferred};
+use crate::record::{Divergences, Kind, Measures, Prepared, Said, Under, ask_and_compare, preferred};
 use crate::results::{Both, ProbeResult, Role, Scores};
 use crate::strict::answer::{answer, f1, is_exact};
 use crate::strict::erasure::Held;
@@ -31,8 +30,8 @@ pub struct Scored {
 /// # Errors
 /// Where a text is longer than the model's context.
 pub fn score(under: &[Under<'_>], before: &[&Said], measures: &Measures, seed: u64) -> Result<Vec<Scored>> {
-    let after = ask(under, measures, seed)?;
-    let divergences = if measures.strict { divergences(under)? } else { vec![vec![]; under.len()] };
+    let heard = ask_and_compare(under, measures, measures.strict, seed)?;
+    let (after, divergences): (Vec<Said>, Vec<Divergences>) = heard.into_iter().unzip();
     let mut all = Vec::with_capacity(under.len());
     for (((under, before), after), divergences) in under.iter().zip(before).zip(&after).zip(&divergences) {
         let mut scored = asked(under.0, before, after, divergences);
@@ -45,33 +44,6 @@ pub fn score(under: &[Under<'_>], before: &[&Said], measures: &Measures, seed: u
     }
     if measures.strict {
         preferences(under, before, measures, &after, &mut all)?;
-    }
-    Ok(all)
-}
-
-/// Divergences KL(before ‖ after), in nats, of what records predict where nothing should change:
-/// means over the positions of each probe's first answer, its true tokens before them; by question,
-/// nothing for questions of other roles or without an answer.
-fn divergences(under: &[Under<'_>]) -> Result<Vec<Vec<Option<f64>>>> {
-    let mut all: Vec<Vec<Option<f64>>> =
-        under.iter().map(|(record, _)| vec![None; record.questions().len()]).collect();
-    let Some((_, first)) = under.first() else { return Ok(all) };
-    let edited = under.iter().map(|(record, by)| record.texts(by)).collect::<Result<Vec<_>>>()?;
-    let (mut before, mut after, mut of) = (vec![], vec![], vec![]);
-    for (r, ((record, by), edited)) in under.iter().zip(&edited).enumerate() {
-        for (i, (plain, shown)) in record.probes.texts.iter().zip(edited).enumerate() {
-            if !record.probes.is_locality(i) {
-                continue;
-            }
-            let [was, is] = Text::pair(plain, shown, by.overlays);
-            before.push(was);
-            after.push(is);
-            of.push((r, record.probes.of[i]));
-        }
-    }
-    let found = passes::divergences(first.model, &before, &after)?;
-    for ((record, question), found) in of.into_iter().zip(found) {
-        all[record][question] = mean(found.into_iter().map(f64::from));
     }
     Ok(all)
 }

@@ -215,7 +215,8 @@ impl Trial<'_> {
         for group in self.asked.kept.chunks(TOGETHER) {
             cx.check()?;
             let said = |by: Edited<'_>| {
-                let ask = |prompt| Ask { by, prompt, way: Way::Answer, budget: ANSWER, stream: 0 };
+                let ask =
+                    |prompt| Ask { by, prompt, way: Way::Answer, budget: ANSWER, stream: 0, given: None };
                 let asks: Vec<Ask<'_>> = group.iter().map(|prompt| ask(prompt.as_str())).collect();
                 write(&asks, 0)
             };
@@ -225,8 +226,8 @@ impl Trial<'_> {
                 role: Role::Locality,
                 prompt: prompt.clone(),
                 target: None,
-                before,
-                after,
+                before: before.text,
+                after: after.text,
             }));
         }
         Ok(all)
