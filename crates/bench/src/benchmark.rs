@@ -164,7 +164,7 @@ impl Benchmark<'_> {
             let mut of_set = self.orders.iter().filter(|other| names.get(&other.data) == Some(&set));
             let needs_subject = of_set.any(|other| other.method.needs_subject);
             let (name, data) = &sets[set];
-            let chosen = looked.choose(self.model, (set, data), needs_subject, order.limit)?;
+            let chosen = looked.choose(self.model, (set, data), needs_subject, (order.limit, order.seed))?;
             let editor = match chosen.records.is_empty() {
                 true => Err(Error::input_hint(
                     format!("no record of `{}` can be edited", order.data),
@@ -432,7 +432,7 @@ fn protocols(measures: &Measures, form: Form, judge: Option<&dyn Judge>) -> BTre
         "weighted entropy of 2- and 3-grams of words, in bits; compat: top-5 sampling, 100 tokens with the prompt, \
          prompt scored too; strict: 100 new tokens, nucleus 0.9 of the top 50 (fluency) and greedy (fluency:greedy), text alone",
     );
-    if let Some(judge) = judge {
+    if let Some(judge) = judge.filter(|_| form != Form::ConvSent) {
         all.insert(
             "judge".to_owned(),
             format!("{}: whether a free answer says what a right one does", judge.name()),

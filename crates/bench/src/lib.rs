@@ -30,6 +30,6 @@ pub mod sentiment;
 pub mod steps;
 pub mod strict;
 pub mod sweep;
-pub mod texts;
+mod texts;
 pub mod trials;
 pub mod words;

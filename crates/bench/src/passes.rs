@@ -222,6 +222,7 @@ pub(crate) fn see(model: &Model, readings: &mut [Reading<'_>]) -> Result<Vec<See
                 of.push(i);
             }
         }
+        drop(q);
         if !before.is_empty() {
             let p = logits(model, &before, before.iter().map(|_| None))?;
             for (i, found) in of.into_iter().zip(deal(&before, divergence(model, &p, after))) {

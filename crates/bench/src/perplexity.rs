@@ -49,18 +49,22 @@ pub fn windows(model: &Model, text: &str, window: Window) -> Result<Vec<Vec<u32>
 pub fn perplexity(by: &Edited<'_>, windows: &[Vec<u32>]) -> Result<f64> {
     let Edited { model, overlays, prefix } = *by;
     let v = model.architecture().vocabulary;
-    let mut ahead = if prefix.is_empty() { vec![] } else { model.tokenizer()?.encode(prefix)?.ids };
+    let (mut ahead, bos) = match prefix {
+        "" => (vec![], None),
+        prefix => (model.tokenizer()?.encode(prefix)?.ids, model.tokenizer()?.bos()),
+    };
+    // A text begins once, and no window begins that did not before.
+    let begins = |ids: &[u32]| usize::from(bos.is_some() && ids.first().copied() == bos);
+    ahead.drain(..begins(&ahead));
     // Of a longer one, what is nearest.
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     let room = model.architecture().context.saturating_sub(longest);
     ahead.drain(..ahead.len().saturating_sub(room));
-    let bos = if ahead.is_empty() { None } else { model.tokenizer()?.bos() };
     let (mut sum, mut count) = (0.0, 0usize);
     // Logits of a few hundred rows are a hundred megabytes.
     for ids in windows {
-        // A text begins once.
-        let begun = bos.is_some() && ids.first().copied() == bos;
-        let tokens = [&ahead[..], &ids[usize::from(begun)..]].concat();
+        let (begin, rest) = ids.split_at(begins(ids));
+        let tokens = [begin, &ahead, rest].concat();
         let rows = (tokens.len() - ids.len()..tokens.len() - 1).collect();
         let sequences = vec![Sequence { tokens: &tokens, overlays, ..Default::default() }];
         let pass = Pass { sequences, logits: LogitRows::Rows(rows), ..Default::default() };

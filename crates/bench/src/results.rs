@@ -236,7 +236,7 @@ pub struct ModelResult {
 pub struct Retention {
     /// Edits made so far.
     pub edits: usize,
-    /// Mean edit success over all of them (compat), where they are facts.
+    /// Mean edit success over all of them (compat); none of what is no fact, or where none was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edit: Option<f64>,
     /// Perplexity of the text, where one is measured.

@@ -1,4 +1,5 @@
-//! Texts that a model writes, many side by side, each under its own edits.
+//! Texts that a model writes, many side by side, each under its own edits; what is read of them on the
+//! way.
 
 use mutandis_engine::tokenizer::Specials;
 use mutandis_engine::{Cache, Generation, Prompt, Result, Sampling};
@@ -10,17 +11,17 @@ use crate::strict::answer::is_whole;
 
 /// A prompt to be gone on with.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
+pub(crate) struct Ask<'a> {
     /// By whom. All asks of one call are of one base.
-    pub by: Edited<'a>,
+    pub(crate) by: Edited<'a>,
     /// The prompt, without what goes before every prompt.
-    pub prompt: &'a str,
+    pub(crate) prompt: &'a str,
     /// How it is gone on with.
-    pub way: Way,
+    pub(crate) way: Way,
     /// New tokens at most.
-    pub budget: usize,
+    pub(crate) budget: usize,
     /// Which stream of random numbers it draws from.
-    pub stream: u64,
+    pub(crate) stream: u64,
     /// The prompt with a given answer behind it, where that is to be predicted as well: the prompt is
     /// then read once for both.
     pub(crate) given: Option<Given<'a>>,
@@ -46,7 +47,7 @@ pub(crate) struct Written {
 
 /// How texts are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// Greedily, until an answer is whole.
     Answer,
     /// Greedily, until the model ends the text.

@@ -30,12 +30,12 @@ fn fact() -> Fact {
     };
     fact.locality = vec![
         probe("Ben went to the", "zoo"),
-        probe("Sue went to the", "zoo"),
+        probe("Tomas went to the", "zoo"),
         // One of what is true of the new object is no neighbour.
         probe("Max went to the", "big park"),
         Probe { answers: vec![], ..probe("Sam went to the", "") },
         // Nor is the subject itself.
-        probe("Yesterday, Tom was at the", "zoo"),
+        probe("Yesterday, tom was at the", "zoo"),
     ];
     fact
 }

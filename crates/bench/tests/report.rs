@@ -406,8 +406,10 @@ fn the_best_of_a_column_is_marked() {
         let info = info(method, "zsre", Form::Facts, Mode::Single, 1);
         results.small(&info, &[strict(1, &[("edit", success), ("locality", 0.5)])]);
     }
-    // A row over fewer records does not compete, and spoils nothing.
-    let cell = info("kn", "zsre", Form::Facts, Mode::Single, 1);
+    // A row over other records does not compete, be it fewer or more, and spoils nothing.
+    let cell = info("kn", "zsre", Form::Facts, Mode::Single, 3);
+    results.small(&cell, &[1, 4, 7].map(|record| strict(record, &[("edit", 1.0), ("locality", 0.5)])));
+    let cell = info("lora", "zsre", Form::Facts, Mode::Single, 1);
     let failed = RecordResult { error: Some("it cannot be".into()), ..strict(1, &[]) };
     results.small(&cell, &[failed]);
     let (run, cells) = results.read();

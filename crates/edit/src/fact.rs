@@ -48,7 +48,7 @@ pub struct Fact {
     /// The target as its record writes it, where that has blanks around it: the peer scores those, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_target: Option<String>,
-    /// Other ways to write the target: an answer that is one of them is right, too.
+    /// Other ways to write the target, which the strict scores of a benchmark count as right.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
     /// What the model says, or should have said, before.
@@ -165,6 +165,13 @@ pub fn nearest<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
     let likeness = |name: &str| strsim::jaro_winkler(&name.to_lowercase(), &text.to_lowercase());
     let best = names.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (likeness(best) >= MISSPELT).then_some(best)
+}
+
+/// Whether a text names a subject, as a word or several of them.
+pub fn names(text: &str, subject: &str) -> bool {
+    let chars: Vec<char> = text.chars().collect();
+    let edge = |at: Option<usize>| !at.and_then(|at| chars.get(at)).is_some_and(|c| c.is_alphanumeric());
+    find_subject(text, subject).is_some_and(|found| edge(found.start.checked_sub(1)) && edge(Some(found.end)))
 }
 
 fn find_subject(prompt: &str, subject: &str) -> Option<std::ops::Range<usize>> {

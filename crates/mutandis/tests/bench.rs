@@ -63,6 +63,49 @@ fn every_mode_is_scored_in_both_protocols() {
 }
 
 #[test]
+fn a_model_that_collapses_in_a_sequence_is_told_when_it_does() {
+    let sandbox = people();
+    let model = stories();
+    let opinion = |topic: &str| json!({"ent": topic, "pos": [" I like it."], "neg": [" It is bad."]});
+    let opinions = json!([opinion("Tom"), opinion("Lily"), opinion("Max"), opinion("Ben")]);
+    std::fs::write(sandbox.path("opinions.json"), opinions.to_string()).unwrap();
+    for (data, out, with_success) in [("people.jsonl", "facts", true), ("opinions.json", "topics", false)] {
+        let more = ["--mode", "sequential", "--limit", "3", "--no-fluency", "--json", "--out", out];
+        let usual = [
+            "bench",
+            "run",
+            "--model",
+            &model,
+            "--data",
+            data,
+            "--method",
+            "ft-m",
+            "--set",
+            "learning-rate=1",
+        ];
+        let all = [&usual[..], &["--set", "layers=[2]"], &more[..]].concat();
+        let ran = sandbox.run(&all).ok();
+        let cell = &ran.json()["cells"][0];
+        let points = cell["retention"].as_array().unwrap();
+        assert_eq!(points.len(), 3, "{cell}");
+        for point in points {
+            assert!(point["perplexity"].is_f64(), "{point}");
+            assert_eq!(point["compat"]["edit"].is_f64(), with_success, "{point}");
+        }
+        let edits = cell["collapsed"].as_u64().unwrap_or_else(|| panic!("{cell}"));
+        let first = points.iter().find(|p| {
+            p["perplexity"].as_f64().unwrap() > 4.0 * cell["perplexity"]["before"].as_f64().unwrap()
+        });
+        assert_eq!(first.unwrap()["edits"], edits);
+        assert!(
+            ran.stderr.contains(&format!("after {edits} edits the model has collapsed")),
+            "{}",
+            ran.stderr
+        );
+    }
+}
+
+#[test]
 fn a_record_that_contradicts_another_of_its_batch_is_left_out_alone() {
     let sandbox = people();
     let people = std::fs::read_to_string(sandbox.path("people.jsonl")).unwrap();

@@ -9,10 +9,11 @@ use crate::data::{Record, Set};
 use crate::record::Prepared;
 use crate::results::Skipped;
 
-/// Records that were looked at once, by the number of their set and their place in it: prompts that
+/// Records that were looked at once, by the number of their set, their place in it and the seed of what
+/// is drawn for them: prompts that
 /// are longer than the model's context, and why one cannot be used at all.
 #[derive(Debug, Default)]
-pub(super) struct Looked(HashMap<(usize, usize), (Vec<String>, Option<String>)>);
+pub(super) struct Looked(HashMap<(usize, usize, u64), (Vec<String>, Option<String>)>);
 
 /// Records that are used, by their place in the set, and those that are not.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,7 +39,7 @@ impl Looked {
         model: &Model,
         (number, set): (usize, &Set),
         needs_subject: bool,
-        limit: usize,
+        (limit, seed): (usize, u64),
     ) -> Result<Chosen> {
         let named = |record: &Record| record.facts().iter().all(|fact| fact.subject_range().is_ok());
         let asks_for_it = needs_subject && set.records.iter().any(named);
@@ -53,7 +54,7 @@ impl Looked {
                 skip(why.map_or_else(String::new, |why| why.to_string()));
                 continue;
             }
-            let (too_long, unfit) = self.look(model, (number, set), i)?;
+            let (too_long, unfit) = self.look(model, (number, set), (i, seed))?;
             match unfit {
                 Some(why) => skip(why.clone()),
                 None => {
@@ -80,13 +81,13 @@ impl Looked {
         &mut self,
         model: &Model,
         (number, set): (usize, &Set),
-        i: usize,
+        (i, seed): (usize, u64),
     ) -> Result<&(Vec<String>, Option<String>)> {
         use std::collections::hash_map::Entry;
-        Ok(match self.0.entry((number, i)) {
+        Ok(match self.0.entry((number, i, seed)) {
             Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(place) => {
-                let record = Prepared::new(model, set, i, 0)?;
+                let record = Prepared::new(model, set, i, seed)?;
                 let unfit = record.unfit(model)?;
                 place.insert((record.too_long, unfit))
             }

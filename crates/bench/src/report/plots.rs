@@ -226,10 +226,13 @@ pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
     });
     let figure =
         |caption: &str, rows: Vec<Bar>| Figure { caption: caption.into(), svg: bars(caption, &rows) };
-    vec![
-        figure("Seconds per edit, statistics of the model included, over all data sets", seconds.collect()),
-        figure("Memory of the process at most", memory.collect()),
-    ]
+    let (seconds, memory): (Vec<Bar>, Vec<Bar>) = (seconds.collect(), memory.collect());
+    let mut out = vec![];
+    if !seconds.is_empty() {
+        out.push(figure("Seconds per edit, statistics of the model included, over all data sets", seconds));
+    }
+    out.push(figure("Memory of the process at most", memory));
+    out
 }
 
 pub(super) fn megabytes(bytes: u64) -> String {

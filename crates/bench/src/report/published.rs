@@ -61,7 +61,7 @@ mod tests {
             assert!(set.scores.contains_key("edit") && set.scores.contains_key("fluency"), "{}", set.title);
             for (name, values) in &set.scores {
                 let column = Column { protocol: Protocol::Compat, name: name.clone() };
-                assert!(is_main(&column), "{name}");
+                assert!(is_main(&column, true), "{name}");
                 assert_eq!(values.len(), KNOWEDIT.methods.len(), "{} {name}", set.title);
             }
         }

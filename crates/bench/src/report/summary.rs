@@ -120,7 +120,7 @@ pub struct Point {
 /// Edit success at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct EditSuccess {
-    /// Mean over all edits made so far; none where they are no facts.
+    /// Mean over all edits made so far; none of what is no fact, or where none was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edit: Option<f64>,
 }

@@ -140,14 +140,22 @@ pub(super) fn short(hash: &str) -> String {
 /// The KnowEdit table: all blocks have the same columns.
 pub(super) fn main<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
     let cells: Vec<&Summary> = groups.iter().flat_map(|g| g.cells.iter().copied()).collect();
-    let columns = columns(&cells, is_main);
+    let diverges = diverges(groups);
+    let columns = columns(&cells, |column| is_main(column, diverges));
     groups.iter().map(|g| block(g, columns.clone(), g.published)).collect()
 }
 
-/// Whether a column is one of the KnowEdit table. ConvSent's compat has no locality but a divergence,
-/// so strict's stands beside it.
-pub(super) fn is_main(Column { name, .. }: &Column) -> bool {
-    MAIN.contains(&name.as_str()) || name == "locality:kl"
+/// ConvSent's compat has no locality but a divergence: where it was run, those of strict stand beside
+/// it.
+const DIVERGENCE: &str = "locality:kl";
+
+fn diverges(groups: &[Group<'_>]) -> bool {
+    groups.iter().flat_map(|g| &g.cells).any(|cell| cell.after.compat.contains_key(DIVERGENCE))
+}
+
+/// Whether a column is one of the KnowEdit table, with divergences or without.
+pub(super) fn is_main(Column { name, .. }: &Column, diverges: bool) -> bool {
+    MAIN.contains(&name.as_str()) || diverges && name == DIVERGENCE
 }
 
 /// Portability and locality by kind.
@@ -161,10 +169,11 @@ fn is_kind(column: &Column) -> bool {
 
 /// Scores that KnowEdit's table does not have, such as CounterFact's.
 pub(super) fn others<'a>(groups: &[Group<'a>]) -> Vec<Block<'a>> {
-    blocks(groups, |column| !is_kind(column) && !is_main(column))
+    let diverges = diverges(groups);
+    blocks(groups, |column| !is_kind(column) && !is_main(column, diverges))
 }
 
-fn blocks<'a>(groups: &[Group<'a>], wanted: fn(&Column) -> bool) -> Vec<Block<'a>> {
+fn blocks<'a>(groups: &[Group<'a>], wanted: impl Fn(&Column) -> bool + Copy) -> Vec<Block<'a>> {
     // What was left out stands at the main table.
     let all = groups.iter().map(|g| Block { skipped: &[], ..block(g, columns(&g.cells, wanted), None) });
     all.filter(|b| !b.columns.is_empty()).collect()
@@ -173,7 +182,7 @@ fn blocks<'a>(groups: &[Group<'a>], wanted: fn(&Column) -> bool) -> Vec<Block<'a
 /// Where a score stands in CounterFact's own table; others follow by name.
 const ORDER: [&str; 5] = ["score", "efficacy", "generalization", "specificity", "consistency"];
 
-fn columns(cells: &[&Summary], wanted: fn(&Column) -> bool) -> Vec<Column> {
+fn columns(cells: &[&Summary], wanted: impl Fn(&Column) -> bool + Copy) -> Vec<Column> {
     let place = |name: &str| {
         let head = metric::parent(name).unwrap_or(name);
         let among = |names: &[&str]| names.iter().position(|n| *n == head).unwrap_or(names.len());
@@ -273,8 +282,8 @@ pub(super) fn left_out(skipped: &[Skipped]) -> (Vec<String>, Option<String>) {
 }
 
 /// Marks the best of each column, among what stands after all edits; those that read the same are
-/// all best, unless all do. Means over fewer or other records than most do not compete, as the harder
-/// ones may be missing; nor do those by the peer's functions for prompts with others.
+/// all best, unless all do. Means over other records than most rows have do not compete, as theirs may
+/// be easier; nor do those by the peer's functions for prompts with others.
 fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
     for (i, Column { protocol, name }) in columns.iter().enumerate() {
         let value = |row: &Row<'_>| {
@@ -288,13 +297,11 @@ fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
             .enumerate()
             .filter_map(|(r, row)| value(row).map(|(value, count)| (r, value, count)))
             .collect();
-        let most = all.iter().map(|c| c.2).max().unwrap_or(0);
-        // Of rows over so many records, most are over the same ones.
-        let numbers = |r: usize| &rows[r].cell.numbers;
-        let whole = || all.iter().filter(|c| c.2 == most);
-        let alike = |c: &(usize, f64, usize)| whole().filter(|d| numbers(d.0) == numbers(c.0)).count();
-        let Some(usual) = whole().max_by_key(|c| alike(c)) else { continue };
-        let competing: Vec<_> = whole().filter(|c| numbers(c.0) == numbers(usual.0)).copied().collect();
+        let over = |c: &(usize, f64, usize)| (c.2, &rows[c.0].cell.numbers);
+        let alike = |c: &(usize, f64, usize)| all.iter().filter(|d| over(d) == over(c)).count();
+        // Of as many rows, those over more records.
+        let Some(usual) = all.iter().max_by_key(|c| (alike(c), c.2)) else { continue };
+        let competing: Vec<_> = all.iter().filter(|c| over(c) == over(usual)).copied().collect();
         let Some((best, ..)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
             continue;
         };

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use mutandis_edit::fact::names;
 use mutandis_edit::{Fact, Result};
 use mutandis_engine::Model;
 use serde::{Deserialize, Serialize};
@@ -93,9 +94,8 @@ pub fn preferences(model: &Model, asked: &[(Edited<'_>, &Fact)]) -> Result<Vec<V
     for (edited, fact) in asked {
         let mut of_fact = vec![];
         if let Some(old) = fact.ground_truth.as_ref().filter(|old| old.trim() != fact.target.trim()) {
-            let is_own = |prompt: &str| !fact.subject.is_empty() && prompt.contains(&fact.subject);
             let answered = fact.locality.iter().filter(|p| p.answers.first() == Some(old));
-            let neighbours = answered.filter(|p| !is_own(&p.prompt));
+            let neighbours = answered.filter(|p| !names(&p.prompt, &fact.subject));
             let prompts = std::iter::once((Role::Edit, &fact.prompt))
                 .chain(fact.rephrases.iter().map(|prompt| (Role::Rephrase, prompt)))
                 .chain(neighbours.map(|probe| (Role::Locality, &probe.prompt)));

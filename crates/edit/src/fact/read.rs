@@ -16,7 +16,7 @@ impl Fact {
     ///
     /// # Errors
     /// Where the file cannot be read, or a record lacks a field or has it in another type: the
-    /// line and the field are named.
+    /// line and the field are named. Probes alone may be anything.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
         records(path)?
             .into_iter()
@@ -40,78 +40,97 @@ impl Fact {
     }
 
     /// One record, in any of the forms that [`Self::read`] knows, or in KnowEdit's for WikiBio
-    /// (`text`, `labels`, `concept`).
+    /// (`text`, `labels`, `concept`). Probes that are none are passed over.
     ///
     /// # Errors
     /// Says what is wrong with it.
     pub fn from_record(record: &Value) -> Result<Self, String> {
-        Self::with_notes(record).map(|(fact, _)| fact)
+        let mut fields = vec![];
+        let fact = of_record(record, &mut fields, &mut vec![])?;
+        fields.into_iter().next().map_or(Ok(fact), Err)
     }
 
-    /// As [`Self::from_record`], with what of the record cannot be used and was passed over: fields
-    /// that are not needed and of another type, and probes without a prompt.
+    /// As [`Self::from_record`], where what can be done without may be of any type: that is passed
+    /// over and noted, as are probes that are none.
     ///
     /// # Errors
-    /// Says what is wrong with it.
+    /// Says what is wrong with what cannot be done without: the prompt, the target and the kind of
+    /// change.
     pub fn with_notes(record: &Value) -> Result<(Self, Vec<String>), String> {
-        let object =
-            record.as_object().ok_or_else(|| format!("expected an object, found {}", kind(record)))?;
-        let mut notes = vec![];
-        let find = |names: &[&'static str]| {
-            names.iter().find_map(|name| object.get(*name).filter(|v| !v.is_null()).map(|v| (*name, v)))
-        };
-        let need = |names: &[&'static str]| match find(names) {
-            None => Err(format!("`{}` is missing", names[0])),
-            Some((name, v)) => {
-                first_text(v).ok_or_else(|| format!("`{name}` should be text, found {}", kind(v)))
-            }
-        };
-        // What can be done without is done without, where it is nothing that can be used.
-        let mut text = |names: &[&'static str]| {
-            let (name, value) = find(names)?;
-            let found = first_text(value);
-            if found.is_none() && !is_empty(value) {
-                notes.push(format!("`{name}` should be text, found {}", kind(value)));
-            }
-            found.filter(|text| !text.trim().is_empty())
-        };
-        let change = match text(&["change"]).as_deref() {
-            None | Some("modify") => Change::Modify,
-            Some("insert") => Change::Insert,
-            Some("erase") => Change::Erase,
-            Some(other) => return Err(format!("`change` is `{other}`, expected insert, modify or erase")),
-        };
-        let targets = ["target_new", "target", "alt", "labels"];
-        let (prompt, written) = (need(&["prompt", "src", "text"])?, need(&targets)?);
-        let target = written.trim().to_owned();
-        let mut aliases = find(&targets).map(|(_, value)| texts(value)).unwrap_or_default();
-        aliases.extend(object.get("aliases").map(texts).unwrap_or_default());
-        aliases.retain(|alias| alias.trim() != target);
-        let subject = text(&["subject", "concept"]).unwrap_or_default().trim().to_owned();
-        let ground_truth = text(&["ground_truth", "answers"]);
-        let near = text(&["loc", "locality_prompt"]).zip(text(&["loc_ans", "locality_ground_truth"]));
-        let mut locality: Vec<Probe> = near
-            .map(|(prompt, answer)| Probe { kind: "loc".to_owned(), prompt, answers: vec![answer] })
-            .into_iter()
-            .collect();
-        locality.extend(probes(object, "locality", &mut notes));
-        let fact = Self {
-            prompt,
-            subject,
-            written_target: (written != target).then_some(written),
-            target,
-            aliases,
-            ground_truth,
-            change,
-            rephrases: find(&["rephrase_prompt", "rephrase", "rephrases"])
-                .map(|(_, value)| texts(value))
-                .unwrap_or_default(),
-            locality,
-            portability: probes(object, "portability", &mut notes),
-        };
-        fact.check().map_err(|e| e.to_string())?;
+        let (mut notes, mut probes) = (vec![], vec![]);
+        let fact = of_record(record, &mut notes, &mut probes)?;
+        notes.extend(probes);
         Ok((fact, notes))
     }
+}
+
+/// The fact of a record, with fields that are not needed and not what they should be, and probes that
+/// are none.
+fn of_record(
+    record: &Value,
+    fields: &mut Vec<String>,
+    passed_over: &mut Vec<String>,
+) -> Result<Fact, String> {
+    let object = record.as_object().ok_or_else(|| format!("expected an object, found {}", kind(record)))?;
+    let find = |names: &[&'static str]| {
+        names.iter().find_map(|name| object.get(*name).filter(|v| !v.is_null()).map(|v| (*name, v)))
+    };
+    let wrong = |name: &str, value: &Value| format!("`{name}` should be text, found {}", kind(value));
+    let need = |names: &[&'static str]| match find(names) {
+        None => Err(format!("`{}` is missing", names[0])),
+        Some((name, value)) => first_text(value).ok_or_else(|| wrong(name, value)),
+    };
+    let mut all = |names: &[&'static str]| {
+        let (name, value) = find(names)?;
+        let found = texts(value);
+        if found.is_empty() && !is_empty(value) {
+            fields.push(wrong(name, value));
+        }
+        Some(found)
+    };
+    let change = match find(&["change"]).map(|(name, value)| first_text(value).ok_or((name, value))) {
+        None => Change::Modify,
+        Some(Err((name, value))) => return Err(wrong(name, value)),
+        Some(Ok(text)) => match text.as_str() {
+            "modify" => Change::Modify,
+            "insert" => Change::Insert,
+            "erase" => Change::Erase,
+            other => return Err(format!("`change` is `{other}`, expected insert, modify or erase")),
+        },
+    };
+    let targets = ["target_new", "target", "alt", "labels"];
+    let (prompt, written) = (need(&["prompt", "src", "text"])?, need(&targets)?);
+    let target = written.trim().to_owned();
+    let mut aliases = all(&targets).unwrap_or_default();
+    aliases.extend(all(&["aliases"]).unwrap_or_default());
+    aliases.retain(|alias| alias.trim() != target);
+    let rephrases = all(&["rephrase_prompt", "rephrase", "rephrases"]).unwrap_or_default();
+    let mut first = |names: &[&'static str]| all(names)?.into_iter().next();
+    let subject = first(&["subject", "concept"]).unwrap_or_default().trim().to_owned();
+    let ground_truth = first(&["ground_truth", "answers"]);
+    let (near, near_answer) =
+        (first(&["loc", "locality_prompt"]), first(&["loc_ans", "locality_ground_truth"]));
+    let near = near.map(|prompt| Probe {
+        kind: "loc".to_owned(),
+        prompt,
+        answers: near_answer.into_iter().collect(),
+    });
+    let mut locality: Vec<Probe> = near.into_iter().collect();
+    locality.extend(probes(object, "locality", passed_over));
+    let fact = Fact {
+        prompt,
+        subject,
+        written_target: (written != target).then_some(written),
+        target,
+        aliases,
+        ground_truth,
+        change,
+        rephrases,
+        locality,
+        portability: probes(object, "portability", passed_over),
+    };
+    fact.check().map_err(|e| e.to_string())?;
+    Ok(fact)
 }
 
 /// What a file of facts holds.
@@ -311,7 +330,7 @@ mod tests {
         let read = |record: Value| Fact::with_notes(&record).unwrap();
         let (fact, notes) = read(json!({
             "prompt": "A is", "subject": [], "target_new": ["", " B ", "B", ["C"]], "ground_truth": {"x": 1},
-            "loc": "", "loc_ans": "D", "aliases": ["E", " "],
+            "loc": "", "loc_ans": "D", "aliases": ["E", " "], "rephrase": {"a": "b"},
             "locality": {"n": {"prompt": ["P", null, 7, " "], "ground_truth": ["one", "two", "three", "four"]},
                          "m": {"prompt": ["Q", "R"], "ground_truth": "both"}},
             "portability": [{"ground_truth": "x"}, "text", {"k": [{"prompt": {"a": 1}}]}, [], null],
@@ -325,6 +344,7 @@ mod tests {
         assert_eq!(
             notes,
             [
+                "`rephrase` should be text, found an object",
                 "`ground_truth` should be text, found an object",
                 "a probe of locality of `n` is passed over: its prompt is blank",
                 "a probe of locality of `n` is passed over: its prompt is blank",
@@ -336,6 +356,18 @@ mod tests {
         let (fact, notes) =
             read(json!({"prompt": "A is", "target_new": "B", "ground_truth": " ", "subject": ""}));
         assert_eq!((fact.ground_truth, notes), (None, vec![]));
+        // A flat probe needs no answer, as others need none.
+        let (fact, _) = read(json!({"prompt": "A is", "target_new": "B", "loc": "C is", "loc_ans": ""}));
+        assert_eq!((fact.locality[0].prompt.as_str(), fact.locality[0].answers.len()), ("C is", 0));
+        // What a fact is told by has to be right.
+        let wrong = json!({"prompt": "A is", "target_new": "B", "change": {"k": "erase"}});
+        let why = "`change` should be text, found an object";
+        assert_eq!(Fact::with_notes(&wrong).unwrap_err(), why);
+        // Files of facts to be edited have no fields of another type at all.
+        let wrong = json!({"prompt": "A is", "target_new": "B", "subject": {"name": "A"}});
+        assert_eq!(Fact::from_record(&wrong).unwrap_err(), "`subject` should be text, found an object");
+        let fact = Fact::from_record(&json!({"prompt": "A is", "target_new": "B", "portability": ["x"]}));
+        assert!(fact.unwrap().portability.is_empty());
     }
 
     #[test]

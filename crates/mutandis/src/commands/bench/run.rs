@@ -167,10 +167,10 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         compat: plan.measures(Protocol::Compat),
         strict: plan.measures(Protocol::Strict),
         fluency: plan.fluency.unwrap_or(true),
-        in_place: true,
         // The peer goes by the model's name.
         branch: Branch::of(&name),
         references: references.map(Arc::new),
+        ..Measures::COMPAT
     };
     let run = RunInfo { format: FORMAT, tool: tool(), model: info(&model, &name)? };
     // What the model makes of the text comes before the folder: a text that is none leaves none.
