@@ -9,11 +9,13 @@ use crate::data::{Record, Set};
 use crate::record::Prepared;
 use crate::results::Skipped;
 
-/// Records that were looked at once, by the number of their set, their place in it and the seed of what
-/// is drawn for them: prompts that
-/// are longer than the model's context, and why one cannot be used at all.
+/// Prompts of a record that are longer than the model's context, and why it cannot be used at all.
+type Found = (Vec<String>, Option<String>);
+
+/// What was found of records, by the number of their set, their place in it and the seed of what is
+/// drawn for them.
 #[derive(Debug, Default)]
-pub(super) struct Looked(HashMap<(usize, usize, u64), (Vec<String>, Option<String>)>);
+pub(super) struct Looked(HashMap<(usize, usize, u64), Found>);
 
 /// Records that are used, by their place in the set, and those that are not.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -82,7 +84,7 @@ impl Looked {
         model: &Model,
         (number, set): (usize, &Set),
         (i, seed): (usize, u64),
-    ) -> Result<&(Vec<String>, Option<String>)> {
+    ) -> Result<&Found> {
         use std::collections::hash_map::Entry;
         Ok(match self.0.entry((number, i, seed)) {
             Entry::Occupied(there) => there.into_mut(),
