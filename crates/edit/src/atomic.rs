@@ -47,7 +47,8 @@ pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
     builder.prefix(PREFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    let made = builder.tempdir_in(beside)?;
+    // What lies above a folder that is there need not be ours to write to.
+    let made = builder.tempdir_in(if folder.is_dir() { folder } else { beside })?;
     for (name, bytes) in files {
         write(&made.path().join(name), |file| file.write_all(bytes))?;
     }

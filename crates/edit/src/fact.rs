@@ -5,7 +5,7 @@ mod read;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::read::texts;
+pub use self::read::{LOC, kind, texts, texts_noted};
 use crate::error::{Error, Result};
 
 /// Jaro–Winkler similarity from which a text is a misspelling of a name; below, it is another.

@@ -27,5 +27,5 @@ pub use export::Export;
 pub use fact::{Change, Fact, Probe};
 pub use ledger::Ledger;
 pub use method::{Entry, Family, Job, Method, find};
-pub use methods::METHODS;
+pub use methods::{DEFAULT, METHODS};
 pub use patch::Patch;

@@ -76,10 +76,16 @@ pub trait Method: Sized + 'static {
     /// How its editor is trained, where it needs one.
     const TRAINER: Option<Trainer> = None;
 
-    /// Makes the patch.
+    /// Checks all of the settings that can be without a fact: it comes before every edit.
     ///
     /// # Errors
-    /// Where a fact or a setting does not fit the model, or the computation breaks down.
+    /// Names the setting that is out of range or does not fit the model, with what is expected.
+    fn check(config: &Self::Config, model: &Model) -> Result<()>;
+
+    /// Makes the patch, by settings that [`Self::check`] has let pass.
+    ///
+    /// # Errors
+    /// Where a fact does not fit the model, or the computation breaks down.
     fn edit(config: &Self::Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch>;
 }
 
@@ -98,6 +104,7 @@ pub struct Entry {
     schema: fn() -> Schema,
     defaults: fn() -> Value,
     typed: fn(&Value) -> Result<Value>,
+    check: fn(&Value, &Model) -> Result<()>,
     edit: fn(&Value, &Job<'_>, &Context<'_>) -> Result<Patch>,
     trainer: Option<Trainer>,
     /// Whether every fact has to name a subject that its prompt has.
@@ -129,6 +136,7 @@ impl Entry {
                 serde_json::to_value(config)
                     .map_err(|e| Error::input(format!("settings of `{}` cannot be written: {e}", M::ID)))
             },
+            check: |config, model| M::check(&config_of::<M>(config)?, model),
             edit: |config, job, cx| M::edit(&config_of::<M>(config)?, job, cx),
             trainer: M::TRAINER,
             needs_subject: M::NEEDS_SUBJECT,
@@ -166,6 +174,11 @@ impl Entry {
             order,
             cx,
         )
+    }
+
+    /// Whether the method works by an editor that is trained.
+    pub fn has_editor(&self) -> bool {
+        self.trainer.is_some()
     }
 
     /// Checks that the method works by an editor that is trained.
@@ -267,7 +280,7 @@ impl Entry {
             }
         }
         Wanted::default().add_all(job.facts)?;
-        self.check_settings(settings)?;
+        self.check_for(job.model, cx.recipe.as_ref(), settings)?;
         let mut patch = (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)?;
         if let Some(corpus) = &cx.corpus {
             patch.source(CORPUS, corpus)?;
@@ -285,6 +298,16 @@ impl Entry {
         self.known(&all, settings)?;
         merge(&mut all, settings);
         (self.typed)(&all).map(drop)
+    }
+
+    /// Checks that the settings in force for a model, with these changes, are some that the method can
+    /// edit by: in range, and about weights that the model has.
+    ///
+    /// # Errors
+    /// As [`Self::check_settings`]; names the first that is not.
+    pub fn check_for(&self, model: &Model, recipe: Option<&Recipe>, changes: &Value) -> Result<()> {
+        self.check_settings(changes)?;
+        (self.check)(&self.settings(model, recipe, changes), model)
     }
 
     /// Refuses settings that the method does not have.

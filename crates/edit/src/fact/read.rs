@@ -82,9 +82,11 @@ fn of_record(
     };
     let mut all = |names: &[&'static str]| {
         let (name, value) = find(names)?;
-        let found = texts(value);
-        if found.is_empty() && !is_empty(value) {
-            fields.push(wrong(name, value));
+        let mut odd = vec![];
+        let found = texts_noted(name, value, &mut odd);
+        match found.is_empty() && !is_empty(value) {
+            true => fields.push(wrong(name, value)),
+            false => passed_over.append(&mut odd),
         }
         Some(found)
     };
@@ -110,11 +112,8 @@ fn of_record(
     let ground_truth = first(&["ground_truth", "answers"]);
     let (near, near_answer) =
         (first(&["loc", "locality_prompt"]), first(&["loc_ans", "locality_ground_truth"]));
-    let near = near.map(|prompt| Probe {
-        kind: "loc".to_owned(),
-        prompt,
-        answers: near_answer.into_iter().collect(),
-    });
+    let near =
+        near.map(|prompt| Probe { kind: LOC.to_owned(), prompt, answers: near_answer.into_iter().collect() });
     let mut locality: Vec<Probe> = near.into_iter().collect();
     locality.extend(probes(object, "locality", passed_over));
     let fact = Fact {
@@ -132,6 +131,9 @@ fn of_record(
     fact.check().map_err(|e| e.to_string())?;
     Ok(fact)
 }
+
+/// Kind of the question that MEND's and flat records have about something else.
+pub const LOC: &str = "loc";
 
 /// What a file of facts holds.
 const RECORD: &str =
@@ -184,7 +186,8 @@ fn of_line(line: Result<&str, Utf8Error>) -> Result<Fact, String> {
     Fact::from_record(&record)
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What a JSON value is, in words.
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -229,6 +232,18 @@ pub fn texts(value: &Value) -> Vec<String> {
     match value {
         Value::Array(items) => items.iter().flat_map(texts).collect(),
         other => first_text(other).filter(|s| !s.trim().is_empty()).into_iter().collect(),
+    }
+}
+
+/// As [`texts`], of a field of this name; what is neither text nor a list of it nor empty is noted.
+pub fn texts_noted(name: &str, value: &Value, notes: &mut Vec<String>) -> Vec<String> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(|item| texts_noted(name, item, notes)).collect(),
+        Value::Bool(_) | Value::Object(_) if !is_empty(value) => {
+            notes.push(format!("{} in `{name}` is passed over: it should be text", kind(value)));
+            vec![]
+        }
+        other => texts(other),
     }
 }
 

@@ -1,5 +1,6 @@
 //! AdaLoRA: low-rank changes that share their rank.
 
+use mutandis_engine::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +54,7 @@ impl Method for AdaLora {
     );
     type Config = Config;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn check(config: &Config, model: &Model) -> Result<()> {
         let wrong = |what: String, hint: &str| Err(Error::input_hint(what, hint));
         let (from, to) = (config.initial_rank, config.low_rank.rank);
         if to == 0 || to > from {
@@ -70,6 +71,11 @@ impl Method for AdaLora {
                 format!("`first` is {}, `last` {}: expected shares of less than 1", shares[0], shares[1]);
             return wrong(what, "0.1 and 0.5 leave four tenths of the steps to give ranks up in");
         }
+        config.low_rank.check(from, model)
+    }
+
+    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+        let shares = [config.first, config.last];
         let shared = Shared { from: config.initial_rank, orthogonality: config.orthogonality, shares };
         let mut patch = job.patch::<Self>(config)?;
         fine_tune::low_rank(&config.low_rank, Some(shared), job, cx, &mut patch)?;

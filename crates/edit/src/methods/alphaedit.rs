@@ -1,5 +1,6 @@
 //! AlphaEdit: changes within the null space of ordinary keys.
 
+use mutandis_engine::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -60,9 +61,13 @@ impl Method for AlphaEdit {
     const NEEDS_SUBJECT: bool = true;
     type Config = Config;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn check(config: &Config, model: &Model) -> Result<()> {
         config.lambda.check("lambda", false)?;
         config.null_space.check("null-space")?;
+        config.spread.check(model)
+    }
+
+    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
             let moments = statistics.moments(layer.index)?;

@@ -1,5 +1,6 @@
 //! EMMET: ROME's equality for many facts at once.
 
+use mutandis_engine::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -54,9 +55,13 @@ impl Method for Emmet {
     const NEEDS_SUBJECT: bool = true;
     type Config = Config;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn check(config: &Config, model: &Model) -> Result<()> {
         config.scale.check("scale", false)?;
         check_number("slack", config.slack, true, "0.1 is published; 0 maps every key exactly")?;
+        config.spread.check(model)
+    }
+
+    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
         let slack = if job.facts.len() > 1 || config.slack_alone { config.slack } else { 0.0 };
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {

@@ -1,5 +1,6 @@
 //! ENCORE: early stopping and bounded norms for edits one after another.
 
+use mutandis_engine::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -56,9 +57,13 @@ impl Method for Encore {
     const NEEDS_SUBJECT: bool = true;
     type Config = Config;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn check(config: &Config, model: &Model) -> Result<()> {
         config.lambda.check("lambda", false)?;
         config.norm.check("norm", true)?;
+        config.spread.check(model)
+    }
+
+    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
         let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
             let moments = statistics.moments(layer.index)?;

@@ -1,5 +1,6 @@
 //! FT-L: fine-tuning of one MLP at the prompt's last token.
 
+use mutandis_engine::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -35,13 +36,17 @@ impl Method for FtL {
     );
     type Config = Config;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn check(config: &Config, model: &Model) -> Result<()> {
         if config.0.training.end_of_text {
             return Err(Error::input_hint(
                 "`end-of-text` cannot be learnt where all targets are predicted by one token",
                 "use masked cross-entropy for it, as `mutandis methods` lists it",
             ));
         }
+        config.0.check(model)
+    }
+
+    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
         fine_tune::edit(&config.0, |model, fact, _| Example::at_last(model, fact), job, cx, &mut patch)?;
         Ok(patch)

@@ -1,5 +1,7 @@
 //! FT-M: fine-tuning of one MLP on the answer.
 
+use mutandis_engine::Model;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
@@ -25,6 +27,10 @@ impl Method for FtM {
          drawn (the first as given)."
     );
     type Config = Settings;
+
+    fn check(config: &Settings, model: &Model) -> Result<()> {
+        config.check(model)
+    }
 
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;

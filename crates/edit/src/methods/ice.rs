@@ -1,5 +1,6 @@
 //! ICE: in-context editing.
 
+use mutandis_engine::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,14 +42,18 @@ impl Method for Ice {
     );
     type Config = Config;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
-        cx.check()?;
+    fn check(config: &Config, _: &Model) -> Result<()> {
         if !config.template.contains("{}") {
             return Err(Error::input_hint(
                 format!("the template `{}` has no `{{}}`", config.template),
                 "put `{}` where the fact goes",
             ));
         }
+        Ok(())
+    }
+
+    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+        cx.check()?;
         let mut patch = job.patch::<Self>(config)?;
         let shown = job.facts.iter().map(|fact| {
             let text = format!("{}{}", fact.prompt.trim(), fact.continuation());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mutandis_engine::{Role, WeightId};
+use mutandis_engine::{Model, Role, WeightId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +62,7 @@ impl Method for Kn {
     );
     type Config = Config;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn check(config: &Config, _: &Model) -> Result<()> {
         for (name, value) in [("new", config.new), ("old", config.old)] {
             if !(value >= 0.0 && value.is_finite()) {
                 return Err(Error::input_hint(
@@ -74,6 +74,10 @@ impl Method for Kn {
         if config.most == 0 {
             return Err(Error::input_hint("`most` is 0, expected 1 or more", "20 by default"));
         }
+        config.find.check()
+    }
+
+    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
         let (model, d) = (job.model, job.model.architecture().width);
         let head = model.weight(Role::Head, 0)?;

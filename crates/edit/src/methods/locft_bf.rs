@@ -1,5 +1,6 @@
 //! LocFT-BF: localised fine-tuning, breadth first.
 
+use mutandis_engine::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,10 @@ impl Method for LocFtBf {
         "DIFFERENCE from the released code: a batch's loss is the mean over facts of the mean over their tokens."
     );
     type Config = Config;
+
+    fn check(config: &Config, model: &Model) -> Result<()> {
+        config.0.check(model)
+    }
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;

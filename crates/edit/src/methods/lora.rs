@@ -1,5 +1,7 @@
 //! LoRA: fine-tuning by low-rank changes.
 
+use mutandis_engine::Model;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
@@ -24,6 +26,10 @@ impl Method for Lora {
         "DIFFERENCE from EasyEdit: no dropout, so that a run can be repeated; a seeded start."
     );
     type Config = LowRank;
+
+    fn check(config: &LowRank, model: &Model) -> Result<()> {
+        config.check(config.rank, model)
+    }
 
     fn edit(config: &LowRank, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;

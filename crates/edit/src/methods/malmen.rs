@@ -1,5 +1,7 @@
 //! MALMEN: a trained network, and least squares over all facts at once.
 
+use mutandis_engine::Model;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
@@ -30,6 +32,10 @@ impl Method for Malmen {
         rule: Rule::LeastSquares,
         settings: || training::Settings { edits: 8, changes: 2, ..training::Settings::default() },
     });
+
+    fn check(config: &Settings, _: &Model) -> Result<()> {
+        config.check()
+    }
 
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;

@@ -1,5 +1,7 @@
 //! MEMIT-Merge: facts of one subject share one value.
 
+use mutandis_engine::Model;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
@@ -27,6 +29,10 @@ impl Method for MemitMerge {
     );
     const NEEDS_SUBJECT: bool = true;
     type Config = Settings;
+
+    fn check(config: &Settings, model: &Model) -> Result<()> {
+        config.check(model)
+    }
 
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;

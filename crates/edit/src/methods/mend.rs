@@ -1,5 +1,7 @@
 //! MEND: a trained network makes the change of a gradient.
 
+use mutandis_engine::Model;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
@@ -30,6 +32,10 @@ impl Method for Mend {
         rule: Rule::Sum,
         settings: || training::Settings { edits: 1, changes: 8, ..training::Settings::default() },
     });
+
+    fn check(config: &Settings, _: &Model) -> Result<()> {
+        config.check()
+    }
 
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;

@@ -25,7 +25,10 @@ mod rome;
 mod stableedit;
 mod ultraedit;
 
-use crate::method::Entry;
+use crate::method::{Entry, Method};
+
+/// The method where none is named.
+pub const DEFAULT: &str = <r_rome::RRome as Method>::ID;
 
 /// Every method, in the order in which it is listed.
 pub static METHODS: &[Entry] = &[

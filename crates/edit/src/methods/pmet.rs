@@ -1,6 +1,6 @@
 //! PMET: values of attention and MLP are searched together, the MLP's is written.
 
-use mutandis_engine::SiteKind;
+use mutandis_engine::{Model, SiteKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -57,9 +57,13 @@ impl Method for Pmet {
     const NEEDS_SUBJECT: bool = true;
     type Config = Config;
 
-    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
+    fn check(config: &Config, model: &Model) -> Result<()> {
         check_number("eased", f64::from(config.eased), true, "0.1 is published")?;
         check_number("stop-kl", f64::from(config.stop_kl), true, "0.01 is published")?;
+        config.held.check(model)
+    }
+
+    fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;
         let sites = &[SiteKind::AttentionOut, SiteKind::MlpOut];
         let plan = Plan {

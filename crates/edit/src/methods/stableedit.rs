@@ -1,6 +1,6 @@
 //! StableEdit: editing by whitened gradients.
 
-use mutandis_engine::Role;
+use mutandis_engine::{Model, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,10 @@ impl Method for StableEdit {
          token's."
     );
     type Config = Config;
+
+    fn check(config: &Config, model: &Model) -> Result<()> {
+        config.0.check(model)
+    }
 
     fn edit(config: &Config, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;

@@ -1,5 +1,7 @@
 //! UltraEdit: editing by gradients, normalised over all edits.
 
+use mutandis_engine::Model;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::method::{Family, Job, Method};
@@ -26,6 +28,10 @@ impl Method for UltraEdit {
          of each fact's mean; `warm-up` and `rounds` are not in the paper, and off by default."
     );
     type Config = Settings;
+
+    fn check(config: &Settings, model: &Model) -> Result<()> {
+        config.check(model)
+    }
 
     fn edit(config: &Settings, job: &Job<'_>, cx: &Context<'_>) -> Result<Patch> {
         let mut patch = job.patch::<Self>(config)?;

@@ -84,19 +84,30 @@ pub(crate) fn file(named: Option<PathBuf>, model: &Model, method: &str, cx: &Con
     })
 }
 
+impl Settings {
+    /// Checks what no type does.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range.
+    pub fn check(&self) -> Result<()> {
+        if !self.scale.is_finite() {
+            let what = format!("`scale` is {}, expected a number", self.scale);
+            return Err(Error::input_hint(what, "leave it out for 1"));
+        }
+        if self.turn == Some(0) {
+            let hint = "leave it out: all facts at once";
+            return Err(Error::input_hint("`turn` is 0, expected 1 or more", hint));
+        }
+        Ok(())
+    }
+}
+
 /// Lets a trained editor make the change, and fills the patch.
 ///
 /// # Errors
 /// Where there is no editor, it is for another method or model, or a fact does not fit.
 pub fn edit(settings: &Settings, job: &Job<'_>, cx: &Context<'_>, patch: &mut Patch) -> Result<()> {
     let model = job.model;
-    if !settings.scale.is_finite() {
-        let what = format!("`scale` is {}, expected a number", settings.scale);
-        return Err(Error::input_hint(what, "leave it out for 1"));
-    }
-    if settings.turn == Some(0) {
-        return Err(Error::input_hint("`turn` is 0, expected 1 or more", "leave it out: all facts at once"));
-    }
     let path = file(settings.editor.clone(), model, &patch.method, cx)?;
     let editor = store::load_for(&path, &patch.method, model)?;
     patch.source(EDITOR, &path)?;

@@ -46,6 +46,33 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    fn weights(&self, model: &Model) -> Result<Vec<Shaped>> {
+        let late = vec![model.architecture().layers * 2 / 3];
+        weights(model, self.layers.as_ref().unwrap_or(&late), &self.modules)
+    }
+
+    /// Checks what no type does.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range, or that the model has no weight for.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        for (name, bound) in [("bound-each", self.bound_each), ("bound-norm", self.bound_norm)] {
+            if bound.is_some_and(|b| !(b > 0.0 && b.is_finite())) {
+                return Err(Error::input_hint(
+                    format!("`{name}` is {}, expected a number above 0", bound.unwrap_or_default()),
+                    "leave it out for no bound",
+                ));
+            }
+        }
+        self.training.check()?;
+        self.weights(model).map(drop)
+    }
+}
+
+/// A weight with its shape, `[out, in]`.
+pub(super) type Shaped = (WeightId, [usize; 2]);
+
 /// Trains whole weights on what `example` makes of each fact, and fills the patch.
 ///
 /// # Errors
@@ -57,18 +84,9 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    for (name, bound) in [("bound-each", settings.bound_each), ("bound-norm", settings.bound_norm)] {
-        if bound.is_some_and(|b| !(b > 0.0 && b.is_finite())) {
-            return Err(Error::input_hint(
-                format!("`{name}` is {}, expected a number above 0", bound.unwrap_or_default()),
-                "leave it out for no bound",
-            ));
-        }
-    }
     let bounds = Bounds { each: settings.bound_each, norm: settings.bound_norm };
-    let late = vec![job.model.architecture().layers * 2 / 3];
-    let layers = settings.layers.as_ref().unwrap_or(&late);
-    let parameters = weights(job.model, layers, &settings.modules)?
+    let parameters = settings
+        .weights(job.model)?
         .into_iter()
         .map(|(id, shape)| Parameter::dense(id, shape, bounds))
         .collect();
@@ -106,6 +124,28 @@ impl Default for LowRank {
     }
 }
 
+impl LowRank {
+    fn weights(&self, model: &Model) -> Result<Vec<Shaped>> {
+        let all: Vec<usize> = (0..model.architecture().layers).collect();
+        weights(model, self.layers.as_ref().unwrap_or(&all), &self.modules)
+    }
+
+    /// Checks what no type does, for changes that have this rank at first.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range, or that the model has no weight for.
+    pub fn check(&self, rank: usize, model: &Model) -> Result<()> {
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return Err(Error::input_hint(
+                format!("`alpha` is {}, expected a number above 0", self.alpha),
+                "two to four times the rank is common",
+            ));
+        }
+        self.training.check()?;
+        self.weights(model)?.into_iter().try_for_each(|(id, shape)| Parameter::fits(id, shape, rank))
+    }
+}
+
 /// How low-rank changes share their rank (AdaLoRA).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shared {
@@ -128,16 +168,8 @@ pub fn low_rank(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    if !(settings.alpha.is_finite() && settings.alpha > 0.0) {
-        return Err(Error::input_hint(
-            format!("`alpha` is {}, expected a number above 0", settings.alpha),
-            "two to four times the rank is common",
-        ));
-    }
-    let all: Vec<usize> = (0..job.model.architecture().layers).collect();
-    let layers = settings.layers.as_ref().unwrap_or(&all);
     let mut rng = ChaCha8Rng::seed_from_u64(job.seed);
-    let ids = weights(job.model, layers, &settings.modules)?;
+    let ids = settings.weights(job.model)?;
     let pull = shared.map_or(0.0, |s| s.orthogonality / (2 * ids.len()) as f32);
     let parameters = ids
         .into_iter()
@@ -151,11 +183,7 @@ pub fn low_rank(
 }
 
 /// The weights of some layers, each with its shape.
-pub(super) fn weights(
-    model: &Model,
-    layers: &[usize],
-    modules: &[Role],
-) -> Result<Vec<(WeightId, [usize; 2])>> {
+pub(super) fn weights(model: &Model, layers: &[usize], modules: &[Role]) -> Result<Vec<Shaped>> {
     let mut ids: Vec<WeightId> =
         layers.iter().flat_map(|&layer| modules.iter().map(move |&role| WeightId { layer, role })).collect();
     ids.sort_unstable();

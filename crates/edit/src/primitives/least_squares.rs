@@ -1,6 +1,7 @@
 //! Least squares over several layers, keys of ordinary text held by λC (MEMIT, arXiv 2210.07229,
 //! eq. 14): `ΔW = R Kᵀ (λC + K Kᵀ)⁻¹`.
 
+use mutandis_engine::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,17 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Checks what no type does.
+    ///
+    /// # Errors
+    /// As [`spread::Settings::check`].
+    pub fn check(&self, model: &Model) -> Result<()> {
+        self.lambda.check("lambda", false)?;
+        self.spread.check(model)
+    }
+}
+
 /// Searches values for all facts, writes them, and fills the patch.
 ///
 /// # Errors
@@ -41,7 +53,6 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    settings.lambda.check("lambda", false)?;
     let solve = |layer: &Layer<'_>, statistics: &Statistics<'_>| {
         let lambda = settings.lambda.of_moments(statistics.moments(layer.index)?);
         let solution = layer.solve_held(settings.spread.ridge, statistics, [lambda.absolute, 0.0], 1.0)?;

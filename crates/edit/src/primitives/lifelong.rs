@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Example};
 use super::editor::no_head;
-use super::fine_tune::weights;
+use super::fine_tune::{Shaped, weights};
 use super::grad_pairs::{grad_pairs, written};
 use super::normaliser::Running;
 use super::solver::{Hold, System};
@@ -92,7 +92,21 @@ pub enum Normalise {
 }
 
 impl Settings {
-    fn check(&self) -> Result<()> {
+    fn modules(&self, model: &Model) -> Vec<Role> {
+        self.modules.clone().unwrap_or_else(|| into_mlp(model))
+    }
+
+    fn weights(&self, model: &Model) -> Result<Vec<Shaped>> {
+        let count = model.architecture().layers;
+        let late: Vec<usize> = (count * 3 / 5..(count * 4 / 5).max(count * 3 / 5 + 1)).collect();
+        weights(model, self.layers.as_ref().unwrap_or(&late), &self.modules(model))
+    }
+
+    /// Checks what no type does.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range, or that the model has no weight for.
+    pub fn check(&self, model: &Model) -> Result<()> {
         let wrong = |what: String, hint: &str| Err(Error::input_hint(what, hint));
         if !(self.step > 0.0 && self.step.is_finite()) {
             return wrong(format!("`step` is {}, expected a number above 0", self.step), "1e-6 is published");
@@ -121,7 +135,10 @@ impl Settings {
             let found = self.margin;
             return wrong(format!("`margin` is {found}, expected 0 to {MOST_MARGIN}"), "1 is a clear lead");
         }
-        Ok(())
+        if self.modules(model).contains(&Role::Head) {
+            return Err(no_head());
+        }
+        self.weights(model).map(drop)
     }
 }
 
@@ -153,15 +170,8 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    settings.check()?;
     let model = job.model;
-    let count = model.architecture().layers;
-    let late: Vec<usize> = (count * 3 / 5..(count * 4 / 5).max(count * 3 / 5 + 1)).collect();
-    let modules = settings.modules.clone().unwrap_or_else(|| into_mlp(model));
-    if modules.contains(&Role::Head) {
-        return Err(no_head());
-    }
-    let targets = weights(model, settings.layers.as_ref().unwrap_or(&late), &modules)?;
+    let targets = settings.weights(model)?;
     let ids: Vec<WeightId> = targets.iter().map(|(id, _)| *id).collect();
     let lowest = ids.iter().map(|id| id.layer).min().unwrap_or(0);
     let mut statistics = Statistics::new(&targets, normalise, job.prior, &patch.method);

@@ -65,6 +65,25 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    fn layer(&self, model: &Model) -> usize {
+        self.layer.unwrap_or(model.architecture().layers / 6)
+    }
+
+    /// Checks what no type does.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range, or that the model has no weight for.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        self.search.check(self.rounds)?;
+        self.framing.check()?;
+        self.post.check()?;
+        check_number("ridge", self.ridge, true, "1 is the default")?;
+        model.linear_shape(Role::MlpOut, self.layer(model))?;
+        Ok(())
+    }
+}
+
 /// The key and the present output that a method's constraint is about: `(key [f], output [d])`.
 pub type Constraint = fn(found: &Found, mean_key: &[f32], mean_output: &[f32]) -> (Vec<f32>, Vec<f32>);
 
@@ -83,14 +102,9 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    settings.search.check(settings.rounds)?;
-    settings.framing.check()?;
-    settings.post.check()?;
-    check_number("ridge", settings.ridge, true, "1 is the default")?;
     let model = job.model;
     let a = model.architecture();
-    let layer = settings.layer.unwrap_or(a.layers / 6);
-    model.linear_shape(Role::MlpOut, layer)?;
+    let layer = settings.layer(model);
     // All facts are checked before any is searched.
     let mut requests = settings.framing.requests(job, cx)?;
     let statistics = statistics(settings, model, layer, job.seed, cx)?;

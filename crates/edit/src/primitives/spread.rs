@@ -172,7 +172,6 @@ pub fn edit(
     cx: &Context<'_>,
     patch: &mut Patch,
 ) -> Result<()> {
-    settings.check()?;
     let model = job.model;
     let layers = settings.layers(model)?;
     let (mut requests, owners) = share(settings.framing.requests(job, cx)?, job, plan.merge, cx)?;
@@ -317,8 +316,11 @@ pub fn write(
 }
 
 impl Settings {
-    /// Checks all that does not depend on the model.
-    fn check(&self) -> Result<()> {
+    /// Checks what no type does.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range, or that the model has no weight for.
+    pub fn check(&self, model: &Model) -> Result<()> {
         self.search.check(self.rounds)?;
         self.framing.check()?;
         self.post.check()?;
@@ -328,7 +330,8 @@ impl Settings {
             self.past,
             true,
             "0 lets go of earlier edits, 1 holds them like this one's facts",
-        )
+        )?;
+        self.layers(model).map(drop)
     }
 
     /// The layers to be written.

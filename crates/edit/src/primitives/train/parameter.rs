@@ -112,7 +112,10 @@ impl Parameter {
     }
 
     /// Checks a rank against a weight.
-    fn fits(id: WeightId, shape: [usize; 2], rank: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// Where it is 0 or above the weight's.
+    pub(crate) fn fits(id: WeightId, shape: [usize; 2], rank: usize) -> Result<()> {
         let most = shape[0].min(shape[1]);
         if (1..=most).contains(&rank) {
             return Ok(());
