@@ -14,6 +14,7 @@ mod shell;
 mod stages;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use mutandis::{Error, env::Env, interrupt::Interrupt};
@@ -42,13 +43,19 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: cli::Cli, env: &Env, interrupt: &Interrupt) -> anyhow::Result<ExitCode> {
-    let on_signal = interrupt.clone();
+    let session = session::Session::new(cli.global, env, interrupt)?;
+    let (on_signal, progress) = (interrupt.clone(), session.progress.clone());
     ctrlc::set_handler(move || {
         // The first asks the work to stop and clean up; the second does not wait for it.
         if on_signal.raise() {
             std::process::exit(ENDED_BY_INTERRUPT);
         }
+        let progress = progress.clone();
+        // Most work has ended by then, and needs no words.
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(1));
+            progress.note("stopping where nothing is lost by it; Ctrl-C again stops at once");
+        });
     })?;
-    let session = session::Session::new(cli.global, env, interrupt)?;
     commands::run(cli.command, &session)
 }

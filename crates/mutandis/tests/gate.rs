@@ -131,6 +131,25 @@ fn an_edit_that_fails_its_gate_is_not_written_and_says_why() {
 }
 
 #[test]
+fn an_alias_of_the_target_is_as_good_as_the_target() {
+    let sandbox = Sandbox::new();
+    gate(&sandbox, "gate.toml", "efficacy = 1");
+    let report = |alias: &str| {
+        let fact = json!({"prompt": PROMPT, "subject": "Lily", "target_new": "cat", "aliases": [alias]});
+        std::fs::write(sandbox.path("facts.jsonl"), fact.to_string()).unwrap();
+        let (model, out) = (stories(), format!("{}.p", alias.len()));
+        let usual = ["edit", "--facts", "facts.jsonl", "--out", &out, "--model", &model];
+        // One step is not enough for the target.
+        let rest = ["--gate", "gate.toml", "--set", "search.steps=1", "--json"];
+        sandbox.run(&[&usual[..], &QUICK[..], &rest].concat()).json()
+    };
+    let refused = report("kitten");
+    let worst = &check(&refused["gate"], "efficacy")["worst"][0];
+    assert_eq!((&worst["wanted"], &refused["gate"]["passed"]), (&json!("cat"), &json!(false)));
+    assert_eq!(report(worst["after"].as_str().unwrap())["gate"]["passed"], true);
+}
+
+#[test]
 fn a_gate_that_cannot_be_is_refused_before_the_work() {
     let sandbox = Sandbox::new();
     for (text, parts) in [

@@ -136,7 +136,9 @@ pub struct Case {
 struct Told {
     role: Role,
     prompt: String,
-    target: Option<String>,
+    /// Answers that are right, the target first; none of what should stay, which is held against what
+    /// was said, right or wrong.
+    right: Vec<String>,
     before: String,
     after: String,
 }
@@ -149,7 +151,7 @@ impl Trial<'_> {
     /// Where a prompt is longer than the model's context, or the user interrupts.
     pub fn measure(&self, cx: &Context<'_>) -> Result<Vec<Measure>> {
         let told = self.told(cx)?;
-        let given = |told: &Told| told.target.as_ref().is_some_and(|t| begins(&told.after, t));
+        let given = |told: &Told| told.right.iter().any(|answer| begins(&told.after, answer));
         let same = |told: &Told| answer(&told.before) == answer(&told.after);
         let mut all = vec![];
         all.extend(share("efficacy", &told, Role::Edit, given));
@@ -198,9 +200,7 @@ impl Trial<'_> {
             all.extend(record.questions().iter().zip(texts).map(|(question, (before, after))| Told {
                 role: question.role,
                 prompt: question.prompt.clone(),
-                // What should stay is held against what was said, right or wrong.
-                target:
-                    (question.role != Role::Locality).then(|| question.right().into_iter().next()).flatten(),
+                right: if question.role == Role::Locality { vec![] } else { question.right() },
                 before: before.clone(),
                 after: after.clone(),
             }));
@@ -225,7 +225,7 @@ impl Trial<'_> {
             all.extend(group.iter().zip(texts).map(|(prompt, (before, after))| Told {
                 role: Role::Locality,
                 prompt: prompt.clone(),
-                target: None,
+                right: vec![],
                 before: before.text,
                 after: after.text,
             }));
@@ -293,7 +293,7 @@ fn share(name: &str, told: &[Told], role: Role, is_good: impl Fn(&Told) -> bool)
 fn case(told: &Told, value: Option<f64>) -> Case {
     Case {
         what: told.prompt.clone(),
-        wanted: told.target.clone(),
+        wanted: told.right.first().cloned(),
         before: Some(answer(&told.before).to_owned()),
         after: Some(answer(&told.after).to_owned()),
         value: value.filter(|value| value.is_finite()),
