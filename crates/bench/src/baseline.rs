@@ -1,8 +1,9 @@
 //! What the unedited model says, asked once for all runs on a model and a data set.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use mutandis_edit::{Error, Result, atomic};
+use mutandis_edit::{Error, Progress, Result, atomic};
 use mutandis_engine::{Model, Storage};
 
 use crate::record::{Measures, PROTOCOL, Prepared, Said, unedited};
@@ -10,7 +11,11 @@ use crate::record::{Measures, PROTOCOL, Prepared, Said, unedited};
 /// Where answers of the unedited model are kept: a file for each record, in a folder whose name is
 /// a hash of all that they depend on.
 #[derive(Debug, Clone)]
-pub struct Baseline(Option<PathBuf>);
+pub struct Baseline {
+    folder: Option<PathBuf>,
+    /// Whether it has been told that answers cannot be kept.
+    told: Cell<bool>,
+}
 
 impl Baseline {
     /// Answers to a data set, told by the `version` of its file; kept in `cache`, where there is
@@ -25,7 +30,8 @@ impl Baseline {
         measures: &Measures,
         seed: u64,
     ) -> Result<Self> {
-        let Some(cache) = cache else { return Ok(Self(None)) };
+        let at = |folder| Ok(Self { folder, told: Cell::new(false) });
+        let Some(cache) = cache else { return at(None) };
         let Measures { compat, strict, fluency, .. } = measures;
         let of = model.fingerprint()?;
         let weights = model.storage() == Storage::Bf16;
@@ -33,24 +39,25 @@ impl Baseline {
         let isa = model.isa();
         let all = format!("{PROTOCOL} {of} {isa:?} {weights} {version} {compat} {strict} {fluency} {seed}");
         let hash = blake3::hash(all.as_bytes()).to_hex();
-        Ok(Self(Some(cache.join("answers").join(&hash.as_str()[..24]))))
+        at(Some(cache.join("answers").join(&hash.as_str()[..24])))
     }
 
     fn path(&self, record: usize) -> Option<PathBuf> {
-        Some(self.0.as_ref()?.join(format!("{record}.json")))
+        Some(self.folder.as_ref()?.join(format!("{record}.json")))
     }
 
     /// What the unedited model says to some records: what was kept, and the rest asked now, all at
-    /// once, and kept.
+    /// once, and kept. Where there is no room for that, `progress` hears of it, once.
     ///
     /// # Errors
-    /// Where a text is longer than the model's context, or answers cannot be written.
+    /// Where a text is longer than the model's context.
     pub fn said(
         &self,
         model: &Model,
         records: &[Prepared<'_>],
         measures: &Measures,
         seed: u64,
+        progress: &dyn Progress,
     ) -> Result<Vec<Said>> {
         // A damaged file is asked anew: it is only kept to save time.
         let kept = |record: &Prepared<'_>| {
@@ -70,7 +77,12 @@ impl Baseline {
             Error::input_hint(format!("record {number} cannot be asked: {why}"), hint)
         })?;
         for (&i, said) in missing.iter().zip(found) {
-            self.keep(records[i].number, &said)?;
+            if let Err(error) = self.keep(records[i].number, &said)
+                && !self.told.replace(true)
+            {
+                // It costs the next run some time, not this one its results.
+                progress.note(&format!("what the unedited model says is not kept for the next run: {error}"));
+            }
             all[i] = Some(said);
         }
         Ok(all.into_iter().flatten().collect())

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mutandis_edit::method::Family;
-use mutandis_edit::{Context, Entry, Error, Progress, Result};
+use mutandis_edit::{Context, Error, Progress, Result};
 use mutandis_engine::{Model, Storage};
 
 use self::choice::{Chosen, Looked};
@@ -21,11 +21,12 @@ use crate::compat::in_context::Branch;
 use crate::data::find::{Places, find, name_of};
 use crate::data::{Form, Set};
 use crate::general::Suite;
-use crate::judge::{self, Judge};
+use crate::judge::{self, Asked, Judge};
+use crate::memory::Memory;
 use crate::plan::Order;
 use crate::record::{Measures, PROTOCOL, Prepared};
-use crate::results::{CellFolder, CellInfo, DataInfo, Folder, SuiteInfo};
-use crate::run::{Cell, Whole, in_words};
+use crate::results::{CellFolder, CellInfo, DataInfo, Folder, Skipped, SuiteInfo};
+use crate::run::{Cell, Part, Whole, in_words};
 
 /// Which of several machines this is: it makes every part whose number leaves `index` when divided
 /// by `of`.
@@ -81,15 +82,6 @@ pub struct Benchmark<'a> {
     pub judge: Option<&'a dyn Judge>,
 }
 
-/// What tells how much memory the process takes.
-#[derive(Debug, Clone, Copy)]
-pub struct Memory {
-    /// The most since the last restart, in bytes.
-    pub peak: fn() -> u64,
-    /// Begins to count anew.
-    pub restart: fn(),
-}
-
 /// A data set with its name.
 type Named = (String, Set);
 
@@ -138,7 +130,7 @@ struct Planned<'a> {
 pub struct Ran {
     /// Ids of the plan's cells, in order.
     pub cells: Vec<String>,
-    /// Records that were edited and scored now.
+    /// Records that this run has edited and scored.
     pub records: usize,
     /// Parts of all cells.
     pub parts: usize,
@@ -150,14 +142,21 @@ impl Benchmark<'_> {
     /// Runs what is not done yet.
     ///
     /// # Errors
-    /// Where no record of a data set can be edited, a result cannot be written, or the user interrupts.
-    /// What is done by then is kept.
+    /// Where a method cannot edit the model by its settings, no record of a data set can be edited, a
+    /// result cannot be written, or the user interrupts. What is done by then is kept.
     pub fn run(&self, folder: &Folder, cx: &Context<'_>) -> Result<Ran> {
         let Sets { names, all: sets } = self.sets;
+        // Before anything is run: every edit would fail, one after another.
+        for Order { method, settings, .. } in self.orders {
+            method.check_for(self.model, cx.recipe.as_ref(), settings).map_err(|error| {
+                let hint = format!("`mutandis methods show {}` lists its settings", method.id);
+                Error::input_hint(format!("`{}`: {error}", method.id), error.hint().unwrap_or(hint))
+            })?;
+        }
         let mut ran = Ran::default();
         let (mut planned, mut looked) = (vec![], Looked::default());
         let mut unready: Option<Error> = None;
-        let (mut left_out, mut cells) = (BTreeSet::new(), 0);
+        let (mut left_out, mut cells, mut all) = (BTreeSet::new(), 0, 0);
         for order in self.orders {
             let Some(&set) = names.get(&order.data) else { continue };
             // All methods of a plan edit the same records of a data set.
@@ -166,10 +165,7 @@ impl Benchmark<'_> {
             let (name, data) = &sets[set];
             let chosen = looked.choose(self.model, (set, data), needs_subject, (order.limit, order.seed))?;
             let editor = match chosen.records.is_empty() {
-                true => Err(Error::input_hint(
-                    format!("no record of `{}` can be edited", order.data),
-                    "`mutandis data check` tells what is wrong with records",
-                )),
+                true => Err(none_fits(&order.data, &chosen)),
                 false => order.method.editor(&order.settings, self.model, cx),
             };
             let editor = match editor {
@@ -194,8 +190,7 @@ impl Benchmark<'_> {
                 continue;
             }
             let cell = self.planned(order, (set, records), (id, &info), folder, &mut ran)?;
-            let now: usize = cell.parts.iter().map(|(_, range)| range.len()).sum();
-            ran.records += now;
+            all += cell.parts.iter().map(|(_, range)| range.len()).sum::<usize>();
             ran.cells.push(cell.id.clone());
             planned.push(cell);
         }
@@ -203,32 +198,68 @@ impl Benchmark<'_> {
             return Err(error);
         }
         let started = Instant::now();
-        let mut done = 0;
-        self.progress.begin("records", ran.records);
-        for cell in &planned {
-            let begun = Instant::now();
-            self.cell(cell, &sets[cell.set], &mut done, cx)?;
-            if !cell.parts.is_empty() {
-                let seconds = started.elapsed().as_secs_f64();
-                let left = seconds / done.max(1) as f64 * (ran.records - done) as f64;
-                self.progress.note(&format!(
-                    "{} on {}, {}: {:.0} s; {done} of {} records, {} left",
-                    cell.order.method.id,
-                    sets[cell.set].0,
-                    cell.order.mode,
-                    begun.elapsed().as_secs_f64(),
-                    ran.records,
-                    duration(left)
-                ));
+        let mut state = State::default();
+        self.progress.begin("records", all);
+        while !planned.is_empty() {
+            let mut others = vec![];
+            for cell in planned {
+                let (begun, made) = (Instant::now(), state.made);
+                let parts = self.cell(&cell, &sets[cell.set], &mut state, cx)?;
+                if state.made > made {
+                    let seconds = started.elapsed().as_secs_f64();
+                    let left = seconds / state.made as f64 * (all - state.done) as f64;
+                    self.progress.note(&format!(
+                        "{} on {}, {}: {:.0} s; {} of {all} records, {} left",
+                        cell.order.method.id,
+                        sets[cell.set].0,
+                        cell.order.mode,
+                        begun.elapsed().as_secs_f64(),
+                        state.done,
+                        duration(left)
+                    ));
+                }
+                if !parts.is_empty() {
+                    others.push(Planned { parts, ..cell });
+                }
+            }
+            planned = others;
+            if !planned.is_empty() {
+                self.wait(&planned, &mut state, cx)?;
             }
         }
         self.progress.end();
+        ran.records = state.made;
         if cells > 0 {
             let names = left_out.into_iter().collect::<Vec<_>>().join(", ");
             let all = cells + ran.cells.len();
             self.progress.note(&format!("{cells} of {all} cells were left out, as told above: {names}"));
         }
+        self.tell_silence(state.asked);
         Ok(ran)
+    }
+
+    /// Waits a moment for parts that other runs are making.
+    fn wait(&self, planned: &[Planned<'_>], state: &mut State, cx: &Context<'_>) -> Result<()> {
+        if !std::mem::replace(&mut state.waits, true) {
+            let count: usize = planned.iter().map(|cell| cell.parts.len()).sum();
+            let s = if count == 1 { "" } else { "s" };
+            self.progress
+                .note(&format!("waiting for another run, which is making {count} part{s} of this one"));
+        }
+        cx.check()?;
+        std::thread::sleep(MOMENT);
+        Ok(())
+    }
+
+    /// Tells what a judge has left open, and what it was not asked about.
+    fn tell_silence(&self, Asked { all, silent }: Asked) {
+        if silent > 0 {
+            self.progress.note(&format!("the judge said neither yes nor no to {silent} of {all} answers"));
+        }
+        let opinions = self.sets.all.iter().filter(|(_, set)| self.judge_of(set.form).is_none());
+        for (name, _) in opinions.filter(|_| self.judge.is_some()) {
+            self.progress.note(&format!("nobody judges opinions: the judge was not asked about {name}"));
+        }
     }
 
     /// What a cell is.
@@ -254,7 +285,7 @@ impl Benchmark<'_> {
         if self.model.storage() == Storage::Bf16 {
             source("weights", "bf16".to_owned());
         }
-        let mut protocols = protocols(self.measures, data.form, self.judge);
+        let mut protocols = protocols(self.measures, data.form, self.judge_of(data.form));
         let is_of_facts = !matches!(data.form, Form::ConvSent | Form::Sanitation);
         if self.measures.compat && is_of_facts && order.method.family == Family::Recognition {
             let how = match branch {
@@ -295,6 +326,11 @@ impl Benchmark<'_> {
         })
     }
 
+    /// Who judges free answers to records of a form: of an opinion none is the right one.
+    fn judge_of(&self, form: Form) -> Option<&dyn Judge> {
+        self.judge.filter(|_| form != Form::ConvSent)
+    }
+
     /// A cell with what is left to be done of it by this shard.
     fn planned<'o>(
         &self,
@@ -321,16 +357,19 @@ impl Benchmark<'_> {
         Ok(Planned { order, set, records, id, folder, parts })
     }
 
+    /// Makes the parts of a cell; those that another run is making are left, and told.
     fn cell(
         &self,
         planned: &Planned<'_>,
-        (_, set): &(String, Set),
-        done: &mut usize,
+        (_, set): &Named,
+        state: &mut State,
         cx: &Context<'_>,
-    ) -> Result<()> {
+    ) -> Result<Vec<(usize, Range<usize>)>> {
         let Planned { order, records, folder, parts, .. } = planned;
+        let judge = self.judge_of(set.form);
+        let mut others = vec![];
         let seed = order.seed;
-        let measures = &Measures { in_place: is_in_place(order.method), ..self.measures.clone() };
+        let measures = self.measures;
         let baseline = Baseline::new(cx.cache.as_deref(), self.model, &set.version, measures, seed)?;
         let cell = Cell {
             model: self.model,
@@ -340,9 +379,28 @@ impl Benchmark<'_> {
             seed,
             measures,
             whole: self.whole,
+            memory: self.memory,
         };
-        (self.memory.restart)();
         for (part, range) in parts {
+            let Some(_claim) = folder.claim(*part)? else {
+                others.push((*part, range.clone()));
+                continue;
+            };
+            let numbers: Vec<usize> = records[range.clone()].iter().map(|&i| set.records[i].number).collect();
+            // Another run may have made it by now.
+            if folder.is_done(*part, &numbers)? {
+                state.done += range.len();
+                continue;
+            }
+            let steps = folder.steps(*part);
+            if let Some(judge) = judge
+                && let Some(scored) = steps.scored()
+            {
+                self.keep(folder, *part, scored, Some(judge), state, cx)?;
+                state.done += range.len();
+                self.progress.step(state.done);
+                continue;
+            }
             let of = |&i: &usize| {
                 let mut record = Prepared::new(self.model, set, i, seed)?;
                 if !order.method.needs_subject {
@@ -357,32 +415,71 @@ impl Benchmark<'_> {
             };
             let prepared: Vec<Prepared<'_>> = records[range.clone()].iter().map(of).collect::<Result<_>>()?;
             let started = Instant::now();
-            let before = baseline.said(self.model, &prepared, measures, seed)?;
+            let before = baseline.said(self.model, &prepared, measures, seed, self.progress)?;
             cx.check()?;
             let baseline_seconds = started.elapsed().as_secs_f64();
-            let heard = |edited: usize| self.progress.step(*done + edited);
-            let mut run = cell.run(&prepared, &before, Some(&folder.steps(*part)), &heard, cx)?;
-            for record in &mut run.records {
-                // Of an opinion none is the right one.
-                if let Some(judge) = self.judge.filter(|_| set.form != Form::ConvSent) {
-                    cx.check()?;
-                    judge::judge(judge, record)?;
-                }
-            }
+            let done = state.done;
+            let heard = |edited: usize| self.progress.step(done + edited);
+            let mut run = cell.run(&prepared, &before, Some(&steps), &heard, cx)?;
             run.cost.baseline_seconds = baseline_seconds;
-            run.cost.peak_memory_bytes = (self.memory.peak)();
-            folder.keep(*part, &run)?;
-            *done += range.len();
-            self.progress.step(*done);
+            self.keep(folder, *part, run, judge, state, cx)?;
+            state.done += range.len();
+            state.made += range.len();
+            self.progress.step(state.done);
         }
-        Ok(())
+        Ok(others)
+    }
+
+    /// Keeps a part that is scored, once the judge has said its word, where one does.
+    fn keep(
+        &self,
+        folder: &CellFolder,
+        part: usize,
+        mut run: Part,
+        judge: Option<&dyn Judge>,
+        state: &mut State,
+        cx: &Context<'_>,
+    ) -> Result<()> {
+        if let Some(judge) = judge {
+            let steps = folder.steps(part);
+            steps.keep_scored(&run)?;
+            let mut verdicts = steps.verdicts();
+            for record in &mut run.records {
+                cx.check()?;
+                judge::judge(judge, record, &mut verdicts, &mut state.asked)?;
+            }
+        }
+        folder.keep(part, &run)
     }
 }
 
-/// Whether the peer's method overwrites the weights of the model that it is given: what adds layers,
-/// or writes by an editor into a copy, leaves it as it was (easyedit.md §1.14, defect d).
-fn is_in_place(method: &Entry) -> bool {
-    method.family == Family::Mastery && method.check_editor().is_err()
+/// How long a run waits before it looks again whether another has made a part.
+const MOMENT: Duration = Duration::from_millis(300);
+
+/// How far a run is.
+#[derive(Debug, Default)]
+struct State {
+    /// Records that are done now and were not before.
+    done: usize,
+    /// Those of them that this run has edited and scored.
+    made: usize,
+    /// What the judge was asked.
+    asked: Asked,
+    /// Whether it has been told that another run is waited for.
+    waits: bool,
+}
+
+/// Why no record of a data set is edited.
+fn none_fits(data: &str, chosen: &Chosen) -> Error {
+    let what = format!("no record of `{data}` can be edited");
+    match &chosen.skipped[..] {
+        [] => Error::input_hint(what, "`mutandis data check` tells what is wrong with records"),
+        [Skipped { record, why }, ..] => Error::input_hint(
+            format!("{what}; record {record}: {why}"),
+            "`mutandis data check FILE --all` names records that are dirty; for those that are too long use a model \
+             of a longer context",
+        ),
+    }
 }
 
 /// What is measured of records of a form, in words: by compat and by strict.
@@ -432,7 +529,7 @@ fn protocols(measures: &Measures, form: Form, judge: Option<&dyn Judge>) -> BTre
         "weighted entropy of 2- and 3-grams of words, in bits; compat: top-5 sampling, 100 tokens with the prompt, \
          prompt scored too; strict: 100 new tokens, nucleus 0.9 of the top 50 (fluency) and greedy (fluency:greedy), text alone",
     );
-    if let Some(judge) = judge.filter(|_| form != Form::ConvSent) {
+    if let Some(judge) = judge {
         all.insert(
             "judge".to_owned(),
             format!("{}: whether a free answer says what a right one does", judge.name()),
@@ -467,13 +564,6 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_peer_edits_in_place_by_what_neither_adds_layers_nor_has_an_editor() {
-        let in_place = |id: &str| is_in_place(mutandis_edit::method::find(id).expect("a method"));
-        let found = ["rome", "ft-m", "kn", "lora", "adalora", "mend", "malmen", "ice"].map(in_place);
-        assert_eq!(found, [true, true, true, false, false, false, false, false]);
-    }
 
     #[test]
     fn shards_are_numbered_from_0() {

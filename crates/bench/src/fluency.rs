@@ -18,7 +18,8 @@ pub fn ngram_entropy<W: AsRef<str>>(words: &[W], n: usize) -> f64 {
     -shares.into_iter().map(|f| f * f.log2()).sum::<f64>()
 }
 
-/// The peer's fluency of a text, in bits: `(H₂ + 2 H₃) / 3`. Tables show a hundred times that.
+/// The peer's fluency of a text, in bits: `(H₂ + 2 H₃) / 3`, H_n the entropy of its n-grams (ROME's
+/// generation entropy, arXiv 2202.05262, appendix; easyedit.md §1.11). Tables show a hundred times that.
 pub fn fluency(text: &str) -> f64 {
     of_words(&words(text))
 }

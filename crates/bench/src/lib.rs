@@ -16,6 +16,7 @@ pub mod gate;
 pub mod general;
 mod greedy;
 pub mod judge;
+pub mod memory;
 mod passes;
 pub mod perplexity;
 pub mod plan;

@@ -197,8 +197,19 @@ impl Plan {
         let only = [Table::default()];
         let runs = if self.run.is_empty() { &only[..] } else { &self.run };
         let mut all = vec![];
-        for run in runs {
+        for (number, run) in (1..).zip(runs) {
             let methods = methods(&run.method.or(&self.top.method))?;
+            let sets = run.data.or(&self.top.data);
+            for (key, is_missing) in [("method", methods.is_empty()), ("data", sets.is_empty())] {
+                if is_missing {
+                    let what = match self.run.len() {
+                        0 => format!("the plan runs nothing: it names no `{key}`"),
+                        _ => format!("`[[run]]` {number} runs nothing: it names no `{key}`"),
+                    };
+                    let hint = format!("give `{key}`, at the top or in every `[[run]]`");
+                    return Err(Error::input_hint(what, hint).into());
+                }
+            }
             let modes = run.mode.or(&self.top.mode);
             let modes = if modes.is_empty() { vec!["single".to_owned()] } else { modes };
             let modes = modes
@@ -224,7 +235,7 @@ impl Plan {
                 let hint = "give 1 or more";
                 return Err(Error::input_hint("`limit` is 0: there are no records to run", hint).into());
             }
-            for data in run.data.or(&self.top.data) {
+            for data in sets {
                 for &(method, ref settings) in &methods {
                     for &mode in &modes {
                         all.extend(seeds.iter().map(|&seed| Order {
@@ -238,13 +249,6 @@ impl Plan {
                     }
                 }
             }
-        }
-        if all.is_empty() {
-            return Err(Error::input_hint(
-                "the plan runs nothing: it names no data set or no method",
-                "give `data` and `method`, at the top or in every `[[run]]`",
-            )
-            .into());
         }
         Ok(all)
     }
@@ -314,7 +318,13 @@ mod tests {
                 "did you mean `layer`?",
             ),
             ("method = 'rome'\ndata = 'a'\nmode = 'batch'", "`batch` is no mode", "--help"),
-            ("method = 'rome'", "the plan runs nothing", "`data`"),
+            ("method = 'rome'", "the plan runs nothing: it names no `data`", "`data`"),
+            (
+                "[[run]]\nmethod = 'rome'\ndata = 'a'\n[[run]]\nmethod = 'rome'",
+                "`[[run]]` 2 runs nothing: it names no `data`",
+                "at the top or in every `[[run]]`",
+            ),
+            ("data = 'a'\nmethod = []", "it names no `method`", "`method`"),
             ("method = 'rome'\ndata = 'a'\nlimit = 0", "`limit` is 0", "1 or more"),
             ("method =", "TOML parse error", "TOML"),
         ] {

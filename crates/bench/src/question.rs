@@ -14,12 +14,13 @@ pub struct Question {
     /// The prompt.
     pub prompt: String,
     /// Answers that count as right, as the data set writes them; of a text that is only gone on with
-    /// there are none. Blank ones keep their place: the peer looks at the first alone.
+    /// there are none. DIFFERENCE: blank ones are gone; where the first of several is blank, the peer scores
+    /// nothing, and we the next.
     pub answers: Vec<String>,
 }
 
 impl Question {
-    /// The answer that the peer scores: the first, unless it is blank.
+    /// The answer that compat scores: the first.
     pub fn first_answer(&self) -> Option<&str> {
         self.answers.first().map(String::as_str).filter(|answer| !answer.trim().is_empty())
     }

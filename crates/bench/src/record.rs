@@ -29,9 +29,6 @@ pub struct Measures {
     pub strict: bool,
     /// Texts that the model goes on with, too.
     pub fluency: bool,
-    /// Whether edits are in place, so that the peer compares a model with itself where it compares
-    /// opinions before with those after.
-    pub in_place: bool,
     /// What the peer measures on request; part of compat.
     pub extra: Vec<Extra>,
     /// How the peer cuts targets behind edits that are a prompt.
@@ -48,15 +45,7 @@ impl Measures {
     pub(crate) const STRICT: Self = Self::bare(false, true);
 
     const fn bare(compat: bool, strict: bool) -> Self {
-        Self {
-            compat,
-            strict,
-            fluency: false,
-            in_place: true,
-            extra: vec![],
-            branch: Branch::Other,
-            references: None,
-        }
+        Self { compat, strict, fluency: false, extra: vec![], branch: Branch::Other, references: None }
     }
 }
 
@@ -286,7 +275,7 @@ impl<'a> Prepared<'a> {
     }
 
     /// The prompt whose continuation the peer scores: the edited one; of what is erased another.
-    fn prompt(&self) -> &str {
+    pub(crate) fn prompt(&self) -> &str {
         let edited = self.facts.first().map_or("", |fact| fact.prompt.as_str());
         match &self.kind {
             Kind::Erasure(case) => case.generation.map_or(edited, |probe| probe.prompt.as_str()),

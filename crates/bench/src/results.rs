@@ -182,7 +182,8 @@ pub enum Role {
     Portability,
     /// Something that stays.
     Locality,
-    /// A text that the model goes on with.
+    /// A text that the model goes on with; its kind is how it was written: `compat`, as the peer writes
+    /// what its fluency is of (with the prompt, as it is scored), `nucleus`, or `greedy`.
     Generation,
 }
 
@@ -202,6 +203,9 @@ pub struct ProbeResult {
     pub before: String,
     /// What the edited model says, raw.
     pub after: String,
+    /// In a sequence, what it said right after the record's own edit, raw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub immediate: Option<String>,
     /// What compat's scores are of, before and after, where that is not what is said freely: the
     /// likeliest tokens at the places of the answer's, its true tokens before each; of an erasure the
     /// peer's ten tokens.
@@ -255,8 +259,11 @@ pub struct Cost {
     pub score_seconds: f64,
     /// Seconds of asking the unedited model; 0 where its answers were kept from before.
     pub baseline_seconds: f64,
-    /// Memory of the process at most, in bytes, since its cell was begun or gone on with.
+    /// Memory of the process at most, in bytes, while the part was made.
     pub peak_memory_bytes: u64,
+    /// The same while its edits were made; 0 where it is not known.
+    #[serde(default)]
+    pub edit_peak_memory_bytes: u64,
 }
 
 /// A cell as it was found on the disk.
@@ -270,7 +277,7 @@ pub struct CellResult {
     pub records: Vec<RecordResult>,
     /// Of every part that is done and measured it.
     pub models: Vec<ModelResult>,
-    /// Of every part that is done.
+    /// Of every part that is done, where it is known.
     pub costs: Vec<Cost>,
     /// Parts that are done.
     pub done: usize,

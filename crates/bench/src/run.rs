@@ -13,8 +13,10 @@ use mutandis_engine::{Model, Overlay};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::compat;
 use crate::edited::Edited;
 use crate::general::Suite;
+use crate::memory::{Memory, Watch};
 use crate::perplexity::perplexity;
 use crate::question::mean;
 use crate::record::{Measures, Prepared, Said, Under, ask};
@@ -85,7 +87,8 @@ const TOGETHER: usize = 16;
 /// Points of a retention curve.
 const POINTS: usize = 10;
 
-/// Perplexity by this factor above the unedited model's means that the model has collapsed.
+/// Perplexity by this factor above the unedited model's means that the model has collapsed. Ours: models
+/// that still write sentences stay below it, and those that do not are far above.
 pub const COLLAPSE: f64 = 4.0;
 
 /// Perplexity of a model whose predictions are no numbers: files hold finite ones.
@@ -124,7 +127,7 @@ impl Whole {
         Ok(now.zip(self.before.0).map(|(now, before)| now / before - 1.0))
     }
 
-    /// By how much the accuracy on each suite is below the unedited model's.
+    /// By how much the accuracy on each suite is below the unedited model's, as a share: 0.1 is ten points.
     ///
     /// # Errors
     /// Where a question is longer than the model's context.
@@ -175,10 +178,12 @@ pub struct Cell<'a> {
     pub measures: &'a Measures,
     /// What is measured of the edited model.
     pub whole: &'a Whole,
+    /// Memory of the process.
+    pub memory: Memory,
 }
 
 /// A part that has been run.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     /// Its records, in order.
     pub records: Vec<RecordResult>,
@@ -248,16 +253,18 @@ impl Cell<'_> {
         cx: &Context<'_>,
     ) -> Result<Part> {
         let mut part = Part::default();
+        let mut watch = Watch::new(self.memory);
         let started = Instant::now();
-        let mut made: Vec<Result<Made, String>> = vec![];
         let against = contradictory(records, size);
-        for (i, group) in records.chunks(size).enumerate() {
+        let edit = |(i, group): (usize, &[Prepared<'_>])| -> Result<Result<Made, String>> {
             let facts = facts_of(group, &against[i * size..]);
-            made.push(match self.edit(&[], &[], &facts, cx)? {
+            Ok(match self.edit(&[], &[], &facts, cx)? {
                 Ok(patch) => Ok(Made::new(self.model, &patch)?),
                 Err(why) => Err(why),
-            });
-        }
+            })
+        };
+        let made: Vec<Result<Made, String>> =
+            watch.editing(|| records.chunks(size).enumerate().map(edit).collect::<Result<_>>())?;
         cx.check()?;
         part.cost.edit_seconds = started.elapsed().as_secs_f64();
         let started = Instant::now();
@@ -283,6 +290,7 @@ impl Cell<'_> {
         }
         part.cost.edits = edited(&part.records);
         part.cost.score_seconds = started.elapsed().as_secs_f64();
+        watch.end(&mut part.cost);
         Ok(part)
     }
 
@@ -298,6 +306,7 @@ impl Cell<'_> {
         cx: &Context<'_>,
     ) -> Result<Part> {
         let mut part = Part::default();
+        let mut watch = Watch::new(self.memory);
         let (mut stack, mut prior, mut prefix) = (Stack::default(), vec![], String::new());
         let mut taken: Vec<Step> = vec![];
         let mut overlay = Overlay::default();
@@ -313,7 +322,7 @@ impl Cell<'_> {
                 None => {
                     let facts = facts_of(turn, &against[from..]);
                     let started = Instant::now();
-                    let made = self.edit(&laid(&overlay), &prior, &facts, cx)?;
+                    let made = watch.editing(|| self.edit(&laid(&overlay), &prior, &facts, cx))?;
                     let edit_seconds = started.elapsed().as_secs_f64();
                     (Step { edit_seconds, error: made.as_ref().err().cloned(), ..Step::default() }, made.ok())
                 }
@@ -336,12 +345,19 @@ impl Cell<'_> {
                         .map(|(record, against)| against.is_none().then_some((record, by)))
                         .collect();
                     let own = Cell { measures: &measures, ..*self }.scores(&asked, &before[from..to], cx)?;
-                    let after = |scored: Option<Result<Scored, String>>| {
-                        let mut after = scored?.ok()?.after;
+                    for scored in own {
+                        let Scored { mut after, probes, .. } = match scored {
+                            Some(Ok(scored)) => scored,
+                            _ => {
+                                step.immediate.push(None);
+                                step.said.push(vec![]);
+                                continue;
+                            }
+                        };
                         finite(&mut after);
-                        Some(after)
-                    };
-                    step.immediate = own.into_iter().map(after).collect();
+                        step.immediate.push(Some(after));
+                        step.said.push(probes.into_iter().map(|probe| probe.after).collect());
+                    }
                 }
                 if (i + 1) % every == 0 || i + 1 == turns {
                     let errors: Vec<_> = taken.iter().chain([&step]).map(|step| &step.error).collect();
@@ -381,14 +397,20 @@ impl Cell<'_> {
             part.cost.edit_seconds += step.edit_seconds;
             part.cost.score_seconds += step.score_seconds;
             part.model.retention.extend(step.retention);
-            let mut immediate = step.immediate.into_iter();
+            let mut immediate = step.immediate.into_iter().zip(step.said);
             for (record, said) in turn.iter().zip(&mut said) {
-                let immediate = immediate.next().flatten();
+                let (immediate, right_after) = immediate.next().unwrap_or_default();
                 let error = against.next().flatten().or_else(|| step.error.clone());
-                part.records.push(result((record, said), error, found.next().flatten(), immediate));
+                let mut result = result((record, said), error, found.next().flatten(), immediate);
+                // Texts that are gone on with come last, and are written at the end alone.
+                for (probe, said) in result.probes.iter_mut().zip(right_after) {
+                    probe.immediate = Some(said);
+                }
+                part.records.push(result);
             }
         }
         part.cost.edits = edited(&part.records);
+        watch.end(&mut part.cost);
         Ok(part)
     }
 
@@ -442,13 +464,16 @@ impl Cell<'_> {
     ) -> Result<Vec<Option<Result<Scored, String>>>> {
         let under: Vec<Under<'_>> = asked.iter().copied().flatten().collect();
         let made: Vec<&Said> = asked.iter().zip(before).filter_map(|(a, b)| a.map(|_| b)).collect();
-        let found: Vec<Result<Scored, String>> = match score(&under, &made, self.measures, self.seed) {
+        let in_place = compat::sentiment::is_in_place(self.method);
+        let score =
+            |under: &[Under<'_>], before: &[&Said]| score(under, before, self.measures, in_place, self.seed);
+        let found: Vec<Result<Scored, String>> = match score(&under, &made) {
             Ok(found) => found.into_iter().map(Ok).collect(),
             // One that cannot be asked, such as behind a long text, does not spoil the others.
             Err(_) => {
                 let alone = |(under, said): (&Under<'_>, &&Said)| {
                     cx.check()?;
-                    let found = score(&[*under], &[*said], self.measures, self.seed);
+                    let found = score(&[*under], &[*said]);
                     Ok(found.map(|mut one| one.pop().unwrap_or_default()).map_err(|e| in_words(&e)))
                 };
                 under.iter().zip(&made).map(alone).collect::<Result<_>>()?

@@ -27,6 +27,27 @@ pub struct Case<'a> {
     pub generation: Option<&'a Probe>,
 }
 
+/// The answers of a set, from which wrong ones are drawn: no two alike as they are searched for, each
+/// as it is searched for and as it was first written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answers(Vec<(String, String)>);
+
+impl Answers {
+    /// Those that facts had, and then those of the questions whose answers must stay.
+    pub(crate) fn of(records: &[Record], retained: &[Probe]) -> Self {
+        let truths = records.iter().flat_map(Record::facts).filter_map(|f| f.ground_truth.as_ref());
+        let kept = retained.iter().filter_map(|p| p.answers.first());
+        let mut seen = HashSet::new();
+        let all = truths.chain(kept).map(|answer| (plain(answer), answer));
+        Self(all.filter(|(plain, _)| seen.insert(plain.clone())).map(|(p, a)| (p, a.clone())).collect())
+    }
+
+    fn other_than(&self, own: &str) -> Vec<&str> {
+        let own = plain(own);
+        self.0.iter().filter(|(plain, _)| *plain != own).map(|(_, answer)| answer.as_str()).collect()
+    }
+}
+
 impl<'a> Case<'a> {
     /// Those of a record of the set, drawn from the record's own stream; `None` where it has no
     /// fact.
@@ -35,16 +56,7 @@ impl<'a> Case<'a> {
     /// answers are written for each question.
     pub fn new(set: &'a Set, record: &'a Record, seed: u64) -> Option<Self> {
         let fact = record.facts().first()?;
-        let own = plain(fact.ground_truth.as_deref().unwrap_or_default());
-        let truths = set.records.iter().flat_map(Record::facts).filter_map(|f| f.ground_truth.as_deref());
-        let kept = set.retained.iter().filter_map(|p| p.answers.first().map(String::as_str));
-        let mut seen = HashSet::from([own]);
-        let mut others: Vec<&str> = vec![];
-        for answer in truths.chain(kept) {
-            if seen.insert(plain(answer)) {
-                others.push(answer);
-            }
-        }
+        let others = set.answers.other_than(fact.ground_truth.as_deref().unwrap_or_default());
         let mut draw = Draw::new(seed, record.number);
         let retained = draw.sample(&set.retained, RETAINED);
         let perturbed = draw.sample(&others, PERTURBED).into_iter().copied().collect();
@@ -99,6 +111,7 @@ impl<'a> Case<'a> {
                 answers: kept.map_or_else(|| vec![self.fact.target.clone()], |p| p.answers.clone()),
                 before: before.get(i).cloned().unwrap_or_default(),
                 after: after.get(i).cloned().unwrap_or_default(),
+                immediate: None,
                 forced: None,
                 scores: Both::default(),
             });

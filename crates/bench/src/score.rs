@@ -1,10 +1,12 @@
 //! Scores of records under edits, in both protocols, many records side by side.
 
 use mutandis_edit::Result;
+use mutandis_edit::fact::LOC;
 use mutandis_engine::Model;
 use mutandis_engine::tokenizer::Specials;
 
 use crate::compat::{self, extra, in_context};
+use crate::data::MULTI_HOP;
 use crate::edited::Edited;
 use crate::fluency::fluency;
 use crate::question::{Question, mean, scores};
@@ -25,11 +27,18 @@ pub struct Scored {
     pub probes: Vec<ProbeResult>,
 }
 
-/// Scores records, each under its edits; `before` is what the unedited model says to them.
+/// Scores records, each under its edits; `before` is what the unedited model says to them, and
+/// `in_place` whether the peer's method overwrites weights ([`compat::sentiment::is_in_place`]).
 ///
 /// # Errors
 /// Where a text is longer than the model's context.
-pub fn score(under: &[Under<'_>], before: &[&Said], measures: &Measures, seed: u64) -> Result<Vec<Scored>> {
+pub fn score(
+    under: &[Under<'_>],
+    before: &[&Said],
+    measures: &Measures,
+    in_place: bool,
+    seed: u64,
+) -> Result<Vec<Scored>> {
     let heard = ask_and_compare(under, measures, measures.strict, seed)?;
     let (after, divergences): (Vec<Said>, Vec<Divergences>) = heard.into_iter().unzip();
     let mut all = Vec::with_capacity(under.len());
@@ -37,8 +46,10 @@ pub fn score(under: &[Under<'_>], before: &[&Said], measures: &Measures, seed: u
         let mut scored = asked(under.0, before, after, divergences);
         forced(under.0, before, after, under.1.model, &mut scored)?;
         in_context_scores(under, measures, &mut scored)?;
+        correct(under.0, before, after, &mut scored);
         extras(under, measures, &mut scored)?;
-        special(under, before, measures, &mut scored)?;
+        special(under, before, measures, in_place, &mut scored)?;
+        texts(under.0, before, after, &mut scored);
         fluencies(before, after, &mut scored);
         all.push(scored);
     }
@@ -64,14 +75,8 @@ fn asked(record: &Prepared<'_>, before: &Said, after: &Said, divergences: &[Opti
     };
     // What should not change agrees with itself.
     out.before.compat.retain(|name, _| !name.starts_with(Role::Locality.name()));
-    let mut generations = before.sampled.iter().zip(&after.sampled);
-    for (i, question) in questions.iter().enumerate() {
+    for (i, question) in questions.iter().enumerate().filter(|(_, q)| q.role != Role::Generation) {
         let text = |said: &Said| said.free.get(i).cloned().unwrap_or_default();
-        let (mut was, mut is) = (text(before), text(after));
-        if question.role == Role::Generation {
-            let Some((before, after)) = generations.next() else { continue };
-            (was, is) = (before.clone(), after.clone());
-        }
         let own = Both {
             compat: tokens[i].map(|score| ("tokens".to_owned(), score)).into_iter().collect(),
             strict: strict.each(i, after).into_iter().map(|(name, score)| (name.to_owned(), score)).collect(),
@@ -81,13 +86,41 @@ fn asked(record: &Prepared<'_>, before: &Said, after: &Said, divergences: &[Opti
             kind: question.kind.clone(),
             prompt: question.prompt.clone(),
             answers: question.right(),
-            before: was,
-            after: is,
+            before: text(before),
+            after: text(after),
+            immediate: None,
             forced: None,
             scores: own,
         });
     }
     out
+}
+
+/// The texts whose fluency is measured, as they were written.
+fn texts(record: &Prepared<'_>, before: &Said, after: &Said, scored: &mut Scored) {
+    let mut add = |kind: &str, prompt: &str, before: &str, after: &str| {
+        scored.probes.push(ProbeResult {
+            role: Role::Generation,
+            kind: kind.to_owned(),
+            prompt: prompt.to_owned(),
+            answers: vec![],
+            before: before.to_owned(),
+            after: after.to_owned(),
+            immediate: None,
+            forced: None,
+            scores: Both::default(),
+        });
+    };
+    if let (Some(was), Some(is)) = (&before.peer, &after.peer) {
+        add("compat", record.prompt(), was, is);
+    }
+    for (kind, of) in [("nucleus", |said: &Said| &said.sampled), ("greedy", |said: &Said| &said.greedy)]
+        as [(&str, fn(&Said) -> &Vec<String>); 2]
+    {
+        for ((prompt, was), is) in record.generations().into_iter().zip(of(before)).zip(of(after)) {
+            add(kind, prompt, was, is);
+        }
+    }
 }
 
 /// Scores of free answers.
@@ -121,6 +154,15 @@ impl Strict<'_> {
         all
     }
 
+    /// Whether any wording of the question that takes several facts together is answered right, as MQuAKE
+    /// counts (arXiv 2305.14795, §4).
+    fn any_wording(&self, exact: impl Fn(usize) -> Option<f64>) -> Option<(String, f64)> {
+        let is_one =
+            |i: &usize| self.questions[*i].role == Role::Portability && self.questions[*i].kind == MULTI_HOP;
+        let best = (0..self.questions.len()).filter(is_one).filter_map(exact).reduce(f64::max)?;
+        Some((format!("{}/{MULTI_HOP}:any", Role::Portability.name()), best))
+    }
+
     /// Scores of a record; those of what should stay only where something was `edited`.
     fn scores(&self, said: &Said, edited: bool) -> Scores {
         let each: Vec<Vec<(&str, f64)>> = (0..self.questions.len()).map(|i| self.each(i, said)).collect();
@@ -129,12 +171,26 @@ impl Strict<'_> {
             move |i: usize| each[i].iter().find(|(n, _)| *n == name).map(|(_, score)| *score)
         };
         let mut all = scores(self.questions, "", of("exact"));
+        all.extend(self.any_wording(of("exact")));
         all.extend(scores(self.questions, ":f1", of("f1")));
         if edited {
             all.extend(scores(self.questions, "", of("same")));
             all.extend(scores(self.questions, ":kl", of("kl")));
         }
         all
+    }
+}
+
+/// How zsRE's specificity is told elsewhere (methods.md §2.8): whether the true answer is predicted to the
+/// question about something else, rather than whether what is predicted stays.
+fn correct(record: &Prepared<'_>, before: &Said, after: &Said, scored: &mut Scored) {
+    for (said, both) in [(before, &mut scored.before), (after, &mut scored.after)] {
+        let texts = record.probes.texts.iter().zip(&record.probes.of).zip(&said.predicted);
+        let of = texts.filter_map(|((text, question), predicted)| {
+            let question = &record.questions()[*question];
+            (question.role == Role::Locality && question.kind == LOC).then(|| text.accuracy(predicted))?
+        });
+        both.compat.extend(mean(of).map(|score| ("locality:correct".to_owned(), score)));
     }
 }
 
@@ -191,7 +247,13 @@ fn extras((record, by): &Under<'_>, measures: &Measures, scored: &mut Scored) ->
 }
 
 /// Scores of what is to be forgotten, and of opinions.
-fn special((record, by): &Under<'_>, before: &Said, measures: &Measures, scored: &mut Scored) -> Result<()> {
+fn special(
+    (record, by): &Under<'_>,
+    before: &Said,
+    measures: &Measures,
+    in_place: bool,
+    scored: &mut Scored,
+) -> Result<()> {
     match &record.kind {
         Kind::Facts { erased, .. } => {
             if let Some(case) = erased.as_ref().filter(|_| measures.strict) {
@@ -202,7 +264,7 @@ fn special((record, by): &Under<'_>, before: &Said, measures: &Measures, scored:
         Kind::Sentiment(case) => {
             if measures.compat {
                 let likelihoods = before.opinions.as_ref();
-                let in_place = measures.in_place && by.prefix.is_empty();
+                let in_place = in_place && by.prefix.is_empty();
                 scored.after.compat = compat::sentiment::scores(by, case, likelihoods, in_place)?;
             }
             if let Some(before) = before.sentiment.as_ref().filter(|_| measures.strict) {
@@ -285,6 +347,7 @@ pub(crate) fn unedited_scores(record: &Prepared<'_>, said: &Said) -> Both {
         scored.before.strict = opinions.scores();
     }
     scored.before.strict.extend(said.held.iter().flat_map(Held::named));
+    correct(record, said, said, &mut scored);
     fluencies(said, said, &mut scored);
     scored.before.strict.extend(said.preferences.named());
     scored.before

@@ -5,7 +5,15 @@ use std::path::{Path, PathBuf};
 use mutandis_edit::{Error, Patch, Result, atomic};
 use serde::{Deserialize, Serialize};
 
+use crate::judge::Verdicts;
 use crate::results::{Both, Retention};
+use crate::run::Part;
+
+/// A part that waits for its judge.
+const SCORED: &str = "scored.json";
+
+/// What the judge has said of it.
+const VERDICTS: &str = "verdicts.jsonl";
 
 /// A folder of steps.
 #[derive(Debug, Clone)]
@@ -13,12 +21,13 @@ pub struct Steps(PathBuf);
 
 /// A step: an edit, made and looked at.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Step {
     /// Why the edit failed.
     pub error: Option<String>,
     /// Scores right after it, of each of its records.
     pub immediate: Vec<Option<Both>>,
+    /// What was said freely right after it, by record and probe.
+    pub said: Vec<Vec<String>>,
     /// How earlier edits hold.
     pub retention: Option<Retention>,
     /// Seconds of editing.
@@ -72,15 +81,36 @@ impl Steps {
         atomic::write(&path, |file| file.write_all(&json)).map_err(Error::io("write", &path))
     }
 
-    /// Takes all steps away, once the sequence is done.
+    /// A part that was scored and waits for its judge; nothing where there is none, or it is damaged.
+    pub fn scored(&self) -> Option<Part> {
+        serde_json::from_slice(&std::fs::read(self.0.join(SCORED)).ok()?).ok()
+    }
+
+    /// Keeps a part that is scored, before a judge is asked: a judge that fails does not cost the edits.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn keep_scored(&self, part: &Part) -> Result<()> {
+        std::fs::create_dir_all(&self.0).map_err(Error::io("create", &self.0))?;
+        let path = self.0.join(SCORED);
+        let json =
+            serde_json::to_vec(part).map_err(|e| Error::input(format!("a part cannot be written: {e}")))?;
+        atomic::write(&path, |file| file.write_all(&json)).map_err(Error::io("write", &path))
+    }
+
+    /// What a judge has said of the part so far.
+    pub fn verdicts(&self) -> Verdicts {
+        Verdicts::read(self.0.join(VERDICTS))
+    }
+
+    /// Takes all steps away, once the part is done.
     ///
     /// # Errors
     /// Where they cannot be removed.
     pub fn clear(&self) -> Result<()> {
         match std::fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", &self.0)(error))
-            }
+            // Another run may be taking them away as well.
+            Err(error) if self.0.exists() => Err(Error::io("remove", &self.0)(error)),
             _ => Ok(()),
         }
     }

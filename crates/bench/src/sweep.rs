@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::gate::text;
+use crate::memory::Memory;
 use crate::record::{Measures, Prepared, unedited};
 use crate::results::{Scores, means};
 use crate::run::{Cell, Mode, Whole};
@@ -129,7 +130,8 @@ pub fn sweep(
                 continue;
             }
             let measures = &Measures::COMPAT;
-            let cell = Cell { model, method, settings: &all, mode, seed, measures, whole: &whole };
+            let memory = Memory::UNKNOWN;
+            let cell = Cell { model, method, settings: &all, mode, seed, measures, whole: &whole, memory };
             let run = cell.run(&records, &before, None, &|_| {}, &quiet)?;
             let made = run.records.iter().filter(|record| record.error.is_none());
             let scores = means(made.clone().map(|record| &record.after.compat));

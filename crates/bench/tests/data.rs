@@ -146,6 +146,62 @@ fn an_edit_of_ripple_edits_is_cut_where_its_target_begins() {
 }
 
 #[test]
+fn what_is_passed_over_in_a_record_is_noted_in_every_form() {
+    let rewrite = json!({"prompt": "{} is in", "subject": "A", "target_new": {"str": "B"}, "target_true": {"str": "C"}});
+    let ripple = json!({
+        "edit": {"prompt": "The home of A is B."},
+        "Relation_Specificity": "garbage",
+        "Forgetfulness": [{"test_queries": [5, {"prompt": "The child of A is", "answers": "D"}]}],
+        "Compositionality_I": [{"test_queries": 7}],
+    });
+    for (record, notes) in [
+        (
+            json!({"requested_rewrite": rewrite, "paraphrase_prompts": ["A lies in", true, {"a": 1}]}),
+            vec!["a boolean in `paraphrase_prompts`", "an object in `paraphrase_prompts`"],
+        ),
+        (
+            json!({"requested_rewrite": [rewrite], "questions": ["Where?", false], "new_answer": "B", "new_single_hops": [5]}),
+            vec!["a boolean in `questions`", "a number in `new_single_hops`"],
+        ),
+        (json!({"ent": "A", "pos": ["good"], "neg": ["bad", true]}), vec!["a boolean in `neg`"]),
+        (
+            json!({"prompt": "A is", "target_new": "B", "rephrase_prompt": ["A's", {"a": 1}]}),
+            vec!["an object in `rephrase_prompt`"],
+        ),
+        (
+            ripple,
+            vec![
+                "a number in `Compositionality_I`",
+                "text in `Relation_Specificity`",
+                "a number in `Forgetfulness`",
+            ],
+        ),
+    ] {
+        let set = read(json!([record]).to_string()).unwrap();
+        let found: Vec<&str> = set.oddities["passed over in part"].iter().map(|n| n.what.as_str()).collect();
+        assert_eq!(found.len(), notes.len(), "{found:?}");
+        for (found, note) in found.iter().zip(notes) {
+            assert!(found.starts_with(note), "{found}: {note}");
+        }
+        if set.form == Form::RippleEdits {
+            assert_eq!(fact(&set.records[0]).locality[0].answers, ["D"], "one answer need not be in a list");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_text_is_told_as_what_it_is() {
+    for (bytes, why) in [
+        (&b"\x1f\x8b\x08\x00"[..], "compressed by gzip"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\xff\xfe[\x00", "UTF-16"),
+    ] {
+        let error = read(bytes).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
+#[test]
 fn sanitation_asks_and_keeps() {
     let file = json!({
         "K_F": [{"question": "What says a cow?", "subject": "a cow", "ground_truth": "Moo", "target_new": "I don't know."}],
@@ -272,7 +328,7 @@ fn what_is_no_data_set_is_refused_with_what_was_found() {
         assert!(error.to_string().contains(why), "{text}: {error}");
         assert!(error.hint().unwrap().contains("JSON lines"));
     }
-    let error = read(b"\xff\xfe[\0]\0").unwrap_err();
+    let error = read(b"\xfd\xfe[\0]\0").unwrap_err();
     assert!(error.to_string().contains("it is not UTF-8 text (byte 0 is"), "{error}");
     let error = Set::read(Path::new("nowhere.json")).unwrap_err();
     assert!(error.to_string().contains("cannot read the data set `nowhere.json`"), "{error}");

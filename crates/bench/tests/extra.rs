@@ -58,7 +58,7 @@ fn scored(model: &Model, by: Edited<'_>, extra: &[Extra]) -> Scored {
     let record = Prepared::of_facts(model, 0, &[fact()], &[]).unwrap();
     let measures = Measures { extra: extra.to_vec(), ..Measures::COMPAT };
     let before = unedited(model, &[&record], &measures, 0).unwrap();
-    score(&[(&record, by)], &[&before[0]], &measures, 0).unwrap().remove(0)
+    score(&[(&record, by)], &[&before[0]], &measures, true, 0).unwrap().remove(0)
 }
 
 fn is(scores: &Scores, name: &str, wanted: f64) {
@@ -125,6 +125,46 @@ fn numbers_on_request_are_those_of_every_prompt_alone() {
 }
 
 #[test]
+fn what_the_field_counts_of_zsre_and_mquake_is_told_beside() {
+    let model = model();
+    let probe = |kind: &str, prompt: &str, answer: &str| Probe {
+        kind: kind.into(),
+        prompt: prompt.into(),
+        answers: vec![answer.into()],
+    };
+    let (near, hop) = ("Lily had a big", "One day, Tom went to the");
+    let answer = |prompt: &str| {
+        let bare = Fact { locality: vec![probe("loc", prompt, "x")], ..fact() };
+        let record = Prepared::of_facts(&model, 0, &[bare], &[]).unwrap();
+        let measures = Measures { strict: true, ..Measures::COMPAT };
+        let before = unedited(&model, &[&record], &measures, 0).unwrap();
+        let by = Edited::unedited(&model);
+        let found = score(&[(&record, by)], &[&before[0]], &measures, true, 0).unwrap().remove(0);
+        found.probes.iter().find(|p| p.prompt == prompt).unwrap().after.clone()
+    };
+    // What the model says itself is right, anything else is wrong.
+    let said = answer(hop);
+    let said = said.trim().split_terminator(['.', '!', '?', '\n']).next().unwrap();
+    let mut fact = fact();
+    fact.locality = vec![probe("loc", near, "ball"), probe("Relation_Specificity", near, "zebra")];
+    fact.portability = vec![probe("multi-hop", hop, said), probe("multi-hop", near, "zebra")];
+    let record = Prepared::of_facts(&model, 0, &[fact], &[]).unwrap();
+    let measures = Measures { strict: true, ..Measures::COMPAT };
+    let before = unedited(&model, &[&record], &measures, 0).unwrap();
+    let by = Edited::unedited(&model);
+    let found = score(&[(&record, by)], &[&before[0]], &measures, true, 0).unwrap().remove(0);
+    is(&found.after.strict, "portability/multi-hop", 0.5);
+    is(&found.after.strict, "portability/multi-hop:any", 1.0);
+    // Of the probe that MEND's form has alone; agreement with itself is another thing.
+    let text = Forced::new(&model, near, "ball").unwrap();
+    let predicted = predict(&model, &[Asked { text: &text, overlays: &[] }]).unwrap();
+    for side in [&found.before, &found.after] {
+        is(&side.compat, "locality:correct", text.accuracy(&predicted[0]).unwrap());
+    }
+    is(&found.after.compat, "locality", 1.0);
+}
+
+#[test]
 fn blanks_of_a_target_are_the_peers_to_score() {
     let model = model();
     let read = |target: &str| {
@@ -139,7 +179,7 @@ fn blanks_of_a_target_are_the_peers_to_score() {
         let measures = Measures { strict: true, ..Measures::COMPAT };
         let before = unedited(&model, &[&record], &measures, 0).unwrap();
         let by = Edited::unedited(&model);
-        let found = score(&[(&record, by)], &[&before[0]], &measures, 0).unwrap().remove(0);
+        let found = score(&[(&record, by)], &[&before[0]], &measures, true, 0).unwrap().remove(0);
         found.probes[0].clone()
     };
     // One blank is the peer's own, the other the data set's.

@@ -90,6 +90,7 @@ impl Results {
                 score_seconds: 1.0,
                 baseline_seconds: 0.5,
                 peak_memory_bytes: 300_000_000 + part as u64 * 1_000_000,
+                edit_peak_memory_bytes: 200_000_000 + part as u64 * 1_000_000,
             };
             write(&folder.join(format!("{part:05}.cost.json")), &cost);
         }
@@ -227,6 +228,7 @@ fn records(count: usize, random: &mut Random, sequence: bool) -> Vec<RecordResul
             answers: vec![answer],
             before: "Paris".into(),
             after: HOSTILE.into(),
+            immediate: None,
             forced: Some(["Paris".into(), "Rome".into()]),
             scores: Both { compat: scores_of(&[("tokens", 1.0)]), strict: scores_of(&[("exact", 0.0)]) },
         };
@@ -428,10 +430,14 @@ fn the_frontier_joins_what_nothing_beats() {
         let info = info(method, "zsre", Form::Facts, Mode::Single, 1);
         results.small(&info, &[strict(1, &[("edit", edit), ("locality", locality)])]);
     }
+    // One over other records does not compete: theirs may be easier.
+    let cell = info("kn", "zsre", Form::Facts, Mode::Single, 2);
+    let failed = RecordResult { error: Some("it cannot be".into()), ..strict(1, &[]) };
+    results.small(&cell, &[failed, strict(4, &[("edit", 1.0), ("locality", 1.0)])]);
     let (run, cells) = results.read();
     let page = Report::new(&run, &cells).html().unwrap();
     let edges: Vec<&str> = page.lines().filter(|l| l.starts_with("<polyline class=\"edge")).collect();
     assert_eq!(edges.len(), 1, "strict alone was measured");
     assert_eq!(edges[0].matches(',').count(), 2, "{}", edges[0]);
-    assert_eq!(page.matches("<circle class=\"mark").count(), 3);
+    assert_eq!(page.matches("<circle class=\"mark").count(), 4);
 }

@@ -68,6 +68,11 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// What says that nothing may be asked over the network: a flag or a variable.
+    pub(crate) fn offline(&self) -> Option<&'static str> {
+        self.models().offline
+    }
+
     /// Finds and fetches models, with this run's options.
     pub(crate) fn models(&self) -> Models<'_> {
         let models = Models::new(self.env, &self.progress, self.interrupt);

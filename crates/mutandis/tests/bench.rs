@@ -440,9 +440,9 @@ fn what_cannot_be_run_is_told_before_anything_is() {
     sandbox.run(&["bench", "report", "used"]).fails_with(&["`used`", "run.json"]);
 }
 
-/// An endpoint on this machine that finds every answer right that names a place of the story, and
-/// is busy at its first question.
-fn endpoint() -> (String, std::sync::Arc<std::sync::Mutex<Vec<Value>>>) {
+/// An endpoint on this machine that finds every answer right, is busy at its first question, and is
+/// gone for those of these numbers.
+fn endpoint(gone: std::ops::Range<usize>) -> (String, std::sync::Arc<std::sync::Mutex<Vec<Value>>>) {
     use std::io::{BufRead, BufReader, Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -466,10 +466,14 @@ fn endpoint() -> (String, std::sync::Arc<std::sync::Mutex<Vec<Value>>>) {
             stream.read_exact(&mut body).unwrap();
             let mut question: Value = serde_json::from_slice(&body).unwrap();
             question["key"] = json!(key);
-            let is_first = log.lock().unwrap().is_empty();
+            let number = log.lock().unwrap().len();
             log.lock().unwrap().push(question);
             let reply = json!({"choices": [{"message": {"content": "Yes."}}]}).to_string();
-            let status = if is_first { "429 Too Many Requests" } else { "200 OK" };
+            let status = match number {
+                0 => "429 Too Many Requests",
+                n if gone.contains(&n) => "404 Not Found",
+                _ => "200 OK",
+            };
             let head =
                 format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", reply.len());
             stream.get_mut().write_all((head + &reply).as_bytes()).unwrap();
@@ -480,7 +484,7 @@ fn endpoint() -> (String, std::sync::Arc<std::sync::Mutex<Vec<Value>>>) {
 
 #[test]
 fn a_judge_is_asked_about_free_answers_and_about_nothing_else() {
-    let (url, asked) = endpoint();
+    let (url, asked) = endpoint(0..0);
     let sandbox = people().with("MUTANDIS_JUDGE_KEY", "secret");
     let model = stories();
     let more = ["--method", "r-rome", "--set", "layer=2", "--limit", "2", "--no-fluency", "--json"];
@@ -493,17 +497,52 @@ fn a_judge_is_asked_about_free_answers_and_about_nothing_else() {
     );
     assert_eq!(strict["locality:judge"], Value::Null);
     let asked = asked.lock().unwrap();
-    // Two records of three questions, and the first one again.
-    assert_eq!(asked.len(), 7, "{asked:?}");
+    // Whether it is there, twice, as it was busy; then two records of three questions.
+    assert_eq!(asked.len(), 8, "{asked:?}");
     assert!(
         asked.iter().all(|q| q["model"] == "wise" && q["key"].as_str().unwrap().ends_with("Bearer secret"))
     );
-    let text = asked[0]["messages"][0]["content"].as_str().unwrap();
+    let text = asked[2]["messages"][0]["content"].as_str().unwrap();
     assert!(text.contains("One day, Tom went to the") && text.contains("Reference: house"), "{text}");
-    // Nobody is there: what is done is kept, and the way out is told.
+    // Nobody is there, or may be asked, or it is no address: nothing is edited in vain.
     let gone =
         [&more[..], &["--judge", "http://127.0.0.1:1/v1", "--judge-model", "wise", "--out", "gone"]].concat();
     sandbox.run(&run(&model, &gone)).fails_with(&["`wise`", "MUTANDIS_JUDGE_KEY"]);
+    let offline = [&judged[..], &["--offline", "--out", "gone"]].concat();
+    sandbox.run(&run(&model, &offline)).fails_with(&["`wise` cannot be asked", "`--offline`"]);
+    let nowhere = [&more[..], &["--judge", "ftp://here", "--judge-model", "wise", "--out", "gone"]].concat();
+    sandbox.run(&run(&model, &nowhere)).fails_with(&["`ftp://here` is no address", "http://"]);
+    assert!(!sandbox.path("gone").exists());
+}
+
+#[test]
+fn a_judge_that_fails_costs_no_edit_and_no_verdict() {
+    let (url, asked) = endpoint(4..5);
+    let sandbox = people();
+    let model = stories();
+    let words = [
+        "--method",
+        "r-rome",
+        "--set",
+        "layer=2",
+        "--limit",
+        "2",
+        "--no-fluency",
+        "--judge",
+        &url,
+        "--judge-model",
+        "wise",
+    ];
+    sandbox.run(&run(&model, &words)).fails_with(&["`wise`", "status 404", "what is done is kept"]);
+    let cells = std::fs::read_dir(sandbox.path("results/cells")).unwrap().next().unwrap().unwrap().path();
+    let read =
+        |name: &str| -> Value { serde_json::from_slice(&std::fs::read(cells.join(name)).unwrap()).unwrap() };
+    let scored = read("00000.steps/scored.json");
+    sandbox.run(&run(&model, &words)).ok();
+    assert_eq!(read("00000.cost.json"), scored["cost"], "it was edited once");
+    assert!(!cells.join("00000.steps").exists());
+    // Whether it is there (once busy), two verdicts, one that failed; whether it is there, and the other four.
+    assert_eq!(asked.lock().unwrap().len(), 2 + 2 + 1 + 1 + 4);
 }
 
 #[test]

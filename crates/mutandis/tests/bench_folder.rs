@@ -5,8 +5,11 @@
 mod common;
 
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
 use common::people::{people, record, results, stories};
+use common::{Ran, Sandbox};
 use serde_json::{Value, json};
 
 /// Two parts of two records by `ft-m`, one epoch.
@@ -46,6 +49,15 @@ fn a_part_that_is_not_whole_is_made_again() {
         assert!(ran.stderr.contains("part 1 of") && ran.stderr.contains("made again"), "{}", ran.stderr);
         assert_eq!(results(&sandbox.path("results")), whole);
     }
+    // What it cost may be lost: that is no reason to make it again.
+    fs::remove_file(path.with_extension("cost.json")).unwrap();
+    let ran = sandbox.run(&quick(&model, &[])).ok();
+    assert!(
+        !ran.stderr.contains("made again") && !path.with_extension("cost.json").exists(),
+        "{}",
+        ran.stderr
+    );
+    sandbox.run(&["bench", "report", "results", "--out", "report"]).ok();
     // What was measured beside the records belongs to a part, too.
     fs::remove_file(path.with_extension("model.json")).unwrap();
     sandbox.run(&["bench", "report", "results"]).fails_with(&["00001.model.json", "hint: "]);
@@ -227,4 +239,144 @@ fn a_subject_is_asked_for_only_by_methods_that_need_it() {
     assert_eq!(numbers("ice"), [1, 2, 3]);
     // Methods of one plan are compared on the same records.
     assert_eq!(numbers("both"), [1, 3, 4, 1, 3, 4]);
+}
+
+/// The only cell of a folder of results.
+fn cell(sandbox: &Sandbox, folder: &str) -> std::path::PathBuf {
+    fs::read_dir(sandbox.path(folder).join("cells")).unwrap().next().unwrap().unwrap().path()
+}
+
+#[test]
+fn a_part_that_another_run_is_making_is_waited_for() {
+    let sandbox = people();
+    let model = stories();
+    sandbox.run(&quick(&model, &["--out", "whole"])).ok();
+    sandbox.run(&quick(&model, &[])).ok();
+    let cell = cell(&sandbox, "results");
+    for ending in ["jsonl", "model.json", "cost.json"] {
+        fs::remove_file(cell.join("00000").with_extension(ending)).unwrap();
+    }
+    // As the other run holds it; nobody holds the other one.
+    let held = fs::File::create(cell.join("00000.lock")).unwrap();
+    held.lock().unwrap();
+    fs::write(cell.join("00001.lock"), "").unwrap();
+    let mut waiting = sandbox.command(&quick(&model, &[]));
+    let waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!cell.join("00000.jsonl").exists(), "it is another's to make");
+    // The other one was killed: it is let go of, and the file stays.
+    drop(held);
+    let ran = Ran::from(waiting.wait_with_output().unwrap()).ok();
+    assert!(ran.stderr.contains("waiting for another run, which is making 1 part"), "{}", ran.stderr);
+    assert_eq!(results(&sandbox.path("results")), results(&sandbox.path("whole")));
+}
+
+#[test]
+fn runs_side_by_side_into_one_folder_share_the_work() {
+    let sandbox = people();
+    let model = stories();
+    for mode in ["batch:1", "sequential"] {
+        let more = ["--mode", mode, "--limit", "6"];
+        let words: Vec<&str> = quick(&model, &[]);
+        let at = words.iter().position(|word| *word == "--mode").unwrap();
+        let words: Vec<&str> = [&words[..at], &words[at + 4..], &more].concat();
+        sandbox.run(&[&words[..], &["--out", "whole"]].concat()).ok();
+        let start = || {
+            let mut command = sandbox.command(&words);
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let all = [start(), start(), start()];
+        for one in all {
+            Ran::from(one.wait_with_output().unwrap()).ok();
+        }
+        assert_eq!(results(&sandbox.path("results")), results(&sandbox.path("whole")), "{mode}");
+    }
+}
+
+#[test]
+fn what_a_method_cannot_edit_by_is_refused_before_anything_is_run() {
+    let sandbox = people();
+    let model = stories();
+    for (method, setting, parts) in [
+        ("rome", "layer=999", ["`rome`", "999"]),
+        ("ft-m", "epochs=0", ["`ft-m`: `epochs` is 0", "25 are common"]),
+        ("ft-m", "layers=[]", ["`ft-m`", "`layers`"]),
+        ("lora", "rank=5000", ["`lora`: the rank is 5000", "lower the rank"]),
+        ("memit", "layers=[3,2]", ["`memit`: `layers` is [3, 2]", "ascending"]),
+        ("ultraedit", "layers=[77]", ["`ultraedit`", "77"]),
+        ("kn", "most=0", ["`kn`: `most` is 0", "20"]),
+        ("ice", "template=Fact", ["`ice`: the template `Fact`", "`{}`"]),
+    ] {
+        let words = ["bench", "run", "--model", &model, "--data", "people.jsonl", "--method", method];
+        sandbox.run(&[&words[..], &["--set", setting]].concat()).fails_with(&parts);
+        assert!(!sandbox.path("results").exists(), "{method}");
+    }
+}
+
+#[test]
+fn a_disk_that_fills_costs_nothing_that_is_done() {
+    let sandbox = people();
+    let model = stories();
+    sandbox.run(&quick(&model, &["--out", "whole"])).ok();
+    let whole = results(&sandbox.path("whole"));
+    let most = whole.values().map(Vec::len).max().unwrap();
+    // No file may be longer than that, in blocks of 512 bytes: at first nothing fits, then all but one.
+    for blocks in [0, most / 512 - 1] {
+        let limited = sandbox.command(&quick(&model, &[]));
+        let mut shell = std::process::Command::new("sh");
+        shell.arg("-c").arg(format!("ulimit -f {blocks}; exec \"$0\" \"$@\""));
+        shell.arg(limited.get_program()).args(limited.get_args()).current_dir(sandbox.path("."));
+        shell.env_clear().envs(limited.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Ran::from(shell.output().unwrap()).fails_with(&["File too large", "hint: free some space"]);
+        let left = results(&sandbox.path("results"));
+        assert!(left.iter().all(|(path, bytes)| whole.get(path) == Some(bytes)), "half a file is there");
+    }
+    sandbox.run(&quick(&model, &[])).ok();
+    assert_eq!(results(&sandbox.path("results")), whole);
+}
+
+#[test]
+fn texts_whose_fluency_is_measured_are_kept_as_they_were_written() {
+    let sandbox = people();
+    let model = stories();
+    let words: Vec<&str> = quick(&model, &[]).into_iter().filter(|word| *word != "--no-fluency").collect();
+    sandbox.run(&words).ok();
+    let text = fs::read_to_string(cell(&sandbox, "results").join("00000.jsonl")).unwrap();
+    for line in text.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let written: Vec<&Value> =
+            record["probes"].as_array().unwrap().iter().filter(|p| p["role"] == "generation").collect();
+        let kinds: Vec<&Value> = written.iter().map(|p| &p["kind"]).collect();
+        assert_eq!(kinds, ["compat", "nucleus", "greedy"]);
+        let prompt = record["edits"][0][0].as_str().unwrap();
+        for (text, protocol, score) in [
+            (written[0], "compat", "fluency"),
+            (written[1], "strict", "fluency"),
+            (written[2], "strict", "fluency:greedy"),
+        ] {
+            assert_eq!(text["prompt"], prompt);
+            for side in ["before", "after"] {
+                let own = mutandis_bench::fluency::fluency(text[side].as_str().unwrap());
+                assert_eq!(record[side][protocol][score], json!(own), "{side} {protocol} {score}");
+            }
+        }
+        assert!(written[0]["after"].as_str().unwrap().starts_with(prompt), "the peer scores the prompt too");
+    }
+}
+
+#[test]
+fn answers_right_after_an_edit_are_kept_beside_those_at_the_end() {
+    let sandbox = people();
+    let model = stories();
+    let words = quick(&model, &[]);
+    let at = words.iter().position(|word| *word == "--mode").unwrap();
+    let words = [&words[..at + 1], &["sequential"], &words[at + 2..]].concat();
+    sandbox.run(&words).ok();
+    let text = fs::read_to_string(cell(&sandbox, "results").join("00000.jsonl")).unwrap();
+    let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let probes = || records.iter().flat_map(|record| record["probes"].as_array().unwrap());
+    assert!(probes().all(|probe| probe["immediate"].is_string()));
+    // After the last edit no other has come.
+    let last = records.last().unwrap()["probes"].as_array().unwrap();
+    assert!(last.iter().all(|probe| probe["immediate"] == probe["after"]));
 }

@@ -18,6 +18,8 @@
 //! `</s>` is Llama 2's, and other models are refused; here every model's own token serves. Text
 //! before every prompt, which the peer's function does not know, goes before the question.
 
+use mutandis_edit::Entry;
+use mutandis_edit::method::Family;
 use mutandis_engine::{Model, Result};
 
 use crate::edited::Edited;
@@ -109,6 +111,12 @@ fn divergence(edited: &Edited<'_>, case: &Case) -> Result<Option<f64>> {
     Ok(mean(found.into_iter().flatten().map(f64::from)))
 }
 
+/// Whether the peer's method overwrites the weights of the model that it is given: what adds layers,
+/// or writes by an editor into a copy, leaves it as it was (easyedit.md §1.14, defect d).
+pub fn is_in_place(method: &Entry) -> bool {
+    method.family == Family::Mastery && !method.has_editor()
+}
+
 /// The peer's `es` as `edit` and its `dd` as `locality:kl`, in nats, lower being better. `before`
 /// are the unedited model's likelihoods; `in_place` says that the peer's method overwrites the
 /// weights. A record on which the peer's run ends has no scores.
@@ -131,4 +139,16 @@ pub fn scores(
     let moved = if in_place { Some(0.0) } else { divergence(edited, case)? };
     scores.extend(moved.map(|x| ("locality:kl".to_owned(), x)));
     Ok(scores)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peer_edits_in_place_by_what_neither_adds_layers_nor_has_an_editor() {
+        let in_place = |id: &str| is_in_place(mutandis_edit::method::find(id).expect("a method"));
+        let found = ["rome", "ft-m", "kn", "lora", "adalora", "mend", "malmen", "ice"].map(in_place);
+        assert_eq!(found, [true, true, true, false, false, false, false, false]);
+    }
 }

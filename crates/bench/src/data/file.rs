@@ -1,6 +1,7 @@
 //! Files of records taken apart: an array, an object of lists, or lines. What is wrong with one
 //! record is told of that record alone.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
@@ -32,7 +33,8 @@ pub(super) fn text(bytes: &[u8]) -> String {
 /// # Errors
 /// Says what it is instead.
 pub(crate) fn parse(text: &str) -> Result<File, String> {
-    let bare = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let bare = without_nan(text.strip_prefix('\u{feff}').unwrap_or(text));
+    let bare = bare.as_ref();
     let wrong = match serde_json::from_str::<&RawValue>(bare) {
         Ok(whole) => return document(whole.get()),
         Err(wrong) => wrong,
@@ -58,6 +60,39 @@ pub(crate) fn parse(text: &str) -> Result<File, String> {
         Some(first) => format!("it begins with `{first}`"),
         None => "it begins with nothing".to_owned(),
     })
+}
+
+/// Names of numbers that JSON does not have, and Python writes all the same.
+const NO_NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+
+/// The text with `null` in place of numbers that are none: what they stand for is missing.
+fn without_nan(text: &str) -> Cow<'_, str> {
+    if !NO_NUMBERS.iter().any(|name| text.contains(name)) {
+        return Cow::Borrowed(text);
+    }
+    let (mut out, mut rest, mut in_string) = (String::with_capacity(text.len()), text, false);
+    while let Some(letter) = rest.chars().next() {
+        let name = NO_NUMBERS.iter().find(|name| !in_string && rest.starts_with(**name));
+        let length = match (letter, name) {
+            (_, Some(name)) => {
+                out.push_str("null");
+                rest = &rest[name.len()..];
+                continue;
+            }
+            // The letter behind it is part of it, whatever it is.
+            ('\\', _) if in_string => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            _ => letter.len_utf8(),
+        };
+        // A line's end ends a string that was never closed: the next line is another record.
+        in_string = match letter {
+            '"' => !in_string,
+            '\n' => false,
+            _ => in_string,
+        };
+        out.push_str(&rest[..length]);
+        rest = &rest[length..];
+    }
+    Cow::Owned(out)
 }
 
 /// Whether an array or an object is written over several lines. Then a line that is an object is
@@ -136,6 +171,8 @@ fn value(text: &str, line: Option<usize>) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
+    use serde_json::json;
+
     use super::*;
 
     /// Which of a text's records are JSON, and what is wrong with the others.
@@ -167,6 +204,17 @@ mod tests {
             let error = parse(text).err().unwrap();
             assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_missing() {
+        for text in ["[{\"a\": NaN},\n{\"b\": [-Infinity, 1]}]", "{\"a\": NaN}\n{\"b\": [-Infinity, 1]}"] {
+            let File::Records(found) = parse(text).unwrap() else { panic!("{text}") };
+            let wanted = [json!({"a": null}), json!({"b": [null, 1]})];
+            assert_eq!(found.into_iter().collect::<Result<Vec<_>, _>>().unwrap(), wanted, "{text}");
+        }
+        let text = r#"{"a": "NaN \" Infinity \\", "b": Infinity, "c": "é NaN"}"#;
+        assert_eq!(without_nan(text), r#"{"a": "NaN \" Infinity \\", "b": null, "c": "é NaN"}"#);
     }
 
     #[test]

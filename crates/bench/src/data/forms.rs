@@ -1,6 +1,6 @@
 //! Records of every form as tasks.
 
-use mutandis_edit::fact::texts;
+use mutandis_edit::fact::{kind, texts, texts_noted};
 use mutandis_edit::{Change, Fact, Probe};
 use serde_json::{Map, Value};
 
@@ -35,10 +35,10 @@ pub(super) fn task(form: Form, record: &Value, notes: &mut Vec<String>) -> Resul
     let object = record.as_object().ok_or("it is no object")?;
     match form {
         Form::Facts => facts(object, notes),
-        Form::CounterFact => counterfact(object),
-        Form::Mquake => mquake(object),
-        Form::RippleEdits => ripple::task(object),
-        Form::ConvSent => conv_sent(object),
+        Form::CounterFact => counterfact(object, notes),
+        Form::Mquake => mquake(object, notes),
+        Form::RippleEdits => ripple::task(object, notes),
+        Form::ConvSent => conv_sent(object, notes),
         Form::Sanitation => sanitation(object),
     }
 }
@@ -55,6 +55,19 @@ pub(super) fn one(fact: Fact) -> Task {
 pub(super) fn text(object: &Map<String, Value>, name: &str) -> Result<String, String> {
     let found = object.get(name).map(texts).unwrap_or_default();
     found.into_iter().next().ok_or_else(|| format!("`{name}` is missing or blank"))
+}
+
+/// A field's texts, with notes of what is none.
+struct Texts<'a> {
+    object: &'a Map<String, Value>,
+    notes: &'a mut Vec<String>,
+}
+
+impl Texts<'_> {
+    /// All texts of a field; none where it is missing.
+    fn all(&mut self, name: &str) -> Vec<String> {
+        self.object.get(name).map(|value| texts_noted(name, value, self.notes)).unwrap_or_default()
+    }
 }
 
 /// All texts of a field; none where it is missing.
@@ -118,45 +131,58 @@ fn reference(rewrite: &Value) -> Option<[String; 2]> {
     Some([id(rewrite.get("relation_id")?)?, id(rewrite.get("target_new")?.get("id")?)?])
 }
 
+/// Kind of CounterFact's prompts about neighbours of the subject.
+pub(crate) const NEIGHBORHOOD: &str = "neighborhood";
+
+/// Kind of the wordings of a question that takes several facts together.
+pub(crate) const MULTI_HOP: &str = "multi-hop";
+
 /// ROME's CounterFact: neighbours have the old object, attribute prompts are true of the new one
 /// before the edit and after. EasyEdit's file of it has neighbours behind the edited sentence, and a
 /// question one hop on, too.
-fn counterfact(object: &Map<String, Value>) -> Result<Task, String> {
+fn counterfact(object: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Task, String> {
     let mut fact = rewrite(object.get("requested_rewrite").unwrap_or(&Value::Null))?;
     let (old, new): (Vec<String>, _) = (fact.ground_truth.iter().cloned().collect(), [fact.target.clone()]);
-    fact.rephrases = all(object, "paraphrase_prompts");
-    fact.locality = probes("neighborhood", all(object, "neighborhood_prompts"), &old);
-    fact.locality.extend(probes("attribute", all(object, "attribute_prompts"), &new));
-    fact.locality.extend(probes("distracting", all(object, "distracting_neighborhood_prompts"), &old));
+    let mut texts = Texts { object, notes };
+    fact.rephrases = texts.all("paraphrase_prompts");
+    fact.locality = probes(NEIGHBORHOOD, texts.all("neighborhood_prompts"), &old);
+    fact.locality.extend(probes("attribute", texts.all("attribute_prompts"), &new));
+    fact.locality.extend(probes("distracting", texts.all("distracting_neighborhood_prompts"), &old));
     fact.portability = one_hop(object);
     Ok(Task::Facts {
         facts: vec![fact],
-        generation: all(object, "generation_prompts"),
+        generation: texts.all("generation_prompts"),
         reference: reference(object.get("requested_rewrite").unwrap_or(&Value::Null)),
     })
 }
 
 /// Facts that a question takes together (arXiv 2305.14795). The question's wordings are probes of
 /// the first fact; single hops that no edit touches are among them.
-fn mquake(object: &Map<String, Value>) -> Result<Task, String> {
+fn mquake(object: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Task, String> {
     let rewrites = object.get("requested_rewrite").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let mut facts = rewrites.iter().map(rewrite).collect::<Result<Vec<Fact>, _>>()?;
     let first = facts.first_mut().ok_or("`requested_rewrite` is empty")?;
-    let answers = [vec![text(object, "new_answer")?], all(object, "new_answer_alias")].concat();
-    first.portability = probes("multi-hop", all(object, "questions"), &answers);
+    let mut texts = Texts { object, notes };
+    let answers = [vec![text(object, "new_answer")?], texts.all("new_answer_alias")].concat();
+    first.portability = probes(MULTI_HOP, texts.all("questions"), &answers);
     if first.portability.is_empty() {
         return Err("`questions` is missing or empty".into());
     }
-    let hops = object.get("new_single_hops").and_then(Value::as_array);
-    for hop in hops.into_iter().flatten().filter_map(Value::as_object) {
-        let answers = [all(hop, "answer"), all(hop, "answer_alias")].concat();
-        first.portability.extend(probes("single-hop", all(hop, "question"), &answers));
+    for hop in object.get("new_single_hops").and_then(Value::as_array).into_iter().flatten() {
+        let Some(object) = hop.as_object() else {
+            notes.push(format!("{} in `new_single_hops` is passed over: it should be an object", kind(hop)));
+            continue;
+        };
+        let mut texts = Texts { object, notes };
+        let answers = [texts.all("answer"), texts.all("answer_alias")].concat();
+        first.portability.extend(probes("single-hop", texts.all("question"), &answers));
     }
     Ok(Task::Facts { facts, generation: vec![], reference: None })
 }
 
-fn conv_sent(object: &Map<String, Value>) -> Result<Task, String> {
-    let (positive, negative) = (all(object, "pos"), all(object, "neg"));
+fn conv_sent(object: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Task, String> {
+    let mut texts = Texts { object, notes };
+    let (positive, negative) = (texts.all("pos"), texts.all("neg"));
     if positive.is_empty() || negative.is_empty() {
         return Err("`pos` or `neg` is empty: both kinds of opinion are compared".into());
     }

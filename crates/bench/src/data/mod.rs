@@ -11,10 +11,13 @@ mod ripple;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use mutandis_edit::{Error, Fact, Probe, Result};
+use mutandis_edit::{Change, Error, Fact, Probe, Result};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use file::{File, parse};
+pub(crate) use forms::{MULTI_HOP, NEIGHBORHOOD};
+
+use crate::sanitation::Answers;
 
 /// The form of a file's records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +120,8 @@ pub struct Set {
     pub records: Vec<Record>,
     /// Questions whose answers no edit may change (Sanitation).
     pub retained: Vec<Probe>,
+    /// Answers among which wrong ones are drawn, where records are to forget theirs.
+    pub answers: Answers,
     /// Records that cannot, each once, in the file's order.
     pub skipped: Vec<Note>,
     /// What of the others is odd, by kind.
@@ -154,6 +159,7 @@ impl Set {
             version: String::new(),
             records: Vec::with_capacity(records.len()),
             retained: vec![],
+            answers: Answers::default(),
             skipped: vec![],
             oddities: BTreeMap::new(),
         };
@@ -173,6 +179,10 @@ impl Set {
                 }
                 Err(what) => set.skipped.push(Note::new(number, &what)),
             }
+        }
+        let forgets = |fact: &Fact| fact.change == Change::Erase;
+        if form == Form::Sanitation || set.records.iter().flat_map(Record::facts).any(forgets) {
+            set.answers = Answers::of(&set.records, &set.retained);
         }
         set.look();
         set
@@ -269,12 +279,21 @@ impl Source<'_> {
     /// Its bytes, and its version.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// Where it cannot be read, or begins as no text does.
     fn bytes(&self) -> Result<(Vec<u8>, String)> {
         let bytes = std::fs::read(self.path).map_err(|e| {
             let what = format!("cannot read the {} `{}`: {e}", self.what, self.path.display());
             Error::input_hint(what, self.expected)
         })?;
+        let magic: [(&[u8], &str); 4] = [
+            (b"\x1f\x8b", "it is compressed by gzip: unpack it first"),
+            (b"PK\x03\x04", "it is a zip archive: unpack it first"),
+            (b"\xff\xfe", "it is UTF-16 text: write it as UTF-8"),
+            (b"\xfe\xff", "it is UTF-16 text: write it as UTF-8"),
+        ];
+        if let Some((_, why)) = magic.iter().find(|(start, _)| bytes.starts_with(start)) {
+            return Err(self.invalid(why));
+        }
         let version = git_blob_id(&bytes);
         Ok((bytes, version))
     }
@@ -297,7 +316,7 @@ impl Source<'_> {
 }
 
 /// A text without characters that a terminal would obey or that cannot be seen.
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }

@@ -3,7 +3,7 @@
 //! Its edit is a whole sentence, and its subject an id: what the target and the subject are is read
 //! off the sentence before the edit and the questions about aliases.
 
-use mutandis_edit::fact::texts;
+use mutandis_edit::fact::{kind, texts};
 use mutandis_edit::{Change, Fact, Probe};
 use serde_json::{Map, Value};
 
@@ -14,20 +14,24 @@ use super::forms::{one, text};
 const LOCALITY: [&str; 2] = ["Relation_Specificity", "Forgetfulness"];
 /// What follows.
 const PORTABILITY: [&str; 4] =
-    ["Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing"];
+    ["Logical_Generalization", "Compositionality_I", "Compositionality_II", ALIASING];
+/// Questions that name the subject otherwise.
+const ALIASING: &str = "Subject_Aliasing";
 
 /// A record as a task.
 ///
 /// # Errors
 /// Where no sentence is there, or no target can be read off it.
-pub(super) fn task(record: &Map<String, Value>) -> Result<Task, String> {
+pub(super) fn task(record: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Task, String> {
     let edit = record.get("edit").and_then(Value::as_object).ok_or("`edit` is missing")?;
     let sentence = text(edit, "prompt")?;
     let sentence = sentence.trim_end().trim_end_matches('.');
     let before = edit.get("original_fact").and_then(Value::as_object).and_then(|o| text(o, "prompt").ok());
-    let probes =
-        |kinds: &[&str]| -> Vec<Probe> { kinds.iter().flat_map(|kind| queries(record, kind)).collect() };
-    let aliases = probes(&["Subject_Aliasing"]);
+    let mut probes = |kinds: &[&str]| -> Vec<Probe> {
+        kinds.iter().flat_map(|kind| queries(record, kind, notes)).collect()
+    };
+    let portability = probes(&PORTABILITY);
+    let aliases: Vec<Probe> = portability.iter().filter(|p| p.kind == ALIASING).cloned().collect();
     let (prompt, target) = cut(sentence, before.as_deref(), &aliases)
         .ok_or_else(|| format!("no target can be told from the rest of `{sentence}`"))?;
     let mut fact = Fact::new(&prompt, subject(&prompt, &aliases).unwrap_or_default(), target)
@@ -36,24 +40,55 @@ pub(super) fn task(record: &Map<String, Value>) -> Result<Task, String> {
         .and_then(|b| Some(b.trim_end().trim_end_matches('.').strip_prefix(&prompt)?.trim().to_owned()));
     fact.change = if fact.ground_truth.is_some() { Change::Modify } else { Change::Insert };
     fact.locality = probes(&LOCALITY);
-    fact.portability = probes(&PORTABILITY);
+    fact.portability = portability;
     Ok(one(fact))
 }
 
-/// The questions of a criterion, each with its answers and their aliases.
-fn queries(record: &Map<String, Value>, kind: &str) -> Vec<Probe> {
-    let tests = record.get(kind).and_then(Value::as_array).into_iter().flatten();
-    let queries = tests.filter_map(|t| t.get("test_queries").and_then(Value::as_array)).flatten();
-    queries
-        .filter_map(|query| {
-            let prompt = query.get("prompt").map(texts)?.into_iter().next()?;
-            let answers = query.get("answers").and_then(Value::as_array).into_iter().flatten();
-            let names = |answer: &Value| -> Vec<String> {
-                ["value", "aliases"].iter().filter_map(|n| answer.get(*n)).flat_map(texts).collect()
-            };
-            Some(Probe { kind: kind.to_owned(), prompt, answers: answers.flat_map(names).collect() })
-        })
-        .collect()
+/// The questions of a criterion, each with its answers and their aliases; what is none is noted.
+fn queries(record: &Map<String, Value>, criterion: &str, notes: &mut Vec<String>) -> Vec<Probe> {
+    let mut passed_over = |what: &Value, expected: &str| {
+        if !what.is_null() {
+            let found = kind(what);
+            notes.push(format!("{found} in `{criterion}` is passed over: it should be {expected}"));
+        }
+    };
+    let mut list = |value: Option<&Value>, expected: &str| -> Vec<Value> {
+        match value {
+            None => vec![],
+            Some(Value::Array(items)) => items.clone(),
+            Some(other) => {
+                passed_over(other, expected);
+                vec![]
+            }
+        }
+    };
+    let tests = list(record.get(criterion), "a list of tests");
+    let queries: Vec<Value> =
+        tests.iter().flat_map(|test| list(test.get("test_queries"), "a list of questions")).collect();
+    let mut all = vec![];
+    for query in &queries {
+        let Some(prompt) = query.get("prompt").map(texts).and_then(|all| all.into_iter().next()) else {
+            passed_over(query, "an object with a `prompt`");
+            continue;
+        };
+        // One alone need not be in a list.
+        let answers = match query.get("answers") {
+            Some(Value::Array(answers)) => &answers[..],
+            Some(one) => std::slice::from_ref(one),
+            None => &[],
+        };
+        let names = |answer: &Value| -> Vec<String> {
+            match answer {
+                Value::Object(_) => {
+                    ["value", "aliases"].iter().filter_map(|n| answer.get(*n)).flat_map(texts).collect()
+                }
+                text => texts(text),
+            }
+        };
+        let answers = answers.iter().flat_map(names).collect();
+        all.push(Probe { kind: criterion.to_owned(), prompt, answers });
+    }
+    all
 }
 
 /// A sentence as prompt and target: at an answer to the question about an alias, behind what it

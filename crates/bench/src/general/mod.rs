@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use mutandis_edit::fact::nearest;
 use mutandis_edit::{Error, Result};
+use mutandis_engine::Model;
 use serde::{Deserialize, Serialize};
 
 pub use suites::{Known, SUITES};
@@ -125,6 +126,36 @@ impl Suite {
             return Err(source.unusable(&skipped));
         }
         Ok(Self { name: known.name, measure: known.measure, version, questions, skipped })
+    }
+
+    /// Leaves out the questions that are longer than a model's context, and tells how many they are.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer, or none is left.
+    pub fn fit(&mut self, model: &Model) -> Result<usize> {
+        let (tokenizer, context) = (model.tokenizer()?, model.architecture().context);
+        let before = self.questions.len();
+        let mut kept = Vec::with_capacity(before);
+        for question in std::mem::take(&mut self.questions) {
+            let mut longest = 0;
+            for choice in &question.choices {
+                longest = longest.max(tokenizer.encode(&format!("{} {choice}", question.context))?.ids.len());
+            }
+            if longest <= context {
+                kept.push(question);
+            }
+        }
+        self.questions = kept;
+        if self.questions.is_empty() {
+            return Err(Error::input_hint(
+                format!(
+                    "all {before} questions of `{}` are longer than the model's context of {context} tokens",
+                    self.name
+                ),
+                "leave the suite out, or use a model of a longer context",
+            ));
+        }
+        Ok(before - self.questions.len())
     }
 
     /// How many of its questions a model answers right.

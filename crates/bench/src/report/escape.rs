@@ -1,9 +1,25 @@
 //! Texts of data sets and models go into pages; none of it may become markup there.
 
+/// A letter as a page may have it. Controls are no part of HTML or Markdown, and those of the direction
+/// of writing would turn what stands behind them.
+fn harmless(letter: char) -> char {
+    match letter {
+        '\n' | '\r' | '\t' => letter,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+        letter if letter.is_control() => char::REPLACEMENT_CHARACTER,
+        letter => letter,
+    }
+}
+
+/// For what a page's script puts into it as text.
+pub(super) fn text(text: &str) -> String {
+    text.chars().map(harmless).collect()
+}
+
 /// For text and attribute values of HTML and SVG.
 pub(super) fn html(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for letter in text.chars() {
+    for letter in text.chars().map(harmless) {
         match letter {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
@@ -25,7 +41,7 @@ pub(super) fn script(json: &str) -> String {
 /// For a cell of a Markdown table or a line of its text.
 pub fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for letter in text.chars() {
+    for letter in text.chars().map(harmless) {
         match letter {
             '\n' | '\r' | '\t' => out.push(' '),
             '<' => out.push_str("&lt;"),
@@ -53,6 +69,9 @@ mod tests {
             markdown(HOSTILE),
             "&lt;img src=x onerror=\"alert('1')\"> &amp; &lt;/script>&lt;!-- \\| \\`a\\` \\[b\\](c)"
         );
+        for escaped in [text, html, markdown] {
+            assert_eq!(escaped("a\u{1b}b\u{0}c\u{202e}d\u{2067}e"), "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}e");
+        }
         let json = serde_json::to_string(HOSTILE).unwrap_or_default();
         assert!(!script(&json).contains('<'));
         assert_eq!(serde_json::from_str::<String>(&script(&json)).ok().as_deref(), Some(HOSTILE));

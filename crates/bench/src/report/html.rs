@@ -339,7 +339,8 @@ impl Page<'_> {
         out.push_str(
             "<details><summary>By data set</summary>\n<div class=\"scroll\"><table>\n<thead><tr><th>Data set</th>\
              <th>Method</th><th class=\"num\">Edits</th><th class=\"num\">s per edit</th><th class=\"num\">s scoring</th>\
-             <th class=\"num\">s unedited model</th><th class=\"num\">Memory at most</th></tr></thead>\n<tbody>\n",
+             <th class=\"num\">s unedited model</th><th class=\"num\">Memory at most, editing</th>\
+             <th class=\"num\">Memory at most</th></tr></thead>\n<tbody>\n",
         );
         for (cell, cost) in self.report.cells.iter().filter_map(|c| Some((c, c.cost?))) {
             self.names(&mut out, cell);
@@ -348,6 +349,7 @@ impl Page<'_> {
                 cost.seconds_per_edit.map_or("–".into(), metric::seconds),
                 metric::seconds(cost.score_seconds),
                 metric::seconds(cost.baseline_seconds),
+                cost.edit_peak_memory_bytes.map_or("–".into(), megabytes),
                 megabytes(cost.peak_memory_bytes),
             ];
             let cells = numbers.map(|n| format!("<td class=\"num\">{n}</td>")).concat();

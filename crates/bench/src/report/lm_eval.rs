@@ -26,6 +26,8 @@ impl Sections {
         let name = free(name, |name| self.all[0].contains_key(name));
         let Task { mut results, mut config, higher_is_better, samples: [original, effective] } = task;
         results.insert("alias".into(), json!(name));
+        results.insert("name".into(), json!(name));
+        results.insert("sample_len".into(), json!(effective));
         config.insert("task".into(), json!(name));
         let about = [
             Value::Object(results),
@@ -58,9 +60,13 @@ pub(super) fn document(report: &Report<'_>) -> Value {
     let names = names(report);
     for (cell, name) in report.cells.iter().zip(&names) {
         let samples = [cell.records, cell.scored];
-        let (results, better) = (results(cell), higher_is_better(cell));
+        let metrics = Metrics::new(cell);
+        let (results, better) = (results(cell, &metrics), higher_is_better(&metrics));
         let data = (cell.data.name.as_str(), cell.data.version.as_str());
-        let config = config(cell, data, None);
+        let mut config = config(cell, data, None);
+        if let Some(metadata) = config.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("records_of_metrics".into(), Value::Object(counts(cell, &metrics)));
+        }
         sections.add(name, Task { results, config, higher_is_better: better, samples });
     }
     // After all cells, which keep the plain names.
@@ -149,10 +155,31 @@ fn slug(text: &str) -> String {
     words.collect::<Vec<_>>().join("_")
 }
 
-/// A metric's name there: `edit` is `edit_success`, a part of a score has its name behind it.
-fn name(score: &str) -> String {
-    let name = score.replace(['/', ':', '-', ',', ' '], "_").to_lowercase();
-    if name == "edit" { "edit_success".into() } else { name }
+/// Names of metrics there, by score: `edit` is `edit_success`, a part of a score has its name behind it.
+/// Those that only signs or capitals tell apart are numbered, kinds behind measures.
+struct Metrics(BTreeMap<String, String>);
+
+impl Metrics {
+    fn new(cell: &Summary) -> Self {
+        let sides = [&cell.after, &cell.immediate, &cell.before];
+        let all = sides.into_iter().flat_map(|s| s.compat.keys().chain(s.strict.keys()));
+        let mut scores: Vec<&String> = all.collect();
+        scores.sort_unstable_by_key(|score| (score.contains('/'), *score));
+        scores.dedup();
+        let mut taken = BTreeSet::new();
+        let name = |score: &String| {
+            let plain = score.replace(['/', ':', '-', ',', ' '], "_").to_lowercase();
+            let plain = if plain == "edit" { "edit_success".into() } else { plain };
+            let name = free(&plain, |name| taken.contains(name));
+            taken.insert(name.clone());
+            (score.clone(), name)
+        };
+        Self(scores.into_iter().map(name).collect())
+    }
+
+    fn of(&self, score: &str) -> &str {
+        self.0.get(score).map_or("", String::as_str)
+    }
 }
 
 /// The harness writes "N/A" where there is no error to tell.
@@ -160,13 +187,13 @@ fn error(stderr: Option<f64>) -> Value {
     stderr.map_or(json!("N/A"), |e| json!(e))
 }
 
-fn results(cell: &Summary) -> Map<String, Value> {
+fn results(cell: &Summary, metrics: &Metrics) -> Map<String, Value> {
     let mut out = Map::new();
     for (side, prefix) in [(&cell.after, ""), (&cell.immediate, "immediate_"), (&cell.before, "unedited_")] {
         for protocol in Protocol::ALL {
             let filter = filter(protocol);
             for (score, s) in protocol.of(side) {
-                let name = format!("{prefix}{}", name(score));
+                let name = format!("{prefix}{}", metrics.of(score));
                 out.insert(format!("{name},{filter}"), json!(s.mean));
                 out.insert(format!("{name}_stderr,{filter}"), error(s.stderr));
             }
@@ -182,12 +209,19 @@ fn filter(protocol: Protocol) -> &'static str {
     }
 }
 
-fn higher_is_better(cell: &Summary) -> Map<String, Value> {
-    let scores = [&cell.after, &cell.immediate, &cell.before];
-    let names = scores.into_iter().flat_map(|s| s.compat.keys().chain(s.strict.keys()));
-    let sides = names.flat_map(|score| {
+/// Records that each metric is a mean over: fewer than the task's where not all have the score.
+fn counts(cell: &Summary, metrics: &Metrics) -> Map<String, Value> {
+    let of = |protocol: Protocol| {
+        let all = protocol.of(&cell.after).iter();
+        all.map(move |(score, s)| (format!("{},{}", metrics.of(score), filter(protocol)), json!(s.count)))
+    };
+    Protocol::ALL.into_iter().flat_map(of).collect()
+}
+
+fn higher_is_better(metrics: &Metrics) -> Map<String, Value> {
+    let sides = metrics.0.iter().flat_map(|(score, name)| {
         ["", "immediate_", "unedited_"]
-            .map(|prefix| (format!("{prefix}{}", name(score)), json!(metric::higher_is_better(score))))
+            .map(|prefix| (format!("{prefix}{name}"), json!(metric::higher_is_better(score))))
     });
     sides.collect()
 }

@@ -184,8 +184,16 @@ fn model_as_a_whole(out: &mut String, cells: &[Summary]) {
 
 fn costs(out: &mut String, cells: &[Summary]) {
     out.push_str("\n## Cost\n\n");
-    let head =
-        ["data set", "method", "edits", "s per edit", "s scoring", "s unedited model", "memory at most"];
+    let head = [
+        "data set",
+        "method",
+        "edits",
+        "s per edit",
+        "s scoring",
+        "s unedited model",
+        "memory at most, editing",
+        "memory at most",
+    ];
     rule(out, &head.map(str::to_owned), 2);
     for (cell, cost) in cells.iter().filter_map(|c| Some((c, c.cost?))) {
         line(
@@ -197,6 +205,7 @@ fn costs(out: &mut String, cells: &[Summary]) {
                 cost.seconds_per_edit.map_or("–".into(), metric::seconds),
                 metric::seconds(cost.score_seconds),
                 metric::seconds(cost.baseline_seconds),
+                cost.edit_peak_memory_bytes.map_or("–".into(), megabytes),
                 megabytes(cost.peak_memory_bytes),
             ],
         );

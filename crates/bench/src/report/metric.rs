@@ -4,7 +4,9 @@
 pub(super) const MAIN: [&str; 5] = ["edit", "rephrase", "portability", "locality", "fluency"];
 
 /// Titles of scores that are not just their names with a capital.
-const TITLES: [(&str, &str); 6] = [
+const TITLES: [(&str, &str); 8] = [
+    ("any", "Any wording"),
+    ("correct", "As the data set has it"),
     ("edit", "Edit success"),
     ("f1", "F1"),
     ("kl", "KL"),
@@ -24,9 +26,15 @@ enum Unit {
     Plain,
 }
 
-/// Words that a name is made of: the score, its kind behind `/`, its measure behind `:`.
+/// Whether a name is that of a score, or has that measure, which stands behind `:`. Its kind, behind `/`,
+/// is the data set's own word.
 fn has(name: &str, word: &str) -> bool {
-    name.split(['/', ':', '_']).any(|w| w == word)
+    let (head, rest) = name.split_once(['/', ':']).unwrap_or((name, ""));
+    let measure = match name.contains('/') {
+        true => rest.rsplit_once(':').map(|(_, measure)| measure),
+        false => Some(rest),
+    };
+    head == word || measure == Some(word)
 }
 
 fn unit(name: &str) -> Unit {
@@ -153,6 +161,11 @@ mod tests {
         assert_eq!((shown("edit:ppl", 12.345), shown("edit:ppl", 7.2e86)), ("12.35".into(), "7.2e86".into()));
         assert_eq!(shown("truth-ratio:share", 0.25), "25.0");
         assert_eq!(range("edit", [0.5, 1.0]), "50.0–100.0");
+        // A data set's own word is no measure.
+        assert_eq!(
+            (shown("portability/kl", 0.5), shown("locality/ppl:kl", 0.5)),
+            ("50.0".into(), "0.500".into())
+        );
     }
 
     #[test]
@@ -168,6 +181,7 @@ mod tests {
     fn some_scores_are_better_when_lower() {
         let found = ["edit", "locality:kl", "extraction-strength", "truth-ratio:share"].map(higher_is_better);
         assert_eq!(found, [Some(true), Some(false), Some(false), None]);
+        assert_eq!(["portability/kl", "locality/ood"].map(higher_is_better), [Some(true); 2]);
     }
 
     #[test]

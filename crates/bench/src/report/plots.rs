@@ -56,8 +56,9 @@ fn ends(s: &Statistic) -> [f64; 2] {
     s.interval.unwrap_or([s.mean, s.mean]).map(|v| 100.0 * v)
 }
 
-/// Edit success against locality; the grey line joins what nothing else beats in both. Scores by the
-/// peer's functions for prompts are marked as in the table, and compete with none.
+/// Edit success against locality; the grey line joins what nothing else beats in both. As in the table,
+/// scores over other records than most are over do not compete, nor do those by the peer's functions for
+/// prompts, which are marked.
 pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours) -> Option<String> {
     let score = |cell: &Summary, name: &str| protocol.of(&cell.after).get(name).copied();
     let of = |cell: &&'_ Summary| Some((score(cell, "locality")?, score(cell, "edit")?));
@@ -73,7 +74,9 @@ pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours)
     );
     let at = |p: &(&Summary, Statistic, Statistic)| (100.0 * p.1.mean, 100.0 * p.2.mean);
     let is_other = |cell: &Summary| protocol == Protocol::Compat && cell.in_context().is_some();
-    let competing = || points.iter().filter(|p| !is_other(p.0)).map(at);
+    let alike = |over: &[usize]| points.iter().filter(|p| !is_other(p.0) && p.0.over == over).count();
+    let usual = points.iter().map(|p| &p.0.over).max_by_key(|over| (alike(over), over.len()));
+    let competing = || points.iter().filter(|p| !is_other(p.0) && Some(&p.0.over) == usual).map(at);
     let beaten = |p: (f64, f64)| competing().any(|q| q.0 >= p.0 && q.1 >= p.1 && q != p);
     let mut edge: Vec<(f64, f64)> = competing().filter(|p| !beaten(*p)).collect();
     edge.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -200,16 +203,18 @@ pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
     for cell in cells.iter().filter(|c| c.cost.is_some()) {
         by_label.entry(cell.label()).or_default().push(cell);
     }
-    let bar = |label: &String, of: &[&Summary]| {
+    let bar = |(label, of): (&String, &Vec<&Summary>)| {
         let costs = || of.iter().filter_map(|c| c.cost);
         let (edits, seconds) =
             (costs().map(|c| c.edits).sum::<usize>(), costs().map(|c| c.edit_seconds).sum::<f64>());
-        let memory = costs().map(|c| c.peak_memory_bytes).max().unwrap_or(0);
+        // Of editing where that is known of all; what scoring takes is the same for all methods.
+        let editing = costs().map(|c| c.edit_peak_memory_bytes).collect::<Option<Vec<u64>>>();
+        let memory =
+            [editing.and_then(|all| all.into_iter().max()), costs().map(|c| c.peak_memory_bytes).max()];
         let each = (edits > 0).then(|| seconds / edits as f64);
         (label.clone(), of.first().map_or(0, |c| colours.of(c)), each, memory)
     };
-    let all: Vec<(String, usize, Option<f64>, u64)> =
-        by_label.iter().map(|(label, of)| bar(label, of)).collect();
+    let all: Vec<_> = by_label.iter().map(bar).collect();
     if all.is_empty() {
         return vec![];
     }
@@ -218,11 +223,10 @@ pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
         let shown = format!("{} s", metric::seconds(value));
         Some(Bar { colour: *colour, name: name.clone(), value, shown })
     });
-    let memory = all.iter().map(|(name, colour, _, bytes)| Bar {
-        colour: *colour,
-        name: name.clone(),
-        value: *bytes as f64,
-        shown: megabytes(*bytes),
+    let of_editing = all.iter().all(|(.., memory)| memory[0].is_some());
+    let memory = all.iter().map(|(name, colour, _, [editing, most])| {
+        let bytes = if of_editing { editing } else { most }.unwrap_or(0);
+        Bar { colour: *colour, name: name.clone(), value: bytes as f64, shown: megabytes(bytes) }
     });
     let figure =
         |caption: &str, rows: Vec<Bar>| Figure { caption: caption.into(), svg: bars(caption, &rows) };
@@ -231,7 +235,8 @@ pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
     if !seconds.is_empty() {
         out.push(figure("Seconds per edit, statistics of the model included, over all data sets", seconds));
     }
-    out.push(figure("Memory of the process at most", memory));
+    let while_what = if of_editing { "while editing" } else { "scoring included" };
+    out.push(figure(&format!("Memory of the process at most, {while_what}"), memory));
     out
 }
 

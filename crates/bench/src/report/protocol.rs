@@ -30,11 +30,16 @@ impl Protocol {
 
 /// What the two protocols are, whatever a run says of their details.
 const PROTOCOLS: [(&str, &str); 2] = [
-    ("compat", "What EasyEdit’s functions compute, to the last quirk, so that published tables compare."),
+    (
+        "compat",
+        "What EasyEdit’s functions compute, quirk by quirk, so that published tables compare: where the model is \
+         asked otherwise than there (what is sampled, and which questions opinions and retained answers are asked \
+         by), the README says it.",
+    ),
     (
         "strict",
         "What a user sees: free generation that stops by itself, and how likely given answers are where \
-         nothing is written.",
+         nothing is written. A text that a model ends after a word or two has no fluency: compat’s writes on.",
     ),
 ];
 

@@ -5,14 +5,16 @@ use std::collections::HashMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Report;
+use super::{Report, escape};
 use crate::results::{Both, ProbeResult, RecordResult, Role, Scores};
 
 /// All records, as `{strings, cells: [{id, label, data, records}]}`. Texts are indices into
 /// `strings`, as many methods are asked the same; a record is an array of
 /// `[number, edits, error, before, after, immediate, probes, held, changed]`, a probe of
-/// `[role, kind, prompt, answers, before, after, forced, scores, changed]`. Scores are
-/// `[compat, strict]`, each `[[name, value], …]`; what was not asked is null.
+/// `[role, kind, prompt, answers, before, after, forced, scores, changed, immediate]`. Scores are
+/// `[compat, strict]`, each `[[name, value], …]`; what was not asked is null. Of the texts of a record
+/// those that strict's fluency is of are there, or else compat's: all are in the results, and would be
+/// most of the page.
 pub(super) fn document(report: &Report<'_>) -> Value {
     let mut strings = Strings::default();
     let mut cells = vec![];
@@ -33,10 +35,11 @@ fn record(strings: &mut Strings, r: &RecordResult) -> Value {
     let error = r.error.as_ref().map(|e| strings.id(e));
     let (before, after) = (sides(strings, &r.before), sides(strings, &r.after));
     let immediate = r.immediate.as_ref().map(|both| sides(strings, both));
-    let asked: Vec<bool> = r.probes.iter().map(|p| is_asked(r, p)).collect();
-    let changed: Vec<bool> = r.probes.iter().zip(&asked).map(|(p, &asked)| is_changed(p, asked)).collect();
+    let shown: Vec<&ProbeResult> = r.probes.iter().filter(|p| is_shown(r, p)).collect();
+    let asked: Vec<bool> = shown.iter().map(|p| is_asked(r, p)).collect();
+    let changed: Vec<bool> = shown.iter().zip(&asked).map(|(p, &asked)| is_changed(p, asked)).collect();
     let probes: Vec<Value> =
-        r.probes.iter().enumerate().map(|(i, p)| probe(strings, p, asked[i], changed[i])).collect();
+        shown.iter().enumerate().map(|(i, p)| probe(strings, p, asked[i], changed[i])).collect();
     json!([r.record, edits, error, before, after, immediate, probes, held(r), changed.contains(&true)])
 }
 
@@ -49,7 +52,15 @@ fn probe(strings: &mut Strings, p: &ProbeResult, is_asked: bool, is_changed: boo
     let forced = p.forced.as_ref().filter(|texts| texts.iter().any(|text| !text.is_empty()));
     let forced = forced.map(|texts| [strings.id(&texts[0]), strings.id(&texts[1])]);
     let scores = sides(strings, &p.scores);
-    json!([p.role, kind, prompt, answers, before, after, forced, scores, is_changed])
+    let immediate = p.immediate.as_ref().filter(|_| is_asked).map(|said| strings.id(said));
+    json!([p.role, kind, prompt, answers, before, after, forced, scores, is_changed, immediate])
+}
+
+/// Whether a probe is in the browser: of texts that are gone on with one way of writing is enough.
+fn is_shown(record: &RecordResult, probe: &ProbeResult) -> bool {
+    let texts = || record.probes.iter().filter(|p| p.role == Role::Generation);
+    let first = ["nucleus", "compat"].into_iter().find(|kind| texts().any(|text| text.kind == *kind));
+    probe.role != Role::Generation || first.is_none_or(|kind| probe.kind == kind)
 }
 
 /// Whether a probe has a free answer: with compat alone nothing is asked freely but for texts to be gone
@@ -107,7 +118,7 @@ impl Strings {
             return id;
         }
         let id = self.all.len();
-        self.all.push(text.to_owned());
+        self.all.push(escape::text(text));
         self.ids.insert(text.to_owned(), id);
         id
     }
@@ -126,6 +137,7 @@ mod tests {
             answers: vec![],
             before: String::new(),
             after: String::new(),
+            immediate: None,
             forced: None,
             scores: Both { compat: scores(compat), strict: scores(strict) },
         }

@@ -83,6 +83,8 @@ pub struct Spent {
     pub baseline_seconds: f64,
     /// Memory of the process at most, in bytes.
     pub peak_memory_bytes: u64,
+    /// The same while edits were made; null where it is not known.
+    pub edit_peak_memory_bytes: Option<u64>,
 }
 
 /// Edit success of a stretch of a sequence.
@@ -149,9 +151,9 @@ pub struct Summary {
     pub(super) set: String,
     /// Records that are to be edited.
     pub records: usize,
-    /// Their numbers in the file.
+    /// Numbers in the file of those that the means are over: rows over the same records compete.
     #[serde(skip)]
-    pub(super) numbers: Vec<usize>,
+    pub(super) over: Vec<usize>,
     /// Records whose edit was made and scored: those that the means are over.
     pub scored: usize,
     /// Records whose edit failed; they are in no mean.
@@ -202,7 +204,7 @@ impl Summary {
             protocols: info.protocols.clone(),
             set: info.data.name.clone(),
             records: info.records.len(),
-            numbers: info.records.clone(),
+            over: scored.iter().map(|record| record.record).collect(),
             scored: scored.len(),
             failed: cell.records.len() - scored.len(),
             done: cell.done,
@@ -367,7 +369,7 @@ fn retention(cell: &CellResult) -> Vec<Point> {
 
 fn cost(cell: &CellResult) -> Option<Spent> {
     let sum = |of: fn(&crate::results::Cost) -> f64| cell.costs.iter().map(of).sum::<f64>();
-    let edits: usize = cell.costs.iter().map(|c| c.edits).sum();
+    let edits = cell.costs.iter().fold(0usize, |sum, c| sum.saturating_add(c.edits));
     let edit_seconds = sum(|c| c.edit_seconds);
     Some(Spent {
         edits,
@@ -376,5 +378,6 @@ fn cost(cell: &CellResult) -> Option<Spent> {
         score_seconds: sum(|c| c.score_seconds),
         baseline_seconds: sum(|c| c.baseline_seconds),
         peak_memory_bytes: cell.costs.iter().map(|c| c.peak_memory_bytes).max()?,
+        edit_peak_memory_bytes: cell.costs.iter().map(|c| c.edit_peak_memory_bytes).max().filter(|b| *b > 0),
     })
 }

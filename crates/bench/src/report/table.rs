@@ -297,7 +297,7 @@ fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
             .enumerate()
             .filter_map(|(r, row)| value(row).map(|(value, count)| (r, value, count)))
             .collect();
-        let over = |c: &(usize, f64, usize)| (c.2, &rows[c.0].cell.numbers);
+        let over = |c: &(usize, f64, usize)| (c.2, &rows[c.0].cell.over);
         let alike = |c: &(usize, f64, usize)| all.iter().filter(|d| over(d) == over(c)).count();
         // Of as many rows, those over more records.
         let Some(usual) = all.iter().max_by_key(|c| (alike(c), c.2)) else { continue };

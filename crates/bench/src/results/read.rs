@@ -85,6 +85,12 @@ fn run_info(dir: &Path) -> Result<RunInfo> {
                 "use the version that wrote it, or a newer one",
             ));
         }
+        Some(format) => {
+            return Err(Error::input_hint(
+                format!("`{}` is of format {format}, and this version reads format {FORMAT}", path.display()),
+                "use the version that wrote it, or run the benchmark into another folder",
+            ));
+        }
         found => {
             let found = found.map_or("none".into(), |f| f.to_string());
             return Err(none(format!("its `run.json` should have `format` {FORMAT}, and has {found}")));
@@ -126,19 +132,22 @@ fn cell(folder: &Path, run: &RunInfo) -> Result<Option<CellResult>> {
         let (own, model, cost) = part(path, &info.records[ranges[*number].clone()])?;
         records.extend(own);
         models.push(model);
-        costs.push(cost);
+        costs.extend(cost);
     }
     Ok(Some(CellResult { id, info, records, models, costs, done: parts.len() }))
 }
 
+/// A part as it was read.
+type Found = (Vec<RecordResult>, ModelResult, Option<Cost>);
+
 /// Reads a part with what was measured beside its records, which have to be those of these numbers,
-/// in this order, and no others.
+/// in this order, and no others. What it cost may be lost: nothing is measured again for that.
 ///
 /// # Errors
 /// Where they are not, or something is damaged or cannot be read.
-pub(crate) fn part(path: &Path, records: &[usize]) -> Result<(Vec<RecordResult>, ModelResult, Cost)> {
+pub(crate) fn part(path: &Path, records: &[usize]) -> Result<Found> {
     let all = part_records(path, records)?;
-    Ok((all, beside(path, "model.json")?, beside(path, "cost.json")?))
+    Ok((all, beside(path, "model.json")?, beside(path, "cost.json").ok()))
 }
 
 fn part_records(path: &Path, records: &[usize]) -> Result<Vec<RecordResult>> {

@@ -1,6 +1,6 @@
 //! Writing a folder of results, so that it can be read whenever its writer is ended.
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,18 +16,21 @@ use crate::steps::Steps;
 
 /// A folder that results go to.
 #[derive(Debug, Clone)]
-pub struct Folder(PathBuf);
+pub struct Folder {
+    dir: PathBuf,
+    run: RunInfo,
+}
 
 /// The folder of a cell.
 #[derive(Debug, Clone)]
 pub struct CellFolder(PathBuf);
 
 impl Folder {
-    /// Opens a folder, or makes it where it is not there.
+    /// Opens a folder. Where it is not there it is made with its first cell: a run that ends before
+    /// leaves nothing.
     ///
     /// # Errors
-    /// Where it holds results of another model or a newer format, or something else; or where it
-    /// cannot be written to.
+    /// Where it holds results of another model or a newer format, or something else.
     pub fn open(dir: &Path, run: &RunInfo) -> Result<Self> {
         let shown = dir.display();
         let path = dir.join("run.json");
@@ -76,8 +79,6 @@ impl Folder {
                         elsewhere,
                     ));
                 }
-                create(dir)?;
-                write(&path, run)?;
             }
             Err(error) => {
                 return Err(Error::input_hint(
@@ -86,7 +87,7 @@ impl Folder {
                 ));
             }
         }
-        Ok(Self(dir.to_owned()))
+        Ok(Self { dir: dir.to_owned(), run: run.clone() })
     }
 
     /// The folder of a cell, made where it is not there.
@@ -94,9 +95,16 @@ impl Folder {
     /// # Errors
     /// Where it cannot be written to, or is another cell's.
     pub fn cell(&self, id: &str, info: &CellInfo) -> Result<CellFolder> {
-        let folder = self.0.join("cells").join(id);
+        // What says whose the folder is comes before anything that it holds.
+        let path = self.dir.join("run.json");
+        if !path.exists() {
+            create(&self.dir)?;
+            write(&path, &self.run)?;
+        }
+        let cells = self.dir.join("cells");
+        let folder = cells.join(id);
         create(&folder)?;
-        sweep(&folder);
+        [&self.dir, &cells, &folder].into_iter().for_each(|folder| sweep(folder));
         let path = folder.join("cell.json");
         // Its name is a hash of what it says: what is there and cannot be read is written again.
         let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<CellInfo>(&bytes).ok());
@@ -112,18 +120,39 @@ impl CellFolder {
         self.0.join(format!("{part:05}.{ending}"))
     }
 
-    /// Whether a part is done: all its records are there, whole, and what goes with them. Steps that
-    /// led to it are taken away then.
+    /// Claims a part; nothing where another run is making it.
+    ///
+    /// # Errors
+    /// Where the folder cannot be written to.
+    pub fn claim(&self, part: usize) -> Result<Option<Claim>> {
+        let path = self.path(part, LOCK);
+        loop {
+            let file = fs::File::create(&path).map_err(|error| Error::unwritable(&path, &error))?;
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                // Whoever held it has taken the file away: others find another one.
+                Ok(()) if !is_at(&file, &path) => {}
+                // Or a file system without locks: that nobody else writes there is the user's to see to.
+                Ok(()) | Err(TryLockError::Error(_)) => return Ok(Some(Claim { path, _locked: file })),
+            }
+        }
+    }
+
+    /// Whether a part is done: all its records are there, whole, and what was measured beside them.
+    /// Steps that led to it are taken away then.
     ///
     /// # Errors
     /// Where they cannot be, or a part cannot be read.
     pub fn is_done(&self, number: usize, records: &[usize]) -> Result<bool> {
         let path = self.path(number, "jsonl");
-        if let Err(error) = fs::File::open(&path)
-            && error.kind() != ErrorKind::NotFound
-        {
-            // It may be sound: what cannot be read is not written over.
-            return Err(Error::io("read", path)(error));
+        for path in [path.clone(), self.path(number, "model.json")] {
+            if let Err(error) = fs::File::open(&path)
+                && error.kind() != ErrorKind::NotFound
+            {
+                // It may be sound: what cannot be read is not written over.
+                let hint = "make it readable, or take it out: the part is made again then";
+                return Err(Error::input_hint(format!("cannot read `{}`: {error}", path.display()), hint));
+            }
         }
         let done = part(&path, records).is_ok();
         if done {
@@ -163,11 +192,44 @@ impl CellFolder {
     }
 }
 
+/// What the name of the file ends with by which a part is claimed.
+const LOCK: &str = "lock";
+
+/// The right to make a part, held against other runs into the same folder until it is dropped. The
+/// system lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    _locked: fs::File,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // One that stays does no harm: it is nobody's, and the next run takes it away.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether an open file is the one that others find at a path.
+fn is_at(file: &fs::File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |found: std::io::Result<fs::Metadata>| found.ok().map(|m| (m.dev(), m.ino()));
+        id(file.metadata()) == id(fs::metadata(path))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        path.exists()
+    }
+}
+
 fn is_temporary(entry: &fs::DirEntry) -> bool {
     atomic::is_temporary(&entry.file_name().to_string_lossy())
 }
 
-/// Takes away what runs that were killed long ago were just writing.
+/// Takes away what runs that were killed long ago were just writing, and their claims.
 fn sweep(folder: &Path) {
     const LONG: Duration = Duration::from_secs(3600);
     let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
@@ -175,6 +237,15 @@ fn sweep(folder: &Path) {
         if is_temporary(&entry) && age(&entry).is_some_and(|age| age > LONG) {
             // What cannot be removed does no harm.
             let _ = fs::remove_file(entry.path());
+        }
+        let path = entry.path();
+        if path.extension().is_some_and(|e| e == LOCK)
+            && let Ok(file) = fs::File::open(&path)
+            && file.try_lock().is_ok()
+            && is_at(&file, &path)
+        {
+            // Nobody's: it is still locked while it goes.
+            let _ = fs::remove_file(path);
         }
     }
 }

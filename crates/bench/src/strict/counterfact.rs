@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use mutandis_edit::fact::names;
-use mutandis_edit::{Fact, Result};
+use mutandis_edit::{Fact, Probe, Result};
 use mutandis_engine::Model;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Source;
+use crate::data::{NEIGHBORHOOD, Source};
 use crate::edited::Edited;
 use crate::fork::{Fork, log_probabilities};
 use crate::results::{self, Role};
@@ -83,8 +83,8 @@ impl Scores {
 }
 
 /// What models prefer after all prompts of their facts, many facts at a time, each under its own
-/// edits. A neighbour is a probe of locality about another subject that the true object answers. A
-/// fact without a true object, or whose target is that object, has no preferences: nothing could be
+/// edits. A neighbour is a probe of locality that the true object answers: what CounterFact calls one,
+/// or what is about another subject. A fact without a true object, or whose target is that object, has no preferences: nothing could be
 /// preferred to the other.
 ///
 /// # Errors
@@ -95,7 +95,8 @@ pub fn preferences(model: &Model, asked: &[(Edited<'_>, &Fact)]) -> Result<Vec<V
         let mut of_fact = vec![];
         if let Some(old) = fact.ground_truth.as_ref().filter(|old| old.trim() != fact.target.trim()) {
             let answered = fact.locality.iter().filter(|p| p.answers.first() == Some(old));
-            let neighbours = answered.filter(|p| !names(&p.prompt, &fact.subject));
+            let is_neighbour = |p: &&Probe| p.kind == NEIGHBORHOOD || !names(&p.prompt, &fact.subject);
+            let neighbours = answered.filter(is_neighbour);
             let prompts = std::iter::once((Role::Edit, &fact.prompt))
                 .chain(fact.rephrases.iter().map(|prompt| (Role::Rephrase, prompt)))
                 .chain(neighbours.map(|probe| (Role::Locality, &probe.prompt)));

@@ -128,6 +128,7 @@ pub fn scores(edited: &Edited<'_>, case: &Case, before: &Before) -> Result<(Scor
             answers: answers.collect(),
             before: before.clone(),
             after,
+            immediate: None,
             forced: None,
             scores: Both { strict: same.into_iter().collect(), ..Both::default() },
         });

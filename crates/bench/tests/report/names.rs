@@ -177,3 +177,26 @@ fn suites_and_perplexity_are_tasks_of_their_own() {
     // Records that all score the same have no error, to the last digit.
     assert_eq!(tasks["results"]["knowedit_zsre_rome_single"]["edit_success_stderr,strict"], json!(0.0));
 }
+
+#[test]
+fn no_score_is_lost_to_another_of_nearly_its_name() {
+    let results = Results::new();
+    let scores = [
+        ("portability:f1", 0.1),
+        ("portability/f1", 0.2),
+        ("portability/Reasoning", 0.3),
+        ("portability/reasoning", 0.4),
+        ("portability/a b", 0.5),
+        ("portability/a_b", 0.6),
+    ];
+    let cell = info("rome", "zsre", Form::Facts, Mode::Single, 1);
+    results.small(&cell, &[strict(1, &scores)]);
+    let (run, cells) = results.read();
+    let document: Value = serde_json::from_str(&Report::new(&run, &cells).lm_eval().unwrap()).unwrap();
+    let task = document["results"].as_object().unwrap().values().next().unwrap().as_object().unwrap();
+    let told = task.iter().filter(|(key, _)| key.starts_with("portability") && !key.contains("stderr"));
+    let mut values: Vec<f64> = told.map(|(_, value)| value.as_f64().unwrap()).collect();
+    values.sort_by(f64::total_cmp);
+    assert_eq!(values, scores.map(|(_, value)| value));
+    assert_eq!(task["portability_f1,strict"], 0.1, "a measure keeps its name");
+}

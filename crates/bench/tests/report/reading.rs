@@ -41,7 +41,7 @@ fn what_is_no_folder_of_results_is_told() {
     assert!(error(&results.unfinished().1).contains("cannot read its `run.json`"));
     for (text, expected) in [
         (r#"{"format": 3, "model": 7}"#, "is of format 3, and this version reads format 2"),
-        (r#"{"format": 1, "model": 7}"#, "should have `format` 2, and has 1"),
+        (r#"{"format": 1, "model": 7}"#, "is of format 1, and this version reads format 2"),
         (r#"{"name": "something"}"#, "should have `format` 2, and has none"),
         (r#"{"format": 2}"#, "missing field `tool`"),
         ("{", "is damaged at line 1"),
@@ -91,18 +91,24 @@ fn damage_is_named_with_its_file_and_line() {
 
 #[test]
 fn a_part_has_what_goes_with_it() {
-    for name in ["00000.cost.json", "00000.model.json"] {
-        let results = Results::knowedit();
-        let file = results.unfinished().1.join(name);
-        std::fs::write(&file, "{\n\"edits\": -1, \"measured\": -1}").unwrap();
-        let error = read(results.path()).unwrap_err();
-        assert!(error.to_string().contains(name) && error.to_string().contains("line 2"), "{error}");
-        assert!(error.hint().unwrap().starts_with("run the benchmark again"), "{:?}", error.hint());
-        std::fs::remove_file(&file).unwrap();
-        let error = read(results.path()).unwrap_err();
-        assert!(error.to_string().ends_with(&format!("{name}` is missing")), "{error}");
-        assert!(error.hint().unwrap().starts_with("run the benchmark again"), "{:?}", error.hint());
-    }
+    let results = Results::knowedit();
+    let name = "00000.model.json";
+    let file = results.unfinished().1.join(name);
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "{\n\"measured\": -1}").unwrap();
+    let error = read(results.path()).unwrap_err();
+    assert!(error.to_string().contains(name) && error.to_string().contains("line 2"), "{error}");
+    assert!(error.hint().unwrap().starts_with("run the benchmark again"), "{:?}", error.hint());
+    std::fs::remove_file(&file).unwrap();
+    let error = read(results.path()).unwrap_err();
+    assert!(error.to_string().ends_with(&format!("{name}` is missing")), "{error}");
+    assert!(error.hint().unwrap().starts_with("run the benchmark again"), "{:?}", error.hint());
+    std::fs::write(&file, whole).unwrap();
+    // What it cost may be lost, and nothing else with it.
+    let costs = || results.read().1.iter().map(|cell| cell.costs.len()).sum::<usize>();
+    let before = costs();
+    std::fs::write(file.with_file_name("00000.cost.json"), "{\n\"edits\": -1}").unwrap();
+    assert_eq!(costs(), before - 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use mutandis_bench::data::find::{Places, find};
-use mutandis_bench::data::{Form, Note, Set, Task};
+use mutandis_bench::data::{Form, Note, Set, Task, escaped};
 use serde::Serialize;
 
 use crate::session::Session;
@@ -107,7 +107,7 @@ impl Report {
             lines.push(format!("facts    {}", self.facts));
         }
         for (kind, count) in &self.probes {
-            lines.push(format!("probes   {count:>6}  {kind}"));
+            lines.push(format!("probes   {count:>6}  {}", escaped(kind)));
         }
         let mut name = |label: &str, notes: &[Note]| {
             lines.push(format!("{label}: {}", notes.len()));

@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "subject", "target"])]
     facts: Option<PathBuf>,
     /// How; `mutandis methods` lists them
-    #[arg(long, default_value = "r-rome", value_name = "ID")]
+    #[arg(long, default_value = mutandis_edit::DEFAULT, value_name = "ID")]
     method: String,
     /// The trained editor of a method that needs one [default: what `train` made]
     #[arg(long, value_name = "FILE")]

@@ -49,13 +49,14 @@
     before: sides(before),
     after: sides(after),
     immediate: sides(immediate),
-    probes: probes.map(([role, kind, prompt, answers, before, after, forced, own, changed]) => ({
+    probes: probes.map(([role, kind, prompt, answers, before, after, forced, own, changed, immediate]) => ({
       role,
       kind: text(kind),
       prompt: text(prompt),
       answers: answers.map(text),
       before: said(before),
       after: said(after),
+      immediate: said(immediate),
       forced: forced && forced.map(text),
       scores: sides(own),
       changed,
@@ -143,6 +144,7 @@
     const add = (label, value, className) => facts.append(make("dt", "", label), make("dd", className, orElse(value, "(nothing)")));
     if (probe.answers.length) add("right", probe.answers.join(" | "), "answers");
     if (probe.before !== null) add("before", probe.before);
+    if (probe.immediate !== null) add("right after", probe.immediate);
     if (probe.after !== null) add("after", probe.after);
     if (probe.forced) {
       // Erasure alone is scored by ten tokens that the model writes itself.

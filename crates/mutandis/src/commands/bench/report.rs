@@ -1,6 +1,6 @@
 //! `mutandis bench report`: what a benchmark has found, as tables, a page and files.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use mutandis_bench::report::Report;
@@ -31,18 +31,19 @@ pub(super) fn report(args: &ReportArgs, session: &Session<'_>) -> anyhow::Result
     let (run, cells) = results::read(&args.dir)?;
     let report = Report::new(&run, &cells);
     let out = args.out.as_deref().unwrap_or(&args.dir);
-    std::fs::create_dir_all(out).map_err(|error| Error::unwritable(out, &error))?;
     let files = [
         ("report.html", report.html()?),
         ("report.md", report.markdown()),
         ("report.json", report.json()?),
         ("lm-eval.json", report.lm_eval()?),
     ];
-    for (name, text) in files {
-        let path: &Path = &out.join(name);
-        let wrote = atomic::write(path, |file| file.write_all(text.as_bytes()));
-        wrote.map_err(|error| Error::unwritable(path, &error))?;
-        session.progress.note(&format!("wrote {}", path.display()));
+    if let Some(above) = out.parent() {
+        std::fs::create_dir_all(above).map_err(|error| Error::unwritable(out, &error))?;
+    }
+    let bytes = files.each_ref().map(|(name, text)| (*name, text.as_bytes()));
+    atomic::write_folder(out, &bytes).map_err(|error| Error::unwritable(out, &error))?;
+    for (name, _) in files {
+        session.progress.note(&format!("wrote {}", out.join(name).display()));
     }
     session.output.print(&report, || report.table(true))?;
     Ok(ExitCode::SUCCESS)

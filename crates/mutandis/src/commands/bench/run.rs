@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use mutandis::judge::Endpoint;
 use mutandis::models::{Located, Source};
-use mutandis_bench::benchmark::{Benchmark, Memory, Sets, Shard};
+use mutandis_bench::benchmark::{Benchmark, Sets, Shard};
 use mutandis_bench::compat::extra::Extra;
 use mutandis_bench::compat::in_context::Branch;
 use mutandis_bench::data::find::Places;
 use mutandis_bench::data::git_blob_id;
 use mutandis_bench::general::Suite;
 use mutandis_bench::judge::Judge;
+use mutandis_bench::memory::Memory;
 use mutandis_bench::perplexity::{TEXT, Window, windows};
 use mutandis_bench::plan::{GENERAL, Many, Plan, Protocol};
 use mutandis_bench::record::Measures;
@@ -151,11 +152,12 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     places.check()?;
     let sets = Sets::read(&orders, &places)?;
     let limit = plan.general_limit.unwrap_or(GENERAL);
-    let suites =
+    let mut suites =
         plan.general.iter().map(|name| suite(&plan, name, limit)).collect::<anyhow::Result<Vec<_>>>()?;
     let text = plan.text.as_deref().map(read).transpose()?;
     let text = text.as_deref().unwrap_or(TEXT);
 
+    let judge = judge(args, session)?;
     let references = plan.references.as_deref().map(References::read).transpose()?;
     let shard = args.shard.unwrap_or(Shard::WHOLE);
 
@@ -170,8 +172,17 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         // The peer goes by the model's name.
         branch: Branch::of(&name),
         references: references.map(Arc::new),
-        ..Measures::COMPAT
     };
+    for suite in &mut suites {
+        let left_out = suite.fit(&model)?;
+        if left_out > 0 {
+            let (name, context) = (suite.name, model.architecture().context);
+            let s = if left_out == 1 { " is" } else { "s are" };
+            session.progress.note(&format!(
+                "{left_out} question{s} left out of {name}: longer than the model's context of {context} tokens"
+            ));
+        }
+    }
     let run = RunInfo { format: FORMAT, tool: tool(), model: info(&model, &name)? };
     // What the model makes of the text comes before the folder: a text that is none leaves none.
     let windows = windows(&model, text, Window::default());
@@ -183,8 +194,6 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     stages.begin("measuring the unedited model", 0);
     let whole = Whole::new(&model, windows, suites)?;
     stages.end();
-    let judge = args.judge.as_ref().zip(args.judge_model.as_ref());
-    let judge = judge.map(|(url, name)| Endpoint::new(url, name, session.env.judge_key()));
     let benchmark = Benchmark {
         model: &model,
         orders: &orders,
@@ -225,6 +234,21 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         session.output.print(&report, || report.table(false))?;
     }
     Ok(if made == 0 && failed > 0 { ExitCode::from(NO) } else { ExitCode::SUCCESS })
+}
+
+/// The judge, where one is asked for: it has to answer before anything is edited.
+fn judge(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<Option<Endpoint>> {
+    let Some((url, name)) = args.judge.as_ref().zip(args.judge_model.as_ref()) else { return Ok(None) };
+    if let Some(offline) = session.offline() {
+        return Err(Error::input_hint(
+            format!("the judge `{name}` cannot be asked: `{offline}` says never to use the network"),
+            format!("leave out `{offline}`, or `--judge`"),
+        )
+        .into());
+    }
+    let judge = Endpoint::new(url, name, session.env.judge_key(), session.interrupt)?;
+    judge.greet()?;
+    Ok(Some(judge))
 }
 
 fn parts(count: usize) -> String {
@@ -318,7 +342,7 @@ fn plan(args: &RunArgs) -> anyhow::Result<Plan> {
         return Err(Error::input_hint("no data set is given", hint).into());
     }
     if args.plan.is_none() && args.method.is_empty() {
-        plan.top.method = Many::One("r-rome".to_owned());
+        plan.top.method = Many::One(mutandis_edit::DEFAULT.to_owned());
     }
     let over = |path: &Option<PathBuf>, own: &mut Option<PathBuf>| {
         if path.is_some() {

@@ -29,7 +29,7 @@ varied; the settings with the best harmonic mean of efficacy, paraphrase and loc
 efficacy, are kept. Facts of a file need `rephrase_prompt` and `locality` to be scored on all three.")]
 pub(super) struct Args {
     /// For which method; may be given several times
-    #[arg(long, default_value = "r-rome", value_name = "ID")]
+    #[arg(long, default_value = mutandis_edit::DEFAULT, value_name = "ID")]
     method: Vec<String>,
     /// A setting that stays as it is
     #[arg(long = "set", value_name = "KEY=VALUE")]
