@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Mutex;
 
+use mutandis_edit::patch::SearchInfo;
 use mutandis_edit::primitives::request::{Request, Token};
 use mutandis_edit::primitives::value_search::{Found, Goal, Search, Values, search};
 use mutandis_edit::{Context, Entry, Fact, Job, METHODS, Patch, Progress};
@@ -232,10 +233,32 @@ fn a_search_that_found_nothing_in_one_round_goes_on_in_the_next() {
     let mut shown = 0;
     for method in in_rounds() {
         // So few steps do not suffice in any one round.
-        let [once, often] = [1, 40].map(|rounds| short(&model, method, &facts[..1], rounds, 4));
+        let [once, often] = [1, 40].map(|rounds| short(&model, method, &facts, rounds, 4));
         shown += usize::from(once > 1.0 && often < 0.05);
     }
     assert!(shown > 4, "searches in many short rounds succeeded for only {shown} methods");
+}
+
+#[test]
+fn a_fact_alone_is_searched_for_by_the_steps_of_all_rounds() {
+    let (model, facts) = (model(), short_facts());
+    let search =
+        |steps: usize| json!({"steps": steps, "settle": 1, "margin": 0.5, "clamp": 50.0, "stop-below": 0.0});
+    for method in in_rounds() {
+        let first = |facts: &[Fact], rounds: usize, steps: usize| {
+            let settings =
+                json!({"prefixes": [0, 0], "moment-tokens": 600, "rounds": rounds, "search": search(steps)});
+            let job = Job { model: &model, stack: &[], prior: &[], facts, seed: 3 };
+            let patch = method.edit(&settings, &job, &Context::default()).unwrap();
+            let SearchInfo { steps, loss, .. } = patch.search[0];
+            (steps, loss)
+        };
+        // As one search of as many steps; beside another fact each round has its own.
+        let alone = first(&facts[..1], 10, 6);
+        assert_eq!(alone, first(&facts[..1], 1, 60), "{}", method.id);
+        assert!(alone.0 > 6, "{}: {} steps sufficed", method.id, alone.0);
+        assert_eq!(first(&facts, 10, 6).0, 6, "{}", method.id);
+    }
 }
 
 #[test]

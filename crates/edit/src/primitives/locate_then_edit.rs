@@ -14,7 +14,7 @@ use super::rank_one::{RankOne, mean_row, rank_one, unit};
 use super::request::{Framing, Request};
 use super::solver::{Hold, Solution, System};
 use super::statistics::Statistics;
-use super::value_search::{Found, Goal, Search, accepted, values};
+use super::value_search::{Found, Goal, Search, Steps, accepted, values};
 use crate::context::Context;
 use crate::error::{Result, check_number};
 use crate::fact::Fact;
@@ -46,7 +46,8 @@ pub struct Settings {
     /// change here.
     pub post: Post,
     /// How often the facts are gone through: in a second round those that do not hold (by the
-    /// search's margin) once all are written. Fewer where nothing is left to do.
+    /// search's margin) once all are written. Fewer where nothing is left to do. One fact alone is
+    /// searched for by the steps of all rounds together.
     pub rounds: usize,
 }
 
@@ -112,11 +113,14 @@ pub fn edit(
         job.facts.iter().map(|fact| held(settings, job, layer, fact, &requests)).collect::<Result<_>>()?;
     let id = WeightId { layer, role: Role::MlpOut };
     let sites = [Site::new(layer, SiteKind::MlpOut)];
-    let goal = Goal::new(&sites, &settings.search);
+    let mut steps = Steps::new(&settings.search, settings.rounds, job.facts.len());
     for round in 0..settings.rounds {
+        let Some(most) = steps.next() else { break };
+        let goal = Goal { steps: most, ..Goal::new(&sites, &settings.search) };
         let before = patch.overlay(model)?;
         let now = Job { stack: &on_top(job.stack, &before), ..*job };
         let mut all = values(&now, &settings.framing, &goal, &requests, cx)?;
+        steps.used(&all);
         if round == 0 {
             let keys = all.iter().flat_map(|found| mean_row(&found.keys, a.mlp_width));
             patch.keys.insert(layer, keys.collect());

@@ -21,7 +21,7 @@ use super::request::{Framing, Request, note_thinned};
 use super::solver::{Hold, Solution, System};
 use super::statistics::Statistics;
 use super::strength::Resolved;
-use super::value_search::{Ease, Found, Goal, Search, accepted, values};
+use super::value_search::{Ease, Found, Goal, Search, Steps, accepted, values};
 use crate::context::Context;
 use crate::error::{Error, Result, check_number};
 use crate::method::{Job, on_top};
@@ -184,12 +184,15 @@ pub fn edit(
     let last = *layers.last().unwrap_or(&0);
     let kinds = if model.architecture().sandwich_norm { plan.within } else { plan.sites };
     let sites: Vec<Site> = kinds.iter().map(|&kind| Site::new(last, kind)).collect();
-    let goal = Goal { ease: plan.ease, ..Goal::new(&sites, &settings.search) };
+    let mut steps = Steps::new(&settings.search, settings.rounds, job.facts.len());
     let d = model.architecture().width;
     for round in 0..settings.rounds {
+        let Some(most) = steps.next() else { break };
+        let goal = Goal { ease: plan.ease, steps: most, ..Goal::new(&sites, &settings.search) };
         let written = patch.overlay(model)?;
         let job = Job { stack: &on_top(job.stack, &written), ..*job };
         let mut found = values(&job, &settings.framing, &goal, &requests, cx)?;
+        steps.used(&found);
         if round == 0 {
             patch.search = owners.iter().map(|&owner| found[owner].info()).collect();
         } else {

@@ -151,6 +151,8 @@ pub struct Goal<'a> {
     pub sites: &'a [Site],
     /// Settings.
     pub search: &'a Search,
+    /// Most steps: those of the settings, or what is left of several rounds of them.
+    pub steps: usize,
     /// PMET's loss in place of ROME's.
     pub ease: Option<Ease>,
     /// Whether δ is kept after every step.
@@ -160,7 +162,45 @@ pub struct Goal<'a> {
 impl<'a> Goal<'a> {
     /// ROME's loss, at one site or several.
     pub fn new(sites: &'a [Site], search: &'a Search) -> Self {
-        Self { sites, search, ease: None, keep_trace: false }
+        Self { sites, search, steps: search.steps, ease: None, keep_trace: false }
+    }
+}
+
+/// The steps of a run's rounds. Of several facts each round has its own, as one fact's writing moves
+/// the others. The first search for one alone goes on into those of later rounds, which begins
+/// nothing anew; a later round mends what the writing moved, and where it cannot, more will not.
+///
+/// DIFFERENCE: published searches have one round, for which this is the same.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Steps {
+    each: usize,
+    /// What is left of all rounds, where there is one fact.
+    left: Option<usize>,
+    is_first: bool,
+}
+
+impl Steps {
+    pub(super) fn new(search: &Search, rounds: usize, facts: usize) -> Self {
+        let left = (facts == 1).then_some(search.steps * rounds);
+        Self { each: search.steps, left, is_first: true }
+    }
+
+    /// Most steps of the next round; nothing where none is left.
+    pub(super) fn next(self) -> Option<usize> {
+        let most = match self.left {
+            Some(left) if self.is_first => left,
+            Some(left) => left.min(self.each),
+            None => self.each,
+        };
+        (most > 0).then_some(most)
+    }
+
+    /// Takes away what a round has used.
+    pub(super) fn used(&mut self, found: &[Found]) {
+        let used = found.iter().map(|found| found.losses.len()).max().unwrap_or(0);
+        let is_vain = !self.is_first && !found.iter().all(|found| found.holds);
+        self.left = self.left.map(|left| if is_vain { 0 } else { left.saturating_sub(used) });
+        self.is_first = false;
     }
 }
 
@@ -261,12 +301,12 @@ pub fn search(
 ) -> Result<Vec<Found>> {
     goal.search.check(1)?;
     let batches = batches(requests);
-    cx.progress.begin("searching values", batches.len() * goal.search.steps);
+    cx.progress.begin("searching values", batches.len() * goal.steps);
     let mut all = Vec::with_capacity(requests.len());
     for (i, range) in batches.into_iter().enumerate() {
-        let told = |step: usize| cx.progress.step(i * goal.search.steps + step);
+        let told = |step: usize| cx.progress.step(i * goal.steps + step);
         all.extend(search_batch(model, stack, goal, &requests[range], cx, &told)?);
-        told(goal.search.steps);
+        told(goal.steps);
     }
     cx.progress.end();
     Ok(all)
@@ -310,13 +350,13 @@ fn search_batch(
         }
     };
     let mut facts: Vec<State> = requests.iter().enumerate().map(state).collect();
-    for step in 0..settings.steps {
+    for step in 0..goal.steps {
         cx.check()?;
         let active: Vec<usize> = (0..facts.len()).filter(|&i| !facts[i].done).collect();
         if active.is_empty() {
             break;
         }
-        let last = step + 1 == settings.steps;
+        let last = step + 1 == goal.steps;
         let Some(gradients) = prepared.evaluate(&mut facts, &active, goal, last)? else { break };
         let open = active.iter().zip(gradients).filter(|(f, _)| !facts[**f].done).collect::<Vec<_>>();
         for (&f, gradient) in open {
