@@ -1,6 +1,7 @@
 //! Steps of a long sequence of edits, kept so that it goes on where it was ended.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mutandis_edit::{Error, Patch, Result, atomic};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,10 @@ use crate::run::Part;
 
 /// A part that waits for its judge.
 const SCORED: &str = "scored.json";
+
+/// How often, and after which pause, steps are taken away again that do not go.
+const TRIES: usize = 5;
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// What the judge has said of it.
 const VERDICTS: &str = "verdicts.jsonl";
@@ -108,10 +113,17 @@ impl Steps {
     /// # Errors
     /// Where they cannot be removed.
     pub fn clear(&self) -> Result<()> {
-        match std::fs::remove_dir_all(&self.0) {
-            // Another run may be taking them away as well.
-            Err(error) if self.0.exists() => Err(Error::io("remove", &self.0)(error)),
-            _ => Ok(()),
+        let mut tries = 0;
+        loop {
+            match std::fs::remove_dir_all(&self.0) {
+                // Another run may be taking them away as well, and be in the middle of it.
+                Err(_) if tries < TRIES && self.0.exists() => {
+                    tries += 1;
+                    std::thread::sleep(MOMENT);
+                }
+                Err(error) if self.0.exists() => return Err(Error::io("remove", &self.0)(error)),
+                _ => return Ok(()),
+            }
         }
     }
 }
