@@ -87,6 +87,8 @@ impl Folder {
                 ));
             }
         }
+        // Once for a run; cells are swept as they are opened.
+        [dir.to_owned(), dir.join("cells")].iter().for_each(|folder| sweep(folder));
         Ok(Self { dir: dir.to_owned(), run: run.clone() })
     }
 
@@ -101,10 +103,9 @@ impl Folder {
             create(&self.dir)?;
             write(&path, &self.run)?;
         }
-        let cells = self.dir.join("cells");
-        let folder = cells.join(id);
+        let folder = self.dir.join("cells").join(id);
         create(&folder)?;
-        [&self.dir, &cells, &folder].into_iter().for_each(|folder| sweep(folder));
+        sweep(&folder);
         let path = folder.join("cell.json");
         // Its name is a hash of what it says: what is there and cannot be read is written again.
         let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<CellInfo>(&bytes).ok());
