@@ -1,5 +1,9 @@
 //! Causal attention of new tokens over cached and new keys and values.
 
+mod backward;
+
+pub use backward::{Gradients, backward};
+
 use rayon::prelude::*;
 
 use super::gemm::DEPTH_BLOCK;
@@ -300,151 +304,6 @@ fn softmax_body<A: Arithmetic>(row: &mut [f32]) {
     }
 }
 
-/// Gradients of the new rows: of q `[rows, h·k]`, and of k and v `[rows, kv·k]`.
-#[derive(Debug)]
-pub struct Gradients {
-    /// With respect to q.
-    pub queries: Vec<f32>,
-    /// With respect to the new keys.
-    pub keys: Vec<f32>,
-    /// With respect to the new values.
-    pub values: Vec<f32>,
-}
-
-/// Backward of [`forward`]. Keys and values from before the new rows are constants.
-pub fn backward(isa: Isa, shape: &Shape, q: &[f32], views: &[View<'_>], dout: &[f32]) -> Gradients {
-    let rows = q.len() / (shape.heads * shape.head_width);
-    let kv_width = shape.kv_heads * shape.head_width;
-    let mut grads = Gradients {
-        queries: vec![0.0; q.len()],
-        keys: vec![0.0; rows * kv_width],
-        values: vec![0.0; rows * kv_width],
-    };
-    let (dq, dk, dv) =
-        (Shared::new(&mut grads.queries), Shared::new(&mut grads.keys), Shared::new(&mut grads.values));
-    let tasks: Vec<(&View<'_>, usize)> =
-        views.iter().flat_map(|v| (0..shape.kv_heads).map(move |g| (v, g))).collect();
-    tasks.into_par_iter().for_each(|(view, kv_head)| {
-        backward_group(isa, shape, q, view, kv_head, dout, [&dq, &dk, &dv]);
-    });
-    grads
-}
-
-fn backward_group(
-    isa: Isa,
-    shape: &Shape,
-    q: &[f32],
-    view: &View<'_>,
-    kv_head: usize,
-    dout: &[f32],
-    [dq, dk, dv]: [&Shared<f32>; 3],
-) {
-    let (k, width, kv_width) =
-        (shape.head_width, shape.heads * shape.head_width, shape.kv_heads * shape.head_width);
-    let group = shape.heads / shape.kv_heads;
-    let columns: usize = view.segments.iter().map(|s| s.columns()).sum();
-    let mut weights = vec![0.0f32; columns];
-    let mut raw = vec![0.0f32; columns];
-    let mut slopes = vec![0.0f32; columns];
-    let mut scaled = vec![0.0f32; k];
-    // The last segment ends with the new rows; these are at its columns from here on.
-    let old = view.segments.last().map_or(0, |s| s.len) - view.rows.len();
-    for i in 0..view.rows.len() {
-        let row = view.rows.start + i;
-        for g in 0..group {
-            let head = (kv_head * group + g) * k;
-            let (query, d) = (&q[row * width + head..][..k], &dout[row * width + head..][..k]);
-            for (s, x) in scaled.iter_mut().zip(query) {
-                *s = x * shape.scale;
-            }
-            let mut at = 0;
-            for segment in &view.segments {
-                let c = segment.columns();
-                let keys = &segment.keys[kv_head * k * segment.capacity..];
-                scores(isa, &scaled, keys, segment.capacity, &mut weights[at..at + c]);
-                dots(isa, d, &segment.values, segment.width, kv_head * k, &mut slopes[at..at + segment.len]);
-                slopes[at + segment.len..at + c].fill(0.0);
-                at += c;
-            }
-            raw.copy_from_slice(&weights);
-            weigh(isa, shape, view, view.position + i, &mut weights);
-            // dS = P · (dP − Σ P dP), times the slope of the soft cap.
-            let level: f32 = weights.iter().zip(&slopes).map(|(p, s)| p * s).sum();
-            for ((s, p), raw) in slopes.iter_mut().zip(&weights).zip(&raw) {
-                *s = p * (*s - level);
-                if let Some(cap) = shape.soft_cap {
-                    let t = (raw / cap).tanh();
-                    *s *= 1.0 - t * t;
-                }
-            }
-            // SAFETY: one task handles one head group of one sequence.
-            let dq = unsafe { dq.slice(row * width + head, k) };
-            let mut at = 0;
-            for segment in &view.segments {
-                let keys = &segment.keys[kv_head * k * segment.capacity..];
-                mix(isa, &slopes[at..at + segment.columns()], keys, segment.capacity, shape.scale, dq);
-                at += segment.columns();
-            }
-            let new = at - view.segments.last().map_or(0, |s| s.columns()) + old;
-            for j in 0..=i {
-                let (slope, weight) = (slopes[new + j], weights[new + j]);
-                let target = (view.rows.start + j) * kv_width + kv_head * k;
-                // SAFETY: as above.
-                let (dk, dv) = unsafe { (dk.slice(target, k), dv.slice(target, k)) };
-                for c in 0..k {
-                    dk[c] += slope * scaled[c];
-                    dv[c] += weight * d[c];
-                }
-            }
-        }
-    }
-}
-
-per_isa! { fn scores(query: &[f32], keys: &[f32], capacity: usize, out: &mut [f32]) = scores_body }
-per_isa! { fn dots(d: &[f32], values: &[f32], width: usize, column: usize, out: &mut [f32]) = dots_body }
-per_isa! { fn mix(slopes: &[f32], keys: &[f32], capacity: usize, scale: f32, dq: &mut [f32]) = mix_body }
-
-#[inline(always)]
-fn scores_body<A: Arithmetic>(query: &[f32], keys: &[f32], capacity: usize, out: &mut [f32]) {
-    out.fill(0.0);
-    for (d, &x) in query.iter().enumerate() {
-        for (o, key) in out.iter_mut().zip(&keys[d * capacity..(d + 1) * capacity]) {
-            *o = A::fma(x, *key, *o);
-        }
-    }
-}
-
-#[inline(always)]
-fn dots_body<A: Arithmetic>(d: &[f32], values: &[f32], width: usize, column: usize, out: &mut [f32]) {
-    for (j, o) in out.iter_mut().enumerate() {
-        *o = dot::<A>(d, &values[j * width + column..][..d.len()]);
-    }
-}
-
-#[inline(always)]
-fn mix_body<A: Arithmetic>(slopes: &[f32], keys: &[f32], capacity: usize, scale: f32, dq: &mut [f32]) {
-    for (d, out) in dq.iter_mut().enumerate() {
-        *out += scale * dot::<A>(slopes, &keys[d * capacity..][..slopes.len()]);
-    }
-}
-
-/// Inner product in eight interleaved chains.
-#[inline(always)]
-fn dot<A: Arithmetic>(a: &[f32], b: &[f32]) -> f32 {
-    let mut acc = [0.0f32; 8];
-    let (a8, a_rest) = a.as_chunks::<8>();
-    let (b8, b_rest) = b[..a.len()].as_chunks::<8>();
-    for (x, y) in a8.iter().zip(b8) {
-        for j in 0..8 {
-            acc[j] = A::fma(x[j], y[j], acc[j]);
-        }
-    }
-    for ((x, y), s) in a_rest.iter().zip(b_rest).zip(&mut acc) {
-        *s = A::fma(*x, *y, *s);
-    }
-    ((acc[0] + acc[4]) + (acc[2] + acc[6])) + ((acc[1] + acc[5]) + (acc[3] + acc[7]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -454,6 +313,9 @@ mod tests {
         Shape { heads: 6, kv_heads: 2, head_width: 20, scale: 0.3, window: None, soft_cap: None };
     const PAST: usize = 19;
     const NEW: usize = 5;
+
+    /// More queries than a tile holds.
+    const MANY: usize = TILE + 7;
 
     fn segments(shape: &Shape, keys: &[f32], values: &[f32]) -> (Segment, Segment) {
         let width = shape.kv_heads * shape.head_width;
@@ -471,7 +333,7 @@ mod tests {
             isa,
             shape,
             q,
-            &[View { rows: 0..NEW, position: PAST, segments: vec![&past, &own] }],
+            &[View { rows: 0..own.len(), position: PAST, segments: vec![&past, &own] }],
             &mut out,
         );
         out
@@ -529,14 +391,17 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let width = SHAPE.kv_heads * SHAPE.head_width;
-        let q = random(1, NEW * SHAPE.heads * SHAPE.head_width);
-        let (keys, values) = (random(2, NEW * width), random(3, NEW * width));
-        for shape in shapes() {
+        // So many that a wider shape would take a while.
+        let narrow = |shape| Shape { heads: 2, kv_heads: 1, head_width: 5, ..shape };
+        let cases = shapes().map(|shape| (NEW, shape)).into_iter();
+        for (new, shape) in cases.chain(shapes().map(|shape| (MANY, narrow(shape)))) {
+            let width = shape.kv_heads * shape.head_width;
+            let q = random(1, new * shape.heads * shape.head_width);
+            let (keys, values) = (random(2, new * width), random(3, new * width));
             for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
                 let grads = |q: &[f32], keys: &[f32], values: &[f32], d: &[f32]| {
                     let (past, own) = segments(&shape, keys, values);
-                    let view = View { rows: 0..NEW, position: PAST, segments: vec![&past, &own] };
+                    let view = View { rows: 0..new, position: PAST, segments: vec![&past, &own] };
                     backward(isa, &shape, q, &[view], d)
                 };
                 let len = q.len();
