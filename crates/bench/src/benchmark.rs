@@ -12,6 +12,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use mutandis_edit::method::Family;
+use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Error, Progress, Result};
 use mutandis_engine::{Model, Storage};
 
@@ -146,6 +147,8 @@ impl Benchmark<'_> {
     /// result cannot be written, or the user interrupts. What is done by then is kept.
     pub fn run(&self, folder: &Folder, cx: &Context<'_>) -> Result<Ran> {
         let Sets { names, all: sets } = self.sets;
+        // Methods that search alike share what is found.
+        let cx = &Context { values: Some(Values::default()), ..cx.clone() };
         // Before anything is run: every edit would fail, one after another.
         for Order { method, settings, .. } in self.orders {
             method.check_for(self.model, cx.recipe.as_ref(), settings).map_err(|error| {
@@ -184,7 +187,7 @@ impl Benchmark<'_> {
             };
             let records = chosen.records.clone();
             let info = self.info(order, &sets[set], chosen, editor.as_deref(), cx)?;
-            let id = id_of(&info, self.model.fingerprint()?)?;
+            let id = info.id(self.model.fingerprint()?)?;
             // A cell that is listed twice is run once.
             if ran.cells.contains(&id) {
                 continue;
@@ -536,21 +539,6 @@ fn protocols(measures: &Measures, form: Form, judge: Option<&dyn Judge>) -> BTre
         );
     }
     all
-}
-
-/// A name that tells a cell from every other: readable, with a hash of all that it is and of the
-/// model, told by its fingerprint.
-///
-/// # Errors
-/// Where it cannot be written down.
-pub(crate) fn id_of(info: &CellInfo, fingerprint: &str) -> Result<String> {
-    let json =
-        serde_json::to_string(info).map_err(|e| Error::input(format!("a cell cannot be written: {e}")))?;
-    let hash = blake3::hash(format!("{fingerprint} {json}").as_bytes()).to_hex();
-    let plain = |c: char| if c.is_alphanumeric() { c } else { '-' };
-    let name: String =
-        format!("{} {} {}", info.data.name, info.method, info.mode).chars().map(plain).take(80).collect();
-    Ok(format!("{name}-{}", &hash.as_str()[..10]))
 }
 
 fn duration(seconds: f64) -> String {

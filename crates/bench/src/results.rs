@@ -16,6 +16,7 @@ mod write;
 
 use std::collections::BTreeMap;
 
+use mutandis_edit::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -81,7 +82,8 @@ pub struct ModelInfo {
     pub layers: usize,
 }
 
-/// What a cell is: `cell.json`. Its hash is the cell's id, so that no result is taken for another's.
+/// What a cell is: `cell.json`. Its hash is in the cell's [id](Self::id), so that no result is taken for
+/// another's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CellInfo {
     /// Method.
@@ -110,6 +112,33 @@ pub struct CellInfo {
     /// `weights` (how the model's are held).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<String, String>,
+}
+
+/// What [`CellInfo::protocols`] tells in words alone: what they mean is numbered by its `version`.
+const IN_WORDS: [&str; 4] = ["prompts", "compat", "strict", "fluency"];
+
+impl CellInfo {
+    /// A name that tells the cell from every other: readable, with a hash of all that it is and of the
+    /// model, told by its fingerprint. Mended words leave it as it is.
+    ///
+    /// # Errors
+    /// Where it cannot be written down.
+    pub fn id(&self, fingerprint: &str) -> Result<String> {
+        let mut info = self.clone();
+        for name in IN_WORDS {
+            if let Some(words) = info.protocols.get_mut(name) {
+                words.clear();
+            }
+        }
+        info.data.skipped.iter_mut().chain(&mut info.data.unasked).for_each(|skipped| skipped.why.clear());
+        let json = serde_json::to_string(&info)
+            .map_err(|e| Error::input(format!("a cell cannot be written: {e}")))?;
+        let hash = blake3::hash(format!("{fingerprint} {json}").as_bytes()).to_hex();
+        let plain = |c: char| if c.is_alphanumeric() { c } else { '-' };
+        let name: String =
+            format!("{} {} {}", info.data.name, info.method, info.mode).chars().map(plain).take(80).collect();
+        Ok(format!("{name}-{}", &hash.as_str()[..10]))
+    }
 }
 
 /// A suite of general ability as it is measured.
@@ -253,7 +282,8 @@ pub struct Retention {
 pub struct Cost {
     /// Edits made, without those that failed.
     pub edits: usize,
-    /// Seconds of editing, statistics of the model included.
+    /// Seconds of editing, statistics of the model included, and searches that another method of the
+    /// same run made.
     pub edit_seconds: f64,
     /// Seconds of scoring, without what the unedited model says.
     pub score_seconds: f64,
@@ -281,4 +311,57 @@ pub struct CellResult {
     pub costs: Vec<Cost>,
     /// Parts that are done.
     pub done: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_cell_keeps_its_id_where_words_are_mended() {
+        let words = |what: &str| format!("how {what} is measured");
+        let skipped = |why: &str| Skipped { record: 3, why: why.to_owned() };
+        let info = CellInfo {
+            method: "ft-m".to_owned(),
+            settings: serde_json::json!({ "steps": 25 }),
+            data: DataInfo {
+                name: "zsre".to_owned(),
+                form: Form::Facts,
+                version: "1".to_owned(),
+                unasked: vec![skipped("it has no prompt")],
+                skipped: vec![skipped("its subject is not in it")],
+            },
+            mode: Mode::Single,
+            seed: 0,
+            records: vec![1, 2, 4],
+            parts: 1,
+            protocols: ["version", "compat", "judge"].map(|name| (name.to_owned(), words(name))).into(),
+            text: None,
+            general: BTreeMap::new(),
+            sources: BTreeMap::new(),
+        };
+        let id = |change: &dyn Fn(&mut CellInfo)| {
+            let mut changed = info.clone();
+            change(&mut changed);
+            changed.id("model").unwrap()
+        };
+        let own = id(&|_| ());
+        assert_eq!(
+            own,
+            id(&|info| drop(info.protocols.insert("compat".to_owned(), "better told".to_owned())))
+        );
+        assert_eq!(own, id(&|info| info.data.skipped[0].why = "better told".to_owned()));
+        for changed in [
+            id(&|info| drop(info.protocols.remove("compat"))),
+            id(&|info| drop(info.protocols.insert("version".to_owned(), "5".to_owned()))),
+            id(&|info| drop(info.protocols.insert("judge".to_owned(), "another".to_owned()))),
+            id(&|info| info.data.skipped[0].record = 5),
+            id(&|info| info.records.push(5)),
+            info.id("another model").unwrap(),
+        ] {
+            assert_ne!(own, changed);
+        }
+    }
 }

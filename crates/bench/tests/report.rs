@@ -148,13 +148,9 @@ impl Results {
     }
 }
 
-/// A cell's id: readable, with a hash of the model's fingerprint and of all that the cell says of itself.
+/// A cell's id, of the model that all are of.
 fn id(info: &CellInfo) -> String {
-    let json = serde_json::to_string(info).unwrap();
-    let hash = blake3::hash(format!("{FINGERPRINT} {json}").as_bytes()).to_hex();
-    let name = format!("{} {} {}", info.data.name, info.method, info.mode);
-    let name: String = name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
-    format!("{name}-{}", &hash.as_str()[..10])
+    info.id(FINGERPRINT).unwrap()
 }
 
 /// All reports of what is there.

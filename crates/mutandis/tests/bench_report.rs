@@ -20,13 +20,10 @@ fn results(sandbox: &Sandbox) -> PathBuf {
         "data": {"name": "zsre", "form": "facts", "version": "85eb718b0b", "skipped": []},
         "protocols": {"compat": "token accuracy"},
     });
-    // What a cell says of itself, and its name, which is a hash of that.
     let info = serde_json::from_value::<CellInfo>(info).unwrap();
-    let info = serde_json::to_string(&info).unwrap();
-    let hash = blake3::hash(format!("00ff {info}").as_bytes()).to_hex();
-    let cell = sandbox.path(&format!("results/cells/zsre-rome-single-{}", &hash.as_str()[..10]));
+    let cell = sandbox.path(&format!("results/cells/{}", info.id("00ff").unwrap()));
     std::fs::create_dir_all(&cell).unwrap();
-    std::fs::write(cell.join("cell.json"), info).unwrap();
+    std::fs::write(cell.join("cell.json"), serde_json::to_string(&info).unwrap()).unwrap();
     let cost = json!({
         "edits": 1, "edit_seconds": 1.5, "score_seconds": 0.5, "baseline_seconds": 0.5, "peak_memory_bytes": 1_000_000,
     });

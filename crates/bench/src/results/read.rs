@@ -8,7 +8,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{CellInfo, CellResult, Cost, FORMAT, ModelResult, RecordResult, RunInfo};
-use crate::benchmark::id_of;
 use crate::run::{Cell, Mode};
 
 /// What a part's name ends with.
@@ -108,7 +107,7 @@ fn cell(folder: &Path, run: &RunInfo) -> Result<Option<CellResult>> {
     let info: CellInfo =
         serde_json::from_slice(&bytes(&path, ANEW)?).map_err(|e| damaged(&path, &e, ANEW))?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let own = id_of(&info, &run.model.fingerprint)?;
+    let own = info.id(&run.model.fingerprint)?;
     if id != own {
         let what = format!(
             "`{}` was made for another model or changed by hand: by its `cell.json` it should be `{own}`",
