@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use mutandis_edit::method::Wanted;
 use mutandis_edit::patch::Stack;
-use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Entry, Error, Fact, Job, Patch, Result};
 use mutandis_engine::{Model, Overlay};
 use serde::{Deserialize, Serialize};
@@ -231,17 +230,20 @@ impl Cell<'_> {
         heard: &dyn Fn(usize),
         cx: &Context<'_>,
     ) -> Result<Part> {
-        match self.mode {
-            Mode::Single => {
-                // The facts are searched together, and then written each alone.
-                let facts: Vec<Fact> = records.iter().flat_map(|r| r.facts.clone()).collect();
-                let values = cx.values.clone().or_else(|| Some(Values::ahead(&facts)));
-                self.independent(1, records, before, &Context { values, ..cx.clone() })
-            }
-            Mode::Batch(n) => self.independent(n.max(1), records, before, cx),
-            Mode::Sequential => self.sequence(1, records, before, steps, heard, cx),
-            Mode::Turns(n) => self.sequence(n.max(1), records, before, steps, heard, cx),
-        }
+        // Facts that are written each alone are searched together.
+        let alone = if self.mode == Mode::Single { records } else { &[] };
+        let facts: Vec<Fact> = alone.iter().flat_map(|r| r.facts.clone()).collect();
+        let values = cx.values.clone().unwrap_or_default().looking_ahead(&facts);
+        let cx = &Context { values: Some(values.clone()), ..cx.clone() };
+        let mut part = match self.mode {
+            Mode::Single => self.independent(1, records, before, cx)?,
+            Mode::Batch(n) => self.independent(n.max(1), records, before, cx)?,
+            Mode::Sequential => self.sequence(1, records, before, steps, heard, cx)?,
+            Mode::Turns(n) => self.sequence(n.max(1), records, before, steps, heard, cx)?,
+        };
+        // A method costs what it would alone.
+        part.cost.edit_seconds += values.spared_seconds();
+        Ok(part)
     }
 
     /// One patch for each `size` records, each on the unedited model.

@@ -109,7 +109,7 @@ pub fn sweep(
     let text = if mode == Mode::Single { vec![] } else { text(model)? };
     let whole = Whole::new(model, text, vec![])?;
     // Progress is of candidates, not of what each edit does.
-    let values = Some(Values::ahead(facts));
+    let values = Some(Values::default());
     let quiet = Context { progress: Context::default().progress, values, ..cx.clone() };
     let count = axes.iter().map(Vec::len).sum();
     cx.progress.begin("trying settings", count);

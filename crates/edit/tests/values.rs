@@ -153,6 +153,43 @@ fn kept_values_give_the_same_patches_from_one_search() {
 }
 
 #[test]
+fn methods_that_search_alike_share_a_search_and_are_told_what_it_took() {
+    let (model, facts) = (model(), facts());
+    let method = |id: &str| METHODS.iter().find(|m| m.id == id).unwrap();
+    let stages = Stages::default();
+    let kept = Values::default();
+    let edit = |id: &str, margin: f64| {
+        let settings = json!({
+            "prefixes": [0, 0], "moment-tokens": 600, "layers": [1, LAYER], "search": {"steps": 6, "margin": margin},
+        });
+        let values = kept.looking_ahead(&facts);
+        let cx = Context { values: Some(values.clone()), progress: &stages, ..Context::default() };
+        for fact in &facts {
+            let facts = std::slice::from_ref(fact);
+            let alone = Context::default();
+            let made = [&cx, &alone].map(|cx| {
+                let job = Job { model: &model, stack: &[], prior: &[], facts, seed: 3 };
+                method(id).edit(&settings, &job, cx).unwrap()
+            });
+            assert_eq!(made[0].weights, made[1].weights, "{id}");
+        }
+        values.spared_seconds()
+    };
+    let searches = || stages.0.lock().unwrap().iter().filter(|stage| *stage == "searching values").count();
+    assert_eq!(edit("memit", 1.0), 0.0, "it has searched itself");
+    assert_eq!(searches(), 1);
+    let spared = edit("emmet", 1.0);
+    assert_eq!(searches(), 1);
+    assert!(spared > 0.0);
+    assert_eq!(edit("emmet", 2.0), 0.0, "nobody has searched by this margin");
+    assert_eq!(searches(), 2);
+    let again = edit("memit-merge", 1.0);
+    assert_eq!(searches(), 2);
+    // The same values, the seconds added up in the same order.
+    assert_eq!(again, spared);
+}
+
+#[test]
 fn values_on_top_of_other_edits_are_searched_anew() {
     let (model, facts) = (model(), facts());
     let a = model.architecture();
