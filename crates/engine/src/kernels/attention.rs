@@ -67,15 +67,7 @@ impl Segment {
     pub fn append(&mut self, keys: &[f32], values: &[f32]) {
         let t = keys.len() / self.width;
         self.reserve(self.len + t);
-        // By whole cache lines of the rows: the lines that they go to stay at hand meanwhile.
-        for first in (0..self.width).step_by(LANES) {
-            let lanes = LANES.min(self.width - first);
-            for (i, row) in keys.chunks_exact(self.width).enumerate() {
-                for (d, x) in (first..).zip(&row[first..first + lanes]) {
-                    self.keys[d * self.capacity + self.len + i] = *x;
-                }
-            }
-        }
+        turn(keys, self.width, t, self.width, self.capacity, &mut self.keys[self.len..]);
         self.values.extend_from_slice(values);
         self.len += t;
     }
@@ -124,6 +116,19 @@ impl Segment {
     }
 }
 
+/// Transposes `[rows, columns]`, whose rows are `stride` apart, into rows that are `pitch` apart.
+fn turn(from: &[f32], stride: usize, rows: usize, columns: usize, pitch: usize, to: &mut [f32]) {
+    // By whole cache lines of the rows: the lines that they go to stay at hand meanwhile.
+    for first in (0..columns).step_by(LANES) {
+        let lanes = LANES.min(columns - first);
+        for r in 0..rows {
+            for (c, x) in (first..).zip(&from[r * stride + first..][..lanes]) {
+                to[c * pitch + r] = *x;
+            }
+        }
+    }
+}
+
 /// One sequence of a batch.
 #[derive(Debug)]
 pub struct View<'a> {
@@ -133,6 +138,23 @@ pub struct View<'a> {
     pub position: usize,
     /// What it sees: segments in order of position; the last one ends with the rows themselves.
     pub segments: Vec<&'a Segment>,
+}
+
+impl View<'_> {
+    /// Columns that a row of scores takes.
+    fn columns(&self) -> usize {
+        self.segments.iter().map(|s| s.columns()).sum()
+    }
+
+    /// Its segments, each with its first column in a row of scores and the position of its first token.
+    fn placed(&self) -> impl Iterator<Item = (&Segment, usize, usize)> {
+        self.segments.iter().scan((0, 0), |(at, start), &segment| {
+            let placed = (segment, *at, *start);
+            *at += segment.columns();
+            *start += segment.len;
+            Some(placed)
+        })
+    }
 }
 
 /// Query rows handled by one task.
@@ -174,7 +196,7 @@ fn forward_tile(
     let group = shape.heads / shape.kv_heads;
     let rows = TILE.min(view.rows.len() - from);
     let m = rows * group;
-    let columns: usize = view.segments.iter().map(|s| s.columns()).sum();
+    let columns = view.columns();
     // Row `i · group + g` of the tile: query `i`, head `g` of the group.
     let row_of = |i: usize, g: usize| (view.rows.start + from + i) * width + (kv_head * group + g) * k;
     let mut queries = Vec::with_capacity(m * k);
@@ -186,8 +208,7 @@ fn forward_tile(
     let mut scores = vec![0.0f32; m * columns];
     let mut sums = vec![0.0f32; m * LANES];
     let last = view.position + from + rows - 1;
-    let (mut at, mut start) = (0, 0);
-    for segment in &view.segments {
+    for (segment, at, start) in view.placed() {
         for column in (0..segment.columns()).step_by(LANES) {
             if start + column > last {
                 break;
@@ -199,8 +220,6 @@ fn forward_tile(
                 scores[r * columns + at + column..][..LANES].copy_from_slice(s);
             }
         }
-        at += segment.columns();
-        start += segment.len;
     }
     for i in 0..rows {
         for g in 0..group {
@@ -211,8 +230,7 @@ fn forward_tile(
     // The values of one segment after another; sums stay in the result's tile.
     let mut mixed = vec![0.0f32; m * k.next_multiple_of(LANES)];
     let panels = k.div_ceil(LANES);
-    let (mut at, mut start) = (0, 0);
-    for segment in &view.segments {
+    for (segment, at, start) in view.placed() {
         let used = segment.len.min((last + 1).saturating_sub(start));
         for p in 0..panels {
             let tile = &mut mixed[p * m * LANES..][..m * LANES];
@@ -234,8 +252,6 @@ fn forward_tile(
                 }
             }
         }
-        at += segment.columns();
-        start += segment.len;
     }
     for i in 0..rows {
         for g in 0..group {
@@ -255,16 +271,13 @@ fn weigh(isa: Isa, shape: &Shape, view: &View<'_>, query: usize, row: &mut [f32]
             *s = cap * (*s / cap).tanh();
         }
     }
-    let (mut at, mut start) = (0, 0);
-    for segment in &view.segments {
+    for (segment, at, start) in view.placed() {
         let part = &mut row[at..at + segment.columns()];
         for (j, s) in part.iter_mut().enumerate() {
             if j >= segment.len || !shape.sees(query, start + j) {
                 *s = f32::NEG_INFINITY;
             }
         }
-        at += segment.columns();
-        start += segment.len;
     }
     softmax(isa, row);
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Arithmetic, Isa, LANES, Segment, Shape, Shared, TILE, View, block, per_isa, weigh};
+use super::{Arithmetic, Isa, LANES, Segment, Shape, Shared, TILE, View, block, per_isa, turn, weigh};
 
 /// Gradients of the new rows: of q `[rows, h·k]`, and of k and v `[rows, kv·k]`.
 #[derive(Debug)]
@@ -62,19 +62,6 @@ impl Turned {
     }
 }
 
-/// Transposes `[rows, columns]`, whose rows are `stride` apart, into rows that are `pitch` apart.
-fn turn(from: &[f32], stride: usize, rows: usize, columns: usize, pitch: usize, to: &mut [f32]) {
-    // By whole cache lines of the rows: the lines that they go to stay at hand meanwhile.
-    for first in (0..columns).step_by(LANES) {
-        let lanes = LANES.min(columns - first);
-        for r in 0..rows {
-            for (c, x) in (first..).zip(&from[r * stride + first..][..lanes]) {
-                to[c * pitch + r] = *x;
-            }
-        }
-    }
-}
-
 /// The query heads that share one head of keys and values, in one sequence.
 #[derive(Clone, Copy)]
 struct Group<'a> {
@@ -95,7 +82,7 @@ impl Group<'_> {
         let group = shape.heads / shape.kv_heads;
         let rows = TILE.min(view.rows.len() - from);
         let m = rows * group;
-        let columns: usize = view.segments.iter().map(|s| s.columns()).sum();
+        let columns = view.columns();
         // Row `r` of the tile: query `r / group`, head `r % group` of the group.
         let row_of =
             |r: usize| (view.rows.start + from + r / group) * width + (kv_head * group + r % group) * k;
@@ -120,15 +107,12 @@ impl Group<'_> {
                 out[..LANES].copy_from_slice(sums);
             }
         };
-        let (mut at, mut start) = (0, 0);
-        for (segment, turned) in view.segments.iter().zip(turned) {
+        for ((segment, at, start), turned) in view.placed().zip(turned) {
             for column in (0..segment.columns()).step_by(LANES).take_while(|c| start + c <= last) {
                 let keys = &segment.keys[kv_head * k * segment.capacity + column..];
                 product(&queries, keys, segment.capacity, &mut weights[at + column..]);
                 product(&d, &turned.values[column..], segment.columns(), &mut slopes[at + column..]);
             }
-            at += segment.columns();
-            start += segment.len;
         }
         for (r, (weights, slopes)) in
             weights.chunks_exact_mut(columns).zip(slopes.chunks_exact_mut(columns)).enumerate()
@@ -147,15 +131,12 @@ impl Group<'_> {
         for first in (0..k).step_by(LANES) {
             let sums = &mut sums[..m * LANES];
             sums.fill(0.0);
-            let (mut at, mut start) = (0, 0);
-            for (segment, turned) in view.segments.iter().zip(turned) {
+            for ((segment, at, start), turned) in view.placed().zip(turned) {
                 let seen = segment.len.min((last + 1).saturating_sub(start));
                 if seen > 0 {
                     let keys = &turned.keys[first..];
                     block(isa, &slopes[at..], columns, m, &[keys], padded, seen, &[], sums);
                 }
-                at += segment.columns();
-                start += segment.len;
             }
             for (r, sums) in sums.chunks_exact(LANES).enumerate() {
                 let lanes = LANES.min(k - first);
