@@ -104,6 +104,28 @@ fn the_hubs_cache_is_read_at_the_revision_of_main() {
 }
 
 #[test]
+fn any_file_of_the_hubs_cache_is_found_by_its_repository() {
+    let set = "datasets--someone--facts";
+    let file = format!("{set}/snapshots/abc/data/edits.jsonl");
+    let hub = folder(&[&file, &format!("{set}/refs/main")]);
+    std::fs::write(hub.path().join(set).join("refs/main"), "abc").unwrap();
+    let name = "someone/facts/data/edits.jsonl";
+    assert_eq!(found(name, None, Some(hub.path())), Path::new(&file));
+    assert_eq!(name_of(name, Path::new(&file)), "edits");
+    // What the user has comes first.
+    let own = folder(&[name]);
+    assert_eq!(found(name, Some(own.path()), Some(hub.path())), Path::new(name));
+    let places = Places { folder: None, hub_cache: Some(hub.path().to_owned()) };
+    for gone in
+        ["someone/facts/edits.jsonl", "someone/facts", "another/facts/data/edits.jsonl", "someone/facts/"]
+    {
+        let error = find(gone, &places).unwrap_err();
+        assert_eq!(error.to_string(), format!("the data set `{gone}` is not found"));
+        assert!(error.hint().unwrap().contains("`OWNER/NAME/FILE`"), "{:?}", error.hint());
+    }
+}
+
+#[test]
 fn what_is_not_found_is_told_with_where_it_was_looked_for_and_how_it_is_got() {
     let empty = folder(&["data/x"]);
     let places = Places { folder: Some(empty.path().to_owned()), hub_cache: Some(empty.path().join("hub")) };

@@ -148,9 +148,9 @@ static KNOWN: [Known; 10] = [
     Known { name: "mquake-t", files: &["MQuAKE-T.json"], on_hub: false },
 ];
 
-/// The file of a data set, given by path, by the name of a file in the user's folder, or by short
-/// name. A file that exists wins over a name, the user's folder over the hub's cache, and a test file
-/// over one for training.
+/// The file of a data set, given by path, by the name of a file in the user's folder, by short name, or
+/// as `OWNER/NAME/FILE` of any data set in the hub's cache. A file that exists wins over a name, the
+/// user's folder over the hub's cache, and a test file over one for training.
 ///
 /// # Errors
 /// Where there is none: with the names that there are, or where it was looked for and how it is got.
@@ -165,6 +165,7 @@ pub fn find(name: &str, places: &Places) -> Result<PathBuf> {
     let Some(known) = known(name) else {
         // A plan may name a file of the folder, wherever that is on this machine.
         let file = own.iter().map(|root| root.join(name)).find(|file| file.is_file());
+        let file = file.or_else(|| in_cache(name, places.hub_cache.as_deref()?));
         return file.ok_or_else(|| unknown(name));
     };
     let within = |roots: &[PathBuf]| {
@@ -194,15 +195,23 @@ fn known(name: &str) -> Option<&'static Known> {
 impl Known {
     /// Where the hub's cache holds its files.
     fn on_hub(&self, places: &Places) -> Option<PathBuf> {
-        places.hub_cache.as_deref().filter(|_| self.on_hub).map(benchmark)
+        let cache = places.hub_cache.as_deref().filter(|_| self.on_hub)?;
+        Some(snapshot(cache, HUB).join("benchmark"))
     }
 }
 
-/// Where the hub's cache holds KnowEdit's files, in the revision that `refs/main` names.
-fn benchmark(cache: &Path) -> PathBuf {
-    let set = cache.join(format!("datasets--{}", HUB.replace('/', "--")));
+/// A file of any data set that the hub's cache holds, named `OWNER/NAME/FILE`.
+fn in_cache(name: &str, cache: &Path) -> Option<PathBuf> {
+    let (owner, rest) = name.split_once('/')?;
+    let (set, file) = rest.split_once('/')?;
+    Some(snapshot(cache, &format!("{owner}/{set}")).join(file)).filter(|file| file.is_file())
+}
+
+/// Where the hub's cache holds a data set, in the revision that `refs/main` names.
+fn snapshot(cache: &Path, set: &str) -> PathBuf {
+    let set = cache.join(format!("datasets--{}", set.replace('/', "--")));
     let revision = std::fs::read_to_string(set.join("refs/main")).unwrap_or_else(|_| "main".to_owned());
-    set.join("snapshots").join(revision.trim()).join("benchmark")
+    set.join("snapshots").join(revision.trim())
 }
 
 /// It is neither a file nor a name.
@@ -212,7 +221,10 @@ fn unknown(name: &str) -> Error {
     let meant = nearest(name, names).map(|m| format!("did you mean `{m}`? ")).unwrap_or_default();
     Error::input_hint(
         format!("the data set `{name}` {what}"),
-        format!("{meant}give the path of a file, or one of `{}`", names.join("`, `")),
+        format!(
+            "{meant}give the path of a file, `OWNER/NAME/FILE` of a data set in the hub's cache, or one of `{}`",
+            names.join("`, `")
+        ),
     )
 }
 

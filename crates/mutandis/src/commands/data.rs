@@ -32,7 +32,8 @@ enum Command {
 Exit code 1: some records cannot be used.")]
 struct CheckArgs {
     /// The data set: KnowEdit's, CounterFact's, zsRE's, MQuAKE's and RippleEdits' files, or JSON
-    /// lines with `prompt`, `subject` and `target_new`; or the name of a known one, such as `zsre`
+    /// lines with `prompt`, `subject` and `target_new`; the name of a known one, such as `zsre`, or
+    /// `OWNER/NAME/FILE` of one in the hub's cache
     #[arg(value_name = "FILE|NAME")]
     data: String,
     /// Where data sets that are named are looked for, besides the hub's cache

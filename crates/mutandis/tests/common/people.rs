@@ -48,6 +48,12 @@ pub fn people() -> Sandbox {
     sandbox
 }
 
+/// The words of a run that is quick on the little model.
+pub fn run<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let usual = ["bench", "run", "--model", model, "--data", "people.jsonl", "--set", "moment-tokens=600"];
+    [&usual[..], &["--set", "prefixes=[1,1]", "--set", "search.steps=5"], more].concat()
+}
+
 /// All results of a folder by their paths, but for what a run costs.
 pub fn results(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let is_result = |path: &String| !path.ends_with(".cost.json") && !path.contains(".mutandis-");

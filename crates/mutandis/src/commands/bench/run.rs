@@ -58,7 +58,8 @@ pub(super) struct RunArgs {
     /// A plan: a TOML file, or one that ships with mutandis, `knowedit.toml` or `edits.toml`
     #[arg(value_name = "PLAN")]
     plan: Option<PathBuf>,
-    /// A data set: a file (JSON, JSON lines), or the name of a known one, such as `zsre`
+    /// A data set: a file (JSON, JSON lines), the name of a known one, such as `zsre`, or `OWNER/NAME/FILE`
+    /// of one in the hub's cache
     #[arg(long, value_name = "FILE|NAME")]
     data: Vec<String>,
     /// How; `mutandis methods` lists them, `all` are all, each once [default: r-rome]
