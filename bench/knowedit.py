@@ -11,14 +11,6 @@ import re
 import sys
 from pathlib import Path
 
-SETS = {
-    "wiki_recent": "WikiData_recent",
-    "zsre": "ZsRE",
-    "wikibio": "WikiBio",
-    "wiki_counterfact": "WikiData_counterfact",
-    "convsent": "ConvSent",
-    "sanitation": "Sanitation",
-}
 UNEDITED = "*unedited*"
 MEASURES = {"edit": "edit success", "portability": "portability", "locality": "locality"}
 
@@ -38,12 +30,12 @@ def score(all_scores, measure):
     return "" if found == ["–", "–"] else " / ".join(found)
 
 
-def table(cells, order, measure):
+def table(cells, order, titles, measure):
     """Rows are the unedited model and methods, columns data sets."""
     scores = {(f"`{c['method']}`", c["data"]["name"]): score(c["after"], measure) for c in cells}
     scores |= {(UNEDITED, c["data"]["name"]): score(c["before"], measure) for c in cells}
-    sets = [name for name in SETS if any(scores.get((method, name)) for method in order)]
-    yield f"| {MEASURES[measure]} | " + " | ".join(SETS[name] for name in sets) + " |"
+    sets = [name for name in titles if any(scores.get((method, name)) for method in order)]
+    yield f"| {MEASURES[measure]} | " + " | ".join(titles[name] for name in sets) + " |"
     yield "|---" * (len(sets) + 1) + "|"
     for method in order:
         row = [scores.get((method, name), "") for name in sets]
@@ -51,9 +43,9 @@ def table(cells, order, measure):
             yield f"| {method} | " + " | ".join(row) + " |"
 
 
-def folded(markdown):
+def folded(markdown, titles):
     """The tables of the data sets as the report has them, one fold each."""
-    for title in SETS.values():
+    for title in titles:
         found = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^##|\Z)", markdown, re.M | re.S)
         if found:
             yield f"<details><summary>{title}, all columns</summary>\n\n{found[1].strip()}\n\n</details>\n"
@@ -69,9 +61,11 @@ def main():
     if unfinished:
         print(f"not done: {', '.join(unfinished)}", file=sys.stderr)
     order = [UNEDITED, *sorted({f"`{c['method']}`" for c in cells})]
+    # By the first of the names that a set goes by.
+    titles = {known["names"][0]: known["title"] for known in report["published"]["sets"]}
     for measure in MEASURES:
-        print("\n".join(table(cells, order, measure)), end="\n\n")
-    print("\n".join(folded((folder / "report.md").read_text())))
+        print("\n".join(table(cells, order, titles, measure)), end="\n\n")
+    print("\n".join(folded((folder / "report.md").read_text(), titles.values())))
 
 
 main()

@@ -400,8 +400,6 @@ impl Benchmark<'_> {
                 && let Some(scored) = steps.scored()
             {
                 self.keep(folder, *part, scored, Some(judge), state, cx)?;
-                state.done += range.len();
-                self.progress.step(state.done);
                 continue;
             }
             let of = |&i: &usize| {
@@ -425,10 +423,8 @@ impl Benchmark<'_> {
             let heard = |edited: usize| self.progress.step(done + edited);
             let mut run = cell.run(&prepared, &before, Some(&steps), &heard, cx)?;
             run.cost.baseline_seconds = baseline_seconds;
-            self.keep(folder, *part, run, judge, state, cx)?;
-            state.done += range.len();
             state.made += range.len();
-            self.progress.step(state.done);
+            self.keep(folder, *part, run, judge, state, cx)?;
         }
         Ok(others)
     }
@@ -452,7 +448,10 @@ impl Benchmark<'_> {
                 judge::judge(judge, record, &mut verdicts, &mut state.asked)?;
             }
         }
-        folder.keep(part, &run)
+        folder.keep(part, &run)?;
+        state.done += run.records.len();
+        self.progress.step(state.done);
+        Ok(())
     }
 }
 
