@@ -4,6 +4,7 @@
 //! and nothing depends on which parts were made in one go.
 
 mod choice;
+mod once;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,6 +18,7 @@ use mutandis_edit::{Context, Error, Progress, Result};
 use mutandis_engine::{Model, Storage};
 
 use self::choice::{Chosen, Looked};
+use self::once::Once;
 use crate::baseline::Baseline;
 use crate::compat::in_context::Branch;
 use crate::data::find::{Places, find, name_of};
@@ -369,6 +371,8 @@ impl Benchmark<'_> {
         cx: &Context<'_>,
     ) -> Result<Vec<(usize, Range<usize>)>> {
         let Planned { order, records, folder, parts, .. } = planned;
+        let once = Once::new(cx.progress);
+        let cx = &Context { progress: &once, ..cx.clone() };
         let judge = self.judge_of(set.form);
         let mut others = vec![];
         let seed = order.seed;
