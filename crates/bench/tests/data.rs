@@ -284,16 +284,21 @@ fn a_record_of_an_array_that_is_no_json_value_is_left_out_alone() {
 fn the_form_is_what_most_records_look_like() {
     let rewrite = json!({"prompt": "{} is in", "subject": "Rome", "target_new": {"str": "France"}});
     let good = json!({"requested_rewrite": rewrite, "neighborhood_prompts": []});
-    for (odd, why) in [
-        (json!({"requested_rewrite": [rewrite]}), "`requested_rewrite` is no object"),
-        (json!({"prompt": "Rome is in", "target_new": "France"}), "`requested_rewrite` is no object"),
-    ] {
-        let set = read(json!([odd, good, good]).to_string()).unwrap();
-        assert_eq!(set.form, Form::CounterFact);
-        assert_eq!(told(&set), (vec![2, 3], vec![(1, why)]));
+    let fact = json!({"prompt": "Rome is in", "target_new": "France"});
+    let opinion = json!({"ent": "Rome", "pos": ["Good."], "neg": ["Bad."]});
+    // Each is read by its own form; of opinions it is told why they are left out.
+    let another = "it is of another kind than the file's others, which are CounterFact";
+    let set = read(json!([fact, good, good, opinion]).to_string()).unwrap();
+    assert_eq!((set.form, told(&set)), (Form::CounterFact, (vec![1, 2, 3], vec![(4, another)])));
+    // What cannot be used does not make the form, however much of it there is.
+    let (stub, empty) = (json!({"prompt": ""}), json!({"ent": "Rome", "pos": [], "neg": []}));
+    for (odd, one, form) in
+        [(&stub, &good, Form::CounterFact), (&empty, &fact, Form::Facts), (&stub, &opinion, Form::ConvSent)]
+    {
+        let set = read(json!([odd, odd, one, odd]).to_string()).unwrap();
+        assert_eq!((set.form, told(&set).0), (form, vec![3]));
     }
     // As many of one form as of the other: the one that is listed first.
-    let fact = json!({"prompt": "Rome is in", "target_new": "France"});
     assert_eq!(read(json!([good, fact]).to_string()).unwrap().form, Form::Facts);
     assert_eq!(read(json!([fact, good]).to_string()).unwrap().form, Form::Facts);
 }

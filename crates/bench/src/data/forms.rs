@@ -9,29 +9,60 @@ use super::{Form, Task, ripple};
 /// Forms that are told by their records; of several that as many records have, the first.
 const FORMS: [Form; 5] = [Form::Facts, Form::CounterFact, Form::Mquake, Form::RippleEdits, Form::ConvSent];
 
-/// The form of a file: what most of its records look like, so that a few odd ones do not spoil the
-/// rest.
-pub(super) fn form(records: &[Result<Value, String>]) -> Form {
-    let of = |record: &Map<String, Value>| match record.get("requested_rewrite") {
+/// A record as its form has it, with what of it is passed over, or what is wrong with it.
+pub(super) type Read = Result<(Task, Vec<String>), String>;
+
+/// Records, each by its own form, and the form of the file: what most of those look like that can be
+/// used, so that odd ones do not spoil the rest; where none can, what most look like.
+pub(super) fn read(records: Vec<Result<Value, String>>) -> (Form, Vec<Read>) {
+    let own: Vec<Option<Form>> =
+        records.iter().map(|r| r.as_ref().ok().and_then(Value::as_object).and_then(form)).collect();
+    let most = |forms: &[Option<Form>]| {
+        let count = |form: &Form| forms.iter().flatten().filter(|other| *other == form).count();
+        // Of equals the last is taken.
+        FORMS.into_iter().rev().max_by_key(count).unwrap_or(Form::Facts)
+    };
+    let looks = most(&own);
+    let read: Vec<Read> = records
+        .into_iter()
+        .zip(&own)
+        .map(|(record, own)| {
+            let mut notes = vec![];
+            let task = task(own.unwrap_or(looks), &record?, &mut notes)?;
+            Ok((task, notes))
+        })
+        .collect();
+    let usable: Vec<Option<Form>> =
+        read.iter().zip(own).filter_map(|(r, form)| r.is_ok().then_some(form)).collect();
+    let form = if usable.iter().flatten().next().is_some() { most(&usable) } else { looks };
+    // Facts of whatever form are scored alike; opinions are not.
+    let fits = |task: &Task| matches!(task, Task::Sentiment { .. }) == (form == Form::ConvSent);
+    let kept = read.into_iter().map(|read| match read {
+        Ok((task, _)) if !fits(&task) => {
+            Err(format!("it is of another kind than the file's others, which are {}", form.name()))
+        }
+        read => read,
+    });
+    (form, kept.collect())
+}
+
+/// The form of a record, told by its fields.
+fn form(record: &Map<String, Value>) -> Option<Form> {
+    match record.get("requested_rewrite") {
         Some(Value::Array(_)) => Some(Form::Mquake),
         Some(Value::Object(_)) => Some(Form::CounterFact),
         _ if record.contains_key("pos") && record.contains_key("neg") => Some(Form::ConvSent),
         _ if record.get("edit").is_some_and(Value::is_object) => Some(Form::RippleEdits),
         _ if ["prompt", "src", "text"].iter().any(|name| record.contains_key(*name)) => Some(Form::Facts),
         _ => None,
-    };
-    let objects = records.iter().flatten().filter_map(Value::as_object);
-    let found: Vec<Form> = objects.filter_map(of).collect();
-    let count = |form: &Form| found.iter().filter(|other| *other == form).count();
-    // Of equals the last is taken.
-    FORMS.into_iter().rev().max_by_key(count).unwrap_or(Form::Facts)
+    }
 }
 
 /// A record as a task; what of it is passed over is noted.
 ///
 /// # Errors
 /// Says what is wrong with it.
-pub(super) fn task(form: Form, record: &Value, notes: &mut Vec<String>) -> Result<Task, String> {
+fn task(form: Form, record: &Value, notes: &mut Vec<String>) -> Result<Task, String> {
     let object = record.as_object().ok_or("it is no object")?;
     match form {
         Form::Facts => facts(object, notes),
@@ -41,6 +72,11 @@ pub(super) fn task(form: Form, record: &Value, notes: &mut Vec<String>) -> Resul
         Form::ConvSent => conv_sent(object, notes),
         Form::Sanitation => sanitation(object),
     }
+}
+
+/// Records of Sanitation that are to be forgotten.
+pub(super) fn forgotten(records: Vec<Result<Value, String>>) -> Vec<Read> {
+    records.into_iter().map(|record| Ok((task(Form::Sanitation, &record?, &mut vec![])?, vec![]))).collect()
 }
 
 /// One fact, with nothing to be generated.

@@ -150,9 +150,9 @@ impl Set {
     }
 
     fn of(file: File) -> Self {
-        let (form, records, retain) = match file {
-            File::Records(records) => (forms::form(&records), records, vec![]),
-            File::Sanitation { forget, retain } => (Form::Sanitation, forget, retain),
+        let ((form, records), retain) = match file {
+            File::Records(records) => (forms::read(records), vec![]),
+            File::Sanitation { forget, retain } => ((Form::Sanitation, forms::forgotten(forget)), retain),
         };
         let mut set = Self {
             form,
@@ -171,9 +171,8 @@ impl Set {
         }
         for (i, record) in records.into_iter().enumerate() {
             let number = i + 1;
-            let mut notes = vec![];
-            match record.and_then(|record| forms::task(form, &record, &mut notes)) {
-                Ok(task) => {
+            match record {
+                Ok((task, notes)) => {
                     set.records.push(Record { number, task });
                     notes.iter().for_each(|what| set.note(PASSED_OVER, number, what));
                 }
