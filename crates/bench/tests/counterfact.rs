@@ -92,6 +92,11 @@ fn preferences_are_mean_log_probabilities_of_both_objects() {
         }
         assert_eq!(preferences(&model, &[(*edited, &fact)]).unwrap()[0], *found, "neighbours in a batch");
     }
+    // Blanks around objects, which data sets write here and there, change nothing.
+    let mut spaced = fact.clone();
+    spaced.ground_truth = Some(" zoo ".into());
+    spaced.locality[1].answers = vec!["zoo ".into()];
+    assert_eq!(preferences(&model, &[(edits[0], &spaced)]).unwrap()[0], found[0]);
     assert!((found[0][0].new - found[1][0].new).abs() > 0.01, "the change changes nothing");
     assert!((found[0][0].new - found[2][0].new).abs() > 0.01, "the prefix changes nothing");
 }

@@ -84,8 +84,8 @@ impl Scores {
 
 /// What models prefer after all prompts of their facts, many facts at a time, each under its own
 /// edits. A neighbour is a probe of locality that the true object answers: what CounterFact calls one,
-/// or what is about another subject. A fact without a true object, or whose target is that object, has no preferences: nothing could be
-/// preferred to the other.
+/// or what is about another subject. Blanks around objects do not count. A fact without a true object,
+/// or whose target is that object, has no preferences: nothing could be preferred to the other.
 ///
 /// # Errors
 /// Where the model has no tokenizer, or a prompt is empty or longer than its context.
@@ -93,8 +93,10 @@ pub fn preferences(model: &Model, asked: &[(Edited<'_>, &Fact)]) -> Result<Vec<V
     let (mut forks, mut all) = (vec![], Vec::with_capacity(asked.len()));
     for (edited, fact) in asked {
         let mut of_fact = vec![];
-        if let Some(old) = fact.ground_truth.as_ref().filter(|old| old.trim() != fact.target.trim()) {
-            let answered = fact.locality.iter().filter(|p| p.answers.first() == Some(old));
+        let old = fact.ground_truth.as_deref().map(str::trim);
+        if let Some(old) = old.filter(|old| *old != fact.target.trim()) {
+            let is_old = |p: &&Probe| p.answers.first().is_some_and(|answer| answer.trim() == old);
+            let answered = fact.locality.iter().filter(is_old);
             let is_neighbour = |p: &&Probe| p.kind == NEIGHBORHOOD || !names(&p.prompt, &fact.subject);
             let neighbours = answered.filter(is_neighbour);
             let prompts = std::iter::once((Role::Edit, &fact.prompt))
