@@ -70,7 +70,11 @@ impl Case {
     /// Where there is no such record, or it or one of the others is not about a sentiment.
     pub fn new(records: &[Record], index: usize, seed: u64) -> Result<Self> {
         let (number, topic, answers) = opinions(records, index)?;
-        let ahead = |by: usize| opinions(records, (index + by.max(1)) % records.len().max(1));
+        // Of one record alone there is no other.
+        let ahead = |by: usize| match (index + by.max(1)) % records.len().max(1) {
+            other if other == index => Ok((number, "", [&[][..], &[]])),
+            other => opinions(records, other),
+        };
         let (_, next_topic, next) = ahead(1)?;
         let (_, far_topic, far) = ahead(records.len() / 2)?;
         let mut draw = Draw::new(seed, number);
@@ -197,6 +201,9 @@ mod tests {
         alone.apart.clone_from(&cases[7].apart);
         assert_eq!(alone, cases[7]);
         assert_ne!(Case::new(&records, 7, 6).unwrap(), cases[7]);
+        // Where there is no other topic, nothing is asked about one.
+        let single = Case::new(&records[7..8], 0, 5).unwrap();
+        assert_eq!((&single.own, single.other.len(), single.apart.len()), (&cases[7].own, 0, 0));
     }
 
     #[test]
