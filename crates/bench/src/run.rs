@@ -521,7 +521,10 @@ fn edited(records: &[RecordResult]) -> usize {
 fn contradictory(records: &[Prepared<'_>], size: usize) -> Vec<Option<String>> {
     let group = |group: &[Prepared<'_>]| {
         let mut wanted = Wanted::default();
-        let of = |record: &Prepared<'_>| wanted.add_all(&record.facts).err().map(|e| e.to_string());
+        let of = |record: &Prepared<'_>| {
+            let called = |_| format!("record {}", record.number);
+            wanted.add_all(&record.facts, called).err().map(|e| e.to_string())
+        };
         group.iter().map(of).collect::<Vec<_>>()
     };
     records.chunks(size).flat_map(group).collect()

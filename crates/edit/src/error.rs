@@ -89,10 +89,7 @@ impl Error {
     /// Why a result cannot be written there, and what helps.
     pub fn unwritable(path: &Path, error: &std::io::Error) -> Self {
         if is_full(error) {
-            return Self::input_hint(
-                format!("no space left to write `{}`: {error}", path.display()),
-                "free some space, or choose another place with `--out`; nothing was written",
-            );
+            return Self::input_hint(format!("no space left to write `{}`: {error}", path.display()), FULL);
         }
         Self::input_hint(
             format!("cannot write `{}`: {error}", path.display()),

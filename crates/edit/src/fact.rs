@@ -135,7 +135,7 @@ impl Fact {
             if self.subject.is_empty() {
                 return Error::input_hint(
                     format!("the fact `{}` names no subject", self.prompt),
-                    "say of whom the prompt speaks: `--subject France`",
+                    "say of whom the prompt speaks: `--subject France`, or `\"subject\": \"France\"` in a file",
                 );
             }
             Error::input_hint(

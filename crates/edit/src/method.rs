@@ -279,7 +279,7 @@ impl Entry {
                 fact.subject_range()?;
             }
         }
-        Wanted::default().add_all(job.facts)?;
+        Wanted::default().add_all(job.facts, |i| format!("fact {}", i + 1))?;
         self.check_for(job.model, cx.recipe.as_ref(), settings)?;
         let mut patch = (self.edit)(&self.settings(job.model, cx.recipe.as_ref(), settings), job, cx)?;
         if let Some(corpus) = &cx.corpus {
@@ -400,9 +400,8 @@ fn innermost<'a>(
 /// one prompt true, blanks aside.
 #[derive(Debug, Default)]
 pub struct Wanted {
-    /// By prompt: the number of its fact, from 1, and the target.
-    answers: HashMap<String, (usize, String)>,
-    count: usize,
+    /// By prompt: what its fact is called, and the target.
+    answers: HashMap<String, (String, String)>,
 }
 
 impl Wanted {
@@ -411,34 +410,32 @@ impl Wanted {
     /// # Errors
     /// Where its prompt is to be answered otherwise already.
     pub fn add(&mut self, fact: &Fact) -> Result<()> {
-        self.add_all(std::slice::from_ref(fact))
+        self.add_all(std::slice::from_ref(fact), |_| "it".to_owned())
     }
 
-    /// Takes some facts, or none of them.
+    /// Takes some facts, or none of them; errors call them, by their place, as they are `called`.
     ///
     /// # Errors
     /// Where the prompt of one is to be answered otherwise already.
-    pub fn add_all(&mut self, facts: &[Fact]) -> Result<()> {
+    pub fn add_all(&mut self, facts: &[Fact], called: impl Fn(usize) -> String) -> Result<()> {
         let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let mut own: HashMap<String, (usize, String)> = HashMap::new();
+        let mut own: HashMap<String, (String, String)> = HashMap::new();
         for (i, fact) in facts.iter().enumerate() {
             let (prompt, target) = (words(&fact.prompt), words(&fact.target));
-            let number = self.count + i + 1;
             match self.answers.get(&prompt).or_else(|| own.get(&prompt)) {
                 Some((first, wanted)) if *wanted != target => {
-                    self.count += facts.len();
+                    let own = called(i);
                     return Err(Error::input_hint(
                         format!(
-                            "facts {first} and {number} contradict each other: `{prompt}` is to be answered `{wanted}` and `{target}`",
+                            "{first} and {own} contradict each other: `{prompt}` is to be answered `{wanted}` and `{target}`",
                         ),
                         "keep one of them",
                     ));
                 }
                 Some(_) => {}
-                None => drop(own.insert(prompt, (number, target))),
+                None => drop(own.insert(prompt, (called(i), target))),
             }
         }
-        self.count += facts.len();
         self.answers.extend(own);
         Ok(())
     }

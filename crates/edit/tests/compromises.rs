@@ -108,7 +108,7 @@ fn prompts_that_differ_in_blanks_alone_are_one_prompt() {
     let facts = [("Once upon a time, Lily had a", "cat"), ("Once  upon a time,\u{a0}Lily had a ", "dog")]
         .map(|(prompt, target)| Fact::new(prompt, "Lily", target).unwrap());
     let error = edit(find("memit").unwrap(), &facts, &json!({}), &Heard::default()).unwrap_err();
-    assert!(error.to_string().contains("facts 1 and 2 contradict each other"), "{error}");
+    assert!(error.to_string().contains("fact 1 and fact 2 contradict each other"), "{error}");
 }
 
 #[test]

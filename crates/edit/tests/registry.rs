@@ -197,7 +197,7 @@ fn bad_batches_and_settings_are_named() {
     let mut torn = facts();
     torn.push(Fact::new("Once upon a time, Lily had a ", "Lily", "dog").unwrap());
     for method in METHODS {
-        fails(method.id, &torn, json!({}), "facts 1 and 3 contradict each other");
+        fails(method.id, &torn, json!({}), "fact 1 and fact 3 contradict each other");
         fails(method.id, &facts(), json!({"leyer": 1}), "has no setting `leyer`");
     }
     for method in METHODS.iter().filter(|m| writes_layers(m)) {

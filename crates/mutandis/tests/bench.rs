@@ -123,7 +123,9 @@ fn a_record_that_contradicts_another_of_its_batch_is_left_out_alone() {
         .collect();
     assert_eq!(failures.len(), 2, "{failures:?}");
     assert!(
-        failures.iter().all(|f| f.contains("`store` and `sea`") && f.contains("contradict")),
+        failures
+            .iter()
+            .all(|f| f.contains("`store` and `sea`") && f.contains("record 2 and record 10 contradict")),
         "{failures:?}"
     );
 }

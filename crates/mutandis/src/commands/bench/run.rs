@@ -40,18 +40,19 @@ use crate::stages::Stages;
   mutandis bench run knowedit.toml --folder ./KnowEdit --limit 50 --out knowedit
   mutandis bench run knowedit.toml --shard 0/3 --out knowedit
 
-Every part that is done is kept in the folder of results: whatever ends a run, the same command goes
-on where it was. Folders of shards are merged by copying them into one another. `mutandis bench
-report` makes a page of them.
+Every part that is done is kept in the folder of results: whatever ends a run, the same command
+goes on where it was. Folders of shards are merged by copying them into one another. `mutandis
+bench report` makes a page of them.
 
-A plan is a TOML file. At the top, or in several `[[run]]`, it has `method`, `data`, `mode` and `seed`,
-each one or a list, `limit`, and `set`, a table; only at the top `protocol`, `extra` and `general`,
-each one or a list, and `folder`, `text`, `references`, `fluency` and `general-limit`. Its paths go by
-the folder that the command runs in. Flags win over it, and `--set` is laid over the `set` of every run.
+A plan is a TOML file. At the top, or in several `[[run]]`, it has `method`, `data`, `mode` and
+`seed`, each one or a list, `limit`, and `set`, a table; only at the top `protocol`, `extra` and
+`general`, each one or a list, and `folder`, `text`, `references`, `fluency` and `general-limit`.
+Its paths go by the folder that the command runs in. Flags win over it, and `--set` is laid over the
+`set` of every run.
 
-Scores are told twice. compat: as EasyEdit's functions compute them, the share of the target's tokens
-that are the likeliest, each with the true tokens before it. strict: the model answers freely, and the
-answer is right or it is not.
+Scores are told twice. compat: as EasyEdit's functions compute them, the share of the target's
+tokens that are the likeliest, each with the true tokens before it. strict: the model answers
+freely, and the answer is right or it is not.
 
 Exit code 1: every edit failed.")]
 pub(super) struct RunArgs {
@@ -224,7 +225,8 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         if let Some(first) = errors.first() {
             let CellInfo { method, data, .. } = &cell.info;
             let count = errors.len();
-            let text = format!("{count} edits by {method} on {} failed, the first: {first}", data.name);
+            let edits = if count == 1 { "1 edit" } else { &format!("{count} edits") };
+            let text = format!("{edits} by {method} on {} failed, the first: {first}", data.name);
             session.progress.note(&text);
         }
         failed += errors.len();
