@@ -32,6 +32,16 @@ pub(super) fn html(text: &str) -> String {
     out
 }
 
+/// As [`html`], with what stands between backticks as code.
+pub(super) fn marked(text: &str) -> String {
+    let mut parts = html(text).split('`').map(str::to_owned).collect::<Vec<_>>();
+    if parts.len().is_multiple_of(2) {
+        return html(text);
+    }
+    parts.iter_mut().skip(1).step_by(2).for_each(|code| *code = format!("<code>{code}</code>"));
+    parts.concat()
+}
+
 /// For JSON within a `script` element: with no `<` there is neither an end of it nor a comment.
 /// JSON has `<` only within strings, where the escape means the same.
 pub(super) fn script(json: &str) -> String {
@@ -69,7 +79,9 @@ mod tests {
             markdown(HOSTILE),
             "&lt;img src=x onerror=\"alert('1')\"> &amp; &lt;/script>&lt;!-- \\| \\`a\\` \\[b\\](c)"
         );
-        for escaped in [text, html, markdown] {
+        assert_eq!(marked("`<b>` and `c`, <d>"), "<code>&lt;b&gt;</code> and <code>c</code>, &lt;d&gt;");
+        assert_eq!(marked("a ` alone"), "a ` alone");
+        for escaped in [text, html, markdown, marked] {
             assert_eq!(escaped("a\u{1b}b\u{0}c\u{202e}d\u{2067}e"), "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}e");
         }
         let json = serde_json::to_string(HOSTILE).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::Report;
-use super::escape::{html as escape, script};
+use super::escape::{html as escape, marked, script};
 use super::metric;
 use super::plots::{Colours, Figure, costs, frontier, megabytes, sequences};
 use super::protocol::{self, Protocol};
@@ -90,7 +90,7 @@ impl Page<'_> {
         );
         out.push_str("<dl class=\"protocols\">\n");
         for (name, words) in protocol::words(self.report) {
-            put(&mut out, format_args!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(&name), escape(&words)));
+            put(&mut out, format_args!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(&name), marked(&words)));
         }
         out.push_str("</dl>\n");
         let mut notes = vec![];
@@ -111,9 +111,8 @@ impl Page<'_> {
         }
         let failed: usize = cells.iter().map(|c| c.failed).sum();
         if failed > 0 {
-            notes.push(format!(
-                "{failed} edits failed with an error. They are in no mean: see the column “records”."
-            ));
+            let edits = if failed == 1 { "1 edit".to_owned() } else { format!("{failed} edits") };
+            notes.push(format!("{edits} failed with an error, and in no mean: see the column “records”."));
         }
         if !notes.is_empty() {
             put(

@@ -15,6 +15,17 @@
     published.onchange = () => $("main-table").classList.toggle("unpublished", !published.checked);
   }
 
+  // A table that the page has room for scrolls with it, and its head stays in sight.
+  const tall = [...document.querySelectorAll(".scroll.tall")];
+  const fit = () => {
+    for (const box of tall) {
+      box.classList.remove("fits");
+      box.classList.toggle("fits", box.scrollWidth <= box.clientWidth);
+    }
+  };
+  addEventListener("resize", fit);
+  fit();
+
   // One data set's figures at a time.
   for (const panels of document.querySelectorAll(".panels")) {
     const all = [...panels.children];
