@@ -297,7 +297,8 @@ impl Benchmark<'_> {
                 Branch::Llama => "as of a model with `llama` in its name",
                 Branch::Other => "as of a model without `llama` in its name",
             };
-            let text = format!("icl_lm_eval and compute_icl_edit_quality in place of compat, {how}");
+            let text =
+                format!("EasyEdit's icl_lm_eval and compute_icl_edit_quality in place of compat, {how}");
             protocols.insert("compat, in context".to_owned(), text);
         }
         let suite = |suite: &Suite| {
@@ -507,7 +508,7 @@ fn scores_of(form: Form) -> [&'static str; 2] {
             "facts: EasyEdit's token accuracy under teacher forcing of `prompt + \" \" + target`; first alias; \
              locality as agreement of likeliest tokens before and after; means over probes, kinds, records",
             "facts: greedy free generation to the end of the first sentence or line; exact match and F1 (:f1) against all \
-             aliases, SQuAD's normalisation; locality as the same answer before and after, and KL in nats (:kl); by \
+             aliases, SQuAD's normalisation; locality as the same answer before and after, by that normalisation, and KL in nats (:kl); by \
              likelihoods of given answers: KL, efficacy, generalization, specificity, extraction strength, truth ratio",
         ],
     }
@@ -533,7 +534,8 @@ fn protocols(measures: &Measures, form: Form, judge: Option<&dyn Judge>) -> BTre
         "fluency",
         measures.fluency,
         "weighted entropy of 2- and 3-grams of words, in bits; compat: top-5 sampling, 100 tokens with the prompt, \
-         prompt scored too; strict: 100 new tokens, nucleus 0.9 of the top 50 (fluency) and greedy (fluency:greedy), text alone",
+         prompt scored too; strict: 100 new tokens, nucleus 0.9 of the top 50 (fluency) and greedy (fluency:greedy), text alone, none of fewer than \
+         three words",
     );
     if let Some(judge) = judge {
         all.insert(

@@ -20,8 +20,10 @@ pub fn ngram_entropy<W: AsRef<str>>(words: &[W], n: usize) -> f64 {
 
 /// The peer's fluency of a text, in bits: `(H₂ + 2 H₃) / 3`, H_n the entropy of its n-grams (ROME's
 /// generation entropy, arXiv 2202.05262, appendix; easyedit.md §1.11). Tables show a hundred times that.
-pub fn fluency(text: &str) -> f64 {
-    of_words(&words(text))
+/// Nothing of fewer words than an n-gram has, where the peer's is 0: such a text is neither varied nor not.
+pub fn fluency(text: &str) -> Option<f64> {
+    let words = words(text);
+    (words.len() >= 3).then(|| of_words(&words))
 }
 
 fn of_words<W: AsRef<str>>(words: &[W]) -> f64 {
@@ -48,9 +50,11 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_one_word_has_none() {
-        assert_eq!(fluency("word"), 0.0);
-        assert_eq!(fluency(""), 0.0);
-        assert!(fluency("It rained. It rained again, and then it stopped.") > 2.0);
+    fn a_text_of_a_word_or_two_has_none() {
+        assert_eq!(fluency("word"), None);
+        assert_eq!(fluency(""), None);
+        assert_eq!(fluency("In Rome"), None);
+        assert_eq!(fluency("In ancient Rome"), Some(1.0 / 3.0));
+        assert!(fluency("It rained. It rained again, and then it stopped.").is_some_and(|x| x > 2.0));
     }
 }

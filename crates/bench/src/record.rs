@@ -50,7 +50,7 @@ impl Measures {
 }
 
 /// Version of what is asked and how; results of another are not mixed with these.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// Tokens of a text whose fluency is measured, at most. The peer counts the prompt's, too.
 const FLUENCY: usize = 100;
@@ -178,16 +178,17 @@ impl<'a> Prepared<'a> {
         let objects = facts.iter().flat_map(|f| f.ground_truth.as_deref().into_iter().chain([&f.target[..]]));
         let object = objects.map(length).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
         for question in questions(facts, generation) {
-            let mut longest = 0;
-            for answer in &question.answers {
-                longest = longest.max(length(answer)?);
-            }
-            // One more for the blank between them, which may be a token of its own.
-            if tokenizer.encode(&question.prompt)?.ids.len() + longest.max(object) + 1 > context {
+            let answers = question.answers.iter().map(|answer| length(answer)).collect::<Result<Vec<_>>>()?;
+            // The first is given behind the prompt, the others are compared with. One more for the blank
+            // between them, which may be a token of its own.
+            let given = answers.first().copied().unwrap_or(0).max(object) + 1;
+            let room = context.saturating_sub(tokenizer.encode(&question.prompt)?.ids.len());
+            if given > room {
                 too_long.push(question.prompt);
                 continue;
             }
-            budgets.push(ANSWER.max(longest + longest / 2 + 8));
+            let longest = answers.into_iter().max().unwrap_or(0);
+            budgets.push(ANSWER.max(longest + longest / 2 + 8).min(room));
             asked.push(question);
         }
         let probes = Probes::new(model, asked)?;

@@ -12,7 +12,7 @@ use crate::fluency::fluency;
 use crate::question::{Question, mean, scores};
 use crate::record::{Divergences, Kind, Measures, Prepared, Said, Under, ask_and_compare, preferred};
 use crate::results::{Both, ProbeResult, Role, Scores};
-use crate::strict::answer::{answer, f1, is_exact};
+use crate::strict::answer::{answer, f1, is_exact, is_same};
 use crate::strict::erasure::Held;
 use crate::strict::{self, erasure};
 
@@ -139,7 +139,7 @@ impl Strict<'_> {
         match question.role {
             Role::Generation => {}
             Role::Locality => {
-                let same = self.before.free.get(i).is_some_and(|was| answer(was) == found);
+                let same = self.before.free.get(i).is_some_and(|was| is_same(answer(was), found));
                 all.push(("same", f64::from(same)));
                 all.extend(self.divergences.get(i).copied().flatten().map(|kl| ("kl", kl)));
             }
@@ -310,8 +310,9 @@ fn special(
 
 fn fluencies(before: &Said, after: &Said, scored: &mut Scored) {
     for (said, both) in [(before, &mut scored.before), (after, &mut scored.after)] {
-        both.compat.extend(said.peer.as_deref().map(|text| ("fluency".to_owned(), fluency(text))));
-        let of = |texts: &[String]| mean(texts.iter().map(|text| fluency(text)));
+        let peers = |text| ("fluency".to_owned(), fluency(text).unwrap_or(0.0));
+        both.compat.extend(said.peer.as_deref().map(peers));
+        let of = |texts: &[String]| mean(texts.iter().filter_map(|text| fluency(text)));
         both.strict.extend(of(&said.sampled).map(|score| ("fluency".to_owned(), score)));
         both.strict.extend(of(&said.greedy).map(|score| ("fluency:greedy".to_owned(), score)));
     }

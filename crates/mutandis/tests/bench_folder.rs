@@ -154,7 +154,10 @@ fn what_is_longer_than_the_context_is_left_out_and_the_rest_is_run() {
     // Where the old answer is told, it is asked about too.
     probe["ground_truth"] = json!("river");
     probe["rephrase_prompt"] = json!(format!("{long} Lily ran to the"));
-    let lines = [prompt, probe, record(("Max", "sea"))].map(|record| record.to_string());
+    // An alias is compared with what is said, and not asked about.
+    let mut alias = record(("Max", "sea"));
+    alias["portability"]["Reasoning"][0]["ground_truth"] = json!([["sea", long]]);
+    let lines = [prompt, probe, alias].map(|record| record.to_string());
     fs::write(sandbox.path("people.jsonl"), lines.join("\n")).unwrap();
     let ran = sandbox.run(&quick(&model, &[])).ok();
     let cell = &ran.json()["cells"][0];

@@ -47,6 +47,15 @@ pub fn is_exact(said: &str, right: &[String]) -> bool {
     readings(said).any(is_one)
 }
 
+/// Whether two answers say the same, to the letter once both are normalised; those of signs alone are
+/// compared as they stand.
+pub fn is_same(one: &str, other: &str) -> bool {
+    match (normalised(one), normalised(other)) {
+        (one_bare, other_bare) if one_bare.is_empty() && other_bare.is_empty() => bare(one) == bare(other),
+        (one, other) => one == other,
+    }
+}
+
 /// A text that is compared as it stands, but for case, blanks around it and a period behind it.
 fn bare(text: &str) -> String {
     let text = text.trim().to_lowercase();
@@ -101,6 +110,16 @@ fn f1_of(ours: &[&str], theirs: &str) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_are_the_same_but_for_what_normalising_takes_away() {
+        for (one, other) in [("a male.", "Male"), ("Rome", "the  Rome"), (".", "."), ("", " ")] {
+            assert!(is_same(one, other) && is_same(other, one), "{one:?} {other:?}");
+        }
+        for (one, other) in [("male", "female"), (".", ":"), ("", "Rome"), ("the", "Rome"), ("?", "")] {
+            assert!(!is_same(one, other) && !is_same(other, one), "{one:?} {other:?}");
+        }
+    }
 
     #[test]
     fn an_answer_ends_with_its_line_or_sentence() {

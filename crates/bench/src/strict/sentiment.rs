@@ -15,6 +15,7 @@ use crate::passes::{self, Text};
 use crate::question::mean;
 use crate::results::{Both, ProbeResult, Role, Scores};
 use crate::sentiment::{Case, Likelihoods, Opinion};
+use crate::strict::answer::is_same;
 
 /// Texts about the other topic whose distributions are compared; the first positive and negative
 /// ones, half of each.
@@ -120,7 +121,7 @@ pub fn scores(edited: &Edited<'_>, case: &Case, before: &Before) -> Result<(Scor
     {
         let own = i == 0;
         let answers = case.own.iter().filter(|o| own && o.wanted).map(|o| o.answer.trim().to_owned());
-        let same = (!own).then(|| ("same".to_owned(), f64::from(u8::from(*before == after))));
+        let same = (!own).then(|| ("same".to_owned(), f64::from(is_same(before, &after))));
         probes.push(ProbeResult {
             role: if own { Role::Edit } else { Role::Locality },
             kind: String::new(),
