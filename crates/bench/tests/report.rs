@@ -353,7 +353,7 @@ fn the_page_loads_nothing() {
         assert!(!page.contains(outside), "{outside}");
     }
     for wanted in [
-        "1 of 19 cells are not finished",
+        "Not finished, and reported as far as they are: 1 of 19 cells",
         "memit, in sequence on zsre: the model had collapsed after 15 edits",
         "Published, Llama-2-7b-chat",
         "97.18",

@@ -97,7 +97,7 @@ impl Page<'_> {
         let short: Vec<&Summary> = cells.iter().filter(|c| c.done < c.parts).collect();
         if !short.is_empty() {
             notes.push(format!(
-                "{} of {} cells are not finished; they are reported as far as they are.",
+                "Not finished, and reported as far as they are: {} of {} cells.",
                 short.len(),
                 cells.len()
             ));
@@ -112,7 +112,9 @@ impl Page<'_> {
         let failed: usize = cells.iter().map(|c| c.failed).sum();
         if failed > 0 {
             let edits = if failed == 1 { "1 edit".to_owned() } else { format!("{failed} edits") };
-            notes.push(format!("{edits} failed with an error, and in no mean: see the column “records”."));
+            notes.push(format!(
+                "{edits} failed with an error. No mean counts them: see the column “records”."
+            ));
         }
         if !notes.is_empty() {
             put(

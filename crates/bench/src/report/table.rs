@@ -283,7 +283,8 @@ pub(super) fn left_out(skipped: &[Skipped]) -> (Vec<String>, Option<String>) {
 
 /// Marks the best of each column, among what stands after all edits; those that read the same are
 /// all best, unless all do. Means over other records than most rows have do not compete, as theirs may
-/// be easier; nor do those by the peer's functions for prompts with others.
+/// be easier; nor do those by the peer's functions for prompts with others. Where no more than half
+/// compete, none is marked: the best of a few would look like the best of all.
 fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
     for (i, Column { protocol, name }) in columns.iter().enumerate() {
         let value = |row: &Row<'_>| {
@@ -305,6 +306,9 @@ fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
         let Some((best, ..)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
             continue;
         };
+        if 2 * competing.len() <= all.len() {
+            continue;
+        }
         let shown = |r: usize| rows[r].entries[i].as_ref().map(|e| e.shown.clone());
         let found = shown(best);
         let places: Vec<usize> = competing.iter().map(|c| c.0).filter(|r| shown(*r) == found).collect();

@@ -61,6 +61,15 @@ fn a_score_of_fewer_records_says_so_and_is_no_best() {
     some[1].after.strict.insert("portability".into(), 0.333);
     results.small(&info("rome", "zsre", Form::Facts, Mode::Single, 3), &some);
     assert!(reported(&results).1.contains("| 33.3 (33.3–33.3; n=2) |"));
+    // The better of two is no best of four: of either other two nobody knows over the same records.
+    results.small(&info("emmet", "zsre", Form::Facts, Mode::Single, 3), &all(0.3));
+    results.small(&info("pmet", "zsre", Form::Facts, Mode::Single, 3), &some);
+    let markdown = reported(&results).1;
+    assert!(line(&markdown, "| emmet").ends_with("| 30.0 (30.0–30.0) |"), "{markdown}");
+    // With a third it is.
+    results.small(&info("encore", "zsre", Form::Facts, Mode::Single, 3), &all(0.1));
+    let markdown = reported(&results).1;
+    assert!(line(&markdown, "| emmet").ends_with("| **30.0** (30.0–30.0) |"), "{markdown}");
 }
 
 #[test]
