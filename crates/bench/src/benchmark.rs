@@ -29,7 +29,7 @@ use crate::memory::Memory;
 use crate::plan::Order;
 use crate::record::{Measures, PROTOCOL, Prepared};
 use crate::results::{CellFolder, CellInfo, DataInfo, Folder, Skipped, SuiteInfo};
-use crate::run::{Cell, Part, Whole, in_words};
+use crate::run::{Cell, Part, Whole, counted, in_words};
 
 /// Which of several machines this is: it makes every part whose number leaves `index` when divided
 /// by `of`.
@@ -247,9 +247,8 @@ impl Benchmark<'_> {
     fn wait(&self, planned: &[Planned<'_>], state: &mut State, cx: &Context<'_>) -> Result<()> {
         if !std::mem::replace(&mut state.waits, true) {
             let count: usize = planned.iter().map(|cell| cell.parts.len()).sum();
-            let s = if count == 1 { "" } else { "s" };
-            self.progress
-                .note(&format!("waiting for another run, which is making {count} part{s} of this one"));
+            let parts = counted(count, "part");
+            self.progress.note(&format!("waiting for another run, which is making {parts} of this one"));
         }
         cx.check()?;
         std::thread::sleep(MOMENT);
@@ -508,8 +507,8 @@ fn scores_of(form: Form) -> [&'static str; 2] {
             "facts: EasyEdit's token accuracy under teacher forcing of `prompt + \" \" + target`; first alias; \
              locality as agreement of likeliest tokens before and after; means over probes, kinds, records",
             "facts: greedy free generation to the end of the first sentence or line; exact match and F1 (:f1) against all \
-             aliases, SQuAD's normalisation; locality as the same answer before and after, by that normalisation, and KL in nats (:kl); by \
-             likelihoods of given answers: KL, efficacy, generalization, specificity, extraction strength, truth ratio",
+             aliases, SQuAD's normalisation; locality as the same answer before and after, by that normalisation, and KL in \
+             nats (:kl); by likelihoods of given answers: KL, efficacy, generalization, specificity, extraction strength, truth ratio",
         ],
     }
 }
@@ -534,8 +533,8 @@ fn protocols(measures: &Measures, form: Form, judge: Option<&dyn Judge>) -> BTre
         "fluency",
         measures.fluency,
         "weighted entropy of 2- and 3-grams of words, in bits; compat: top-5 sampling, 100 tokens with the prompt, \
-         prompt scored too; strict: 100 new tokens, nucleus 0.9 of the top 50 (fluency) and greedy (fluency:greedy), text alone, none of fewer than \
-         three words",
+         prompt scored too; strict: 100 new tokens, nucleus 0.9 of the top 50 (fluency) and greedy \
+         (fluency:greedy), text alone, none of fewer than three words",
     );
     if let Some(judge) = judge {
         all.insert(

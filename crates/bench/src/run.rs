@@ -511,6 +511,11 @@ pub(crate) fn in_words(error: &Error) -> String {
     }
 }
 
+/// How many there are of something whose plural takes an `s`: `1 edit`, `2 edits`.
+pub fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// How many records were edited and scored.
 fn edited(records: &[RecordResult]) -> usize {
     records.iter().filter(|record| record.error.is_none()).count()

@@ -34,9 +34,10 @@ pub(super) fn html(text: &str) -> String {
 
 /// As [`html`], with what stands between backticks as code.
 pub(super) fn marked(text: &str) -> String {
-    let mut parts = html(text).split('`').map(str::to_owned).collect::<Vec<_>>();
+    let plain = html(text);
+    let mut parts: Vec<String> = plain.split('`').map(str::to_owned).collect();
     if parts.len().is_multiple_of(2) {
-        return html(text);
+        return plain;
     }
     parts.iter_mut().skip(1).step_by(2).for_each(|code| *code = format!("<code>{code}</code>"));
     parts.concat()

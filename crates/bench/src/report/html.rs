@@ -12,7 +12,7 @@ use super::records;
 use super::summary::{Summary, edits_in_words};
 use super::table::{self, Block, Column, Entry, Group, Kind, Row, groups};
 use super::whole::{self, Measured, MeasuredRow, Named, Whole, measured};
-use crate::run::Mode;
+use crate::run::{Mode, counted};
 
 /// The page.
 pub(super) fn page(report: &Report<'_>) -> serde_json::Result<String> {
@@ -111,7 +111,7 @@ impl Page<'_> {
         }
         let failed: usize = cells.iter().map(|c| c.failed).sum();
         if failed > 0 {
-            let edits = if failed == 1 { "1 edit".to_owned() } else { format!("{failed} edits") };
+            let edits = counted(failed, "edit");
             notes.push(format!(
                 "{edits} failed with an error. No mean counts them: see the column “records”."
             ));

@@ -39,7 +39,8 @@ const PROTOCOLS: [(&str, &str); 2] = [
     (
         "strict",
         "What a user sees: free generation that stops by itself, and how likely given answers are where \
-         nothing is written. A text that a model ends after a word or two has no fluency, and counts for none: compat’s writes on.",
+         nothing is written. A text that a model ends after a word or two has no fluency, and counts for none: \
+         compat’s writes on.",
     ),
 ];
 

@@ -22,7 +22,7 @@ use mutandis_bench::report::Report;
 use mutandis_bench::results::{
     self, CellInfo, CellResult, DataInfo, FORMAT, Folder, ModelInfo, RunInfo, Skipped,
 };
-use mutandis_bench::run::{Mode, Whole};
+use mutandis_bench::run::{Mode, Whole, counted};
 use mutandis_bench::strict::counterfact::References;
 use mutandis_edit::{Context, Error, Progress};
 use mutandis_engine::Model;
@@ -214,7 +214,8 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     let ran = benchmark.run(&folder, &cx)?;
     if ran.own_parts == 0 {
         let Shard { index, of } = shard;
-        let text = format!("shard {index}/{of} has nothing to do: the run has {}", parts(ran.parts));
+        let text =
+            format!("shard {index}/{of} has nothing to do: the run has {}", counted(ran.parts, "part"));
         session.progress.note(&text);
     }
     let (run, cells) = results::read_cells(&args.out, &ran.cells)?;
@@ -224,8 +225,7 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
         let errors: Vec<&str> = cell.records.iter().filter_map(|record| record.error.as_deref()).collect();
         if let Some(first) = errors.first() {
             let CellInfo { method, data, .. } = &cell.info;
-            let count = errors.len();
-            let edits = if count == 1 { "1 edit" } else { &format!("{count} edits") };
+            let edits = counted(errors.len(), "edit");
             let text = format!("{edits} by {method} on {} failed, the first: {first}", data.name);
             session.progress.note(&text);
         }
@@ -252,10 +252,6 @@ fn judge(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<Option<Endpoin
     let judge = Endpoint::new(url, name, session.env.judge_key(), session.interrupt)?;
     judge.greet()?;
     Ok(Some(judge))
-}
-
-fn parts(count: usize) -> String {
-    if count == 1 { "1 part".to_owned() } else { format!("{count} parts") }
 }
 
 /// Records of a data set that a note names.
