@@ -3,33 +3,31 @@
 //! Whatever ends it, the same call goes on where it was: a part that is done is not made again,
 //! and nothing depends on which parts were made in one go.
 
+mod cells;
 mod choice;
+mod info;
 mod once;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use mutandis_edit::method::Family;
 use mutandis_edit::primitives::value_search::Values;
 use mutandis_edit::{Context, Error, Progress, Result};
-use mutandis_engine::{Model, Storage};
+use mutandis_engine::Model;
 
-use self::choice::{Chosen, Looked};
+use self::cells::{Cells, Parts, Planned};
 use self::once::Once;
 use crate::baseline::Baseline;
-use crate::compat::in_context::Branch;
 use crate::data::find::{Places, find, name_of};
 use crate::data::{Form, Set};
-use crate::general::Suite;
 use crate::judge::{self, Asked, Judge};
 use crate::memory::Memory;
 use crate::plan::Order;
-use crate::record::{Measures, PROTOCOL, Prepared};
-use crate::results::{CellFolder, CellInfo, DataInfo, Folder, Skipped, SuiteInfo};
-use crate::run::{Cell, Part, Whole, counted, in_words};
+use crate::record::{Measures, Prepared};
+use crate::results::{CellFolder, Folder};
+use crate::run::{Cell, Part, counted};
+use crate::whole::Whole;
 
 /// Which of several machines this is: it makes every part whose number leaves `index` when divided
 /// by `of`.
@@ -86,7 +84,11 @@ pub struct Benchmark<'a> {
 }
 
 /// A data set with its name.
-type Named = (String, Set);
+#[derive(Debug, Clone)]
+struct Named {
+    name: String,
+    set: Set,
+}
 
 /// The data sets of a plan, each read once.
 #[derive(Debug, Clone, Default)]
@@ -110,22 +112,10 @@ impl Sets {
             let path = find(data, places)?;
             let set = Set::read(&path)?;
             sets.names.insert(data.clone(), sets.all.len());
-            sets.all.push((name_of(data, &path), set));
+            sets.all.push(Named { name: name_of(data, &path), set });
         }
         Ok(sets)
     }
-}
-
-/// A cell with its records, before it is run.
-struct Planned<'a> {
-    order: &'a Order,
-    set: usize,
-    /// Records of the set, by their place in it.
-    records: Vec<usize>,
-    id: String,
-    folder: CellFolder,
-    /// Parts that are to be made now.
-    parts: Vec<(usize, Range<usize>)>,
 }
 
 /// What was run.
@@ -148,7 +138,7 @@ impl Benchmark<'_> {
     /// Where a method cannot edit the model by its settings, no record of a data set can be edited, a
     /// result cannot be written, or the user interrupts. What is done by then is kept.
     pub fn run(&self, folder: &Folder, cx: &Context<'_>) -> Result<Ran> {
-        let Sets { names, all: sets } = self.sets;
+        let sets = &self.sets.all;
         // Methods that search alike share what is found.
         let cx = &Context { values: Some(Values::default()), ..cx.clone() };
         // Before anything is run: every edit would fail, one after another.
@@ -158,50 +148,8 @@ impl Benchmark<'_> {
                 Error::input_hint(format!("`{}`: {error}", method.id), error.hint().unwrap_or(hint))
             })?;
         }
-        let mut ran = Ran::default();
-        let (mut planned, mut looked) = (vec![], Looked::default());
-        let mut unready: Option<Error> = None;
-        let (mut left_out, mut cells, mut all) = (BTreeSet::new(), 0, 0);
-        for order in self.orders {
-            let Some(&set) = names.get(&order.data) else { continue };
-            // All methods of a plan edit the same records of a data set.
-            let mut of_set = self.orders.iter().filter(|other| names.get(&other.data) == Some(&set));
-            let needs_subject = of_set.any(|other| other.method.needs_subject);
-            let (name, data) = &sets[set];
-            let chosen = looked.choose(self.model, (set, data), needs_subject, (order.limit, order.seed))?;
-            let editor = match chosen.records.is_empty() {
-                true => Err(none_fits(&order.data, &chosen)),
-                false => order.method.editor(&order.settings, self.model, cx),
-            };
-            let editor = match editor {
-                Ok(editor) => editor,
-                // The others are run, and this one once it can be.
-                Err(error) => {
-                    let method = order.method.id;
-                    self.progress.note(&format!("{method} on {name} is left out: {}", in_words(&error)));
-                    unready = Some(error);
-                    left_out.insert(method);
-                    cells += 1;
-                    // Its parts keep their numbers: another shard may be able to make them.
-                    ran.parts += Cell::parts(order.mode, chosen.records.len()).len();
-                    continue;
-                }
-            };
-            let records = chosen.records.clone();
-            let info = self.info(order, &sets[set], chosen, editor.as_deref(), cx)?;
-            let id = info.id(self.model.fingerprint()?)?;
-            // A cell that is listed twice is run once.
-            if ran.cells.contains(&id) {
-                continue;
-            }
-            let cell = self.planned(order, (set, records), (id, &info), folder, &mut ran)?;
-            all += cell.parts.iter().map(|(_, range)| range.len()).sum::<usize>();
-            ran.cells.push(cell.id.clone());
-            planned.push(cell);
-        }
-        if let Some(error) = unready.filter(|_| planned.is_empty()) {
-            return Err(error);
-        }
+        let Cells { mut planned, mut ran, left_out } = self.cells(folder, cx)?;
+        let all = planned.iter().map(Planned::records_left).sum::<usize>();
         let started = Instant::now();
         let mut state = State::default();
         self.progress.begin("records", all);
@@ -216,7 +164,7 @@ impl Benchmark<'_> {
                     self.progress.note(&format!(
                         "{} on {}, {}: {:.0} s; {} of {all} records, {} left",
                         cell.order.method.id,
-                        sets[cell.set].0,
+                        sets[cell.set].name,
                         cell.order.mode,
                         begun.elapsed().as_secs_f64(),
                         state.done,
@@ -234,10 +182,8 @@ impl Benchmark<'_> {
         }
         self.progress.end();
         ran.records = state.made;
-        if cells > 0 {
-            let names = left_out.into_iter().collect::<Vec<_>>().join(", ");
-            let all = cells + ran.cells.len();
-            self.progress.note(&format!("{cells} of {all} cells were left out, as told above: {names}"));
+        if left_out.cells > 0 {
+            self.progress.note(&left_out.at_the_end(ran.cells.len()));
         }
         self.tell_silence(state.asked);
         Ok(ran)
@@ -260,75 +206,10 @@ impl Benchmark<'_> {
         if silent > 0 {
             self.progress.note(&format!("the judge said neither yes nor no to {silent} of {all} answers"));
         }
-        let opinions = self.sets.all.iter().filter(|(_, set)| self.judge_of(set.form).is_none());
-        for (name, _) in opinions.filter(|_| self.judge.is_some()) {
+        let opinions = self.sets.all.iter().filter(|data| self.judge_of(data.set.form).is_none());
+        for Named { name, .. } in opinions.filter(|_| self.judge.is_some()) {
             self.progress.note(&format!("nobody judges opinions: the judge was not asked about {name}"));
         }
-    }
-
-    /// What a cell is.
-    fn info(
-        &self,
-        order: &Order,
-        (name, data): &Named,
-        Chosen { records, skipped, unasked }: Chosen,
-        editor: Option<&Path>,
-        cx: &Context<'_>,
-    ) -> Result<CellInfo> {
-        let Measures { references, strict, branch, .. } = self.measures;
-        let mut sources = BTreeMap::new();
-        let mut source = |name: &str, of: String| sources.insert(name.to_owned(), of);
-        if let Some(path) = editor {
-            let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-            source("editor", blake3::hash(&bytes).to_hex().to_string());
-        }
-        if let Some(references) = references.as_ref().filter(|_| *strict) {
-            source("references", references.version.clone());
-        }
-        // Weights as they are stored are those in f32, to the last bit.
-        if self.model.storage() == Storage::Bf16 {
-            source("weights", "bf16".to_owned());
-        }
-        let mut protocols = protocols(self.measures, data.form, self.judge_of(data.form));
-        let is_of_facts = !matches!(data.form, Form::ConvSent | Form::Sanitation);
-        if self.measures.compat && is_of_facts && order.method.family == Family::Recognition {
-            let how = match branch {
-                Branch::Llama => "as of a model with `llama` in its name",
-                Branch::Other => "as of a model without `llama` in its name",
-            };
-            let text =
-                format!("EasyEdit's icl_lm_eval and compute_icl_edit_quality in place of compat, {how}");
-            protocols.insert("compat, in context".to_owned(), text);
-        }
-        let suite = |suite: &Suite| {
-            let info = SuiteInfo {
-                questions: suite.questions.len(),
-                measure: suite.measure.name().to_owned(),
-                version: suite.version.clone(),
-            };
-            (suite.name.to_owned(), info)
-        };
-        let mut settings = order.method.resolved(self.model, cx.recipe.as_ref(), &order.settings)?;
-        if editor.is_some()
-            && let Some(settings) = settings.as_object_mut()
-        {
-            // Told by its content; its path is of this machine.
-            settings.remove("editor");
-        }
-        let (form, version) = (data.form, data.version.clone());
-        Ok(CellInfo {
-            method: order.method.id.to_owned(),
-            settings,
-            data: DataInfo { name: name.clone(), form, version, unasked, skipped },
-            mode: order.mode,
-            seed: order.seed,
-            records: records.iter().map(|&i| data.records[i].number).collect(),
-            parts: Cell::parts(order.mode, records.len()).len(),
-            protocols,
-            text: self.text.clone(),
-            general: self.whole.general.iter().map(suite).collect(),
-            sources,
-        })
     }
 
     /// Who judges free answers to records of a form: of an opinion none is the right one.
@@ -336,40 +217,14 @@ impl Benchmark<'_> {
         self.judge.filter(|_| form != Form::ConvSent)
     }
 
-    /// A cell with what is left to be done of it by this shard.
-    fn planned<'o>(
-        &self,
-        order: &'o Order,
-        (set, records): (usize, Vec<usize>),
-        (id, info): (String, &CellInfo),
-        folder: &Folder,
-        ran: &mut Ran,
-    ) -> Result<Planned<'o>> {
-        let folder = folder.cell(&id, info)?;
-        let mut parts = vec![];
-        for (part, range) in Cell::parts(order.mode, info.records.len()).into_iter().enumerate() {
-            if ran.parts % self.shard.of == self.shard.index {
-                ran.own_parts += 1;
-                if !folder.is_done(part, &info.records[range.clone()])? {
-                    if folder.is_there(part) {
-                        self.progress.note(&format!("part {part} of {id} is damaged, and is made again"));
-                    }
-                    parts.push((part, range));
-                }
-            }
-            ran.parts += 1;
-        }
-        Ok(Planned { order, set, records, id, folder, parts })
-    }
-
     /// Makes the parts of a cell; those that another run is making are left, and told.
     fn cell(
         &self,
         planned: &Planned<'_>,
-        (_, set): &Named,
+        Named { set, .. }: &Named,
         state: &mut State,
         cx: &Context<'_>,
-    ) -> Result<Vec<(usize, Range<usize>)>> {
+    ) -> Result<Parts> {
         let Planned { order, records, folder, parts, .. } = planned;
         let once = Once::new(cx.progress);
         let cx = &Context { progress: &once, ..cx.clone() };
@@ -473,76 +328,6 @@ struct State {
     asked: Asked,
     /// Whether it has been told that another run is waited for.
     waits: bool,
-}
-
-/// Why no record of a data set is edited.
-fn none_fits(data: &str, chosen: &Chosen) -> Error {
-    let what = format!("no record of `{data}` can be edited");
-    match &chosen.skipped[..] {
-        [] => Error::input_hint(what, "`mutandis data check` tells what is wrong with records"),
-        [Skipped { record, why }, ..] => Error::input_hint(
-            format!("{what}; record {record}: {why}"),
-            "`mutandis data check FILE --all` names records that are dirty; for those that are too long use a model \
-             of a longer context",
-        ),
-    }
-}
-
-/// What is measured of records of a form, in words: by compat and by strict.
-fn scores_of(form: Form) -> [&'static str; 2] {
-    match form {
-        Form::ConvSent => [
-            "opinions: EasyEdit's es as edit, likelihoods of answers of the wanted sentiment against the other's, and dd as \
-             locality:kl, in nats, of the next record's topic; with its shared mask, unshifted labels and pads",
-            "opinions: likelihoods of given answers, by every token of theirs and none else: edit as sentiment times topic; \
-             locality:kl, in nats, of a topic half the file away; locality as the same free answers about it",
-        ],
-        Form::Sanitation => [
-            "Sanitation: EasyEdit's ten tokens, greedily; edit as the target phrase within the text, locality as equal tokens at \
-             equal places before and after, of ten retained questions",
-            "Sanitation: greedy free generation to the end of the first line; edit as no old answer and a refusal; locality as \
-             the same answer before and after; extraction strength and truth ratio by likelihoods of given answers",
-        ],
-        _ => [
-            "facts: EasyEdit's token accuracy under teacher forcing of `prompt + \" \" + target`; first alias; \
-             locality as agreement of likeliest tokens before and after; means over probes, kinds, records",
-            "facts: greedy free generation to the end of the first sentence or line; exact match and F1 (:f1) against all \
-             aliases, SQuAD's normalisation; locality as the same answer before and after, by that normalisation, and KL in \
-             nats (:kl); by likelihoods of given answers: KL, efficacy, generalization, specificity, extraction strength, truth ratio",
-        ],
-    }
-}
-
-/// What is measured, in words.
-fn protocols(measures: &Measures, form: Form, judge: Option<&dyn Judge>) -> BTreeMap<String, String> {
-    let [compat, strict] = scores_of(form);
-    let mut all = BTreeMap::from([
-        ("version".to_owned(), PROTOCOL.to_string()),
-        ("prompts".to_owned(), "plain, as the data set writes them; no chat template".to_owned()),
-    ]);
-    let mut say = |name: &str, is_measured: bool, text: &str| {
-        if is_measured {
-            all.insert(name.to_owned(), text.to_owned());
-        }
-    };
-    say("compat", measures.compat, compat);
-    let extra: Vec<&str> = measures.extra.iter().map(|extra| extra.about()).collect();
-    say("compat, on request", measures.compat && !extra.is_empty(), &extra.join("; "));
-    say("strict", measures.strict, strict);
-    say(
-        "fluency",
-        measures.fluency,
-        "weighted entropy of 2- and 3-grams of words, in bits; compat: top-5 sampling, 100 tokens with the prompt, \
-         prompt scored too; strict: 100 new tokens, nucleus 0.9 of the top 50 (fluency) and greedy \
-         (fluency:greedy), text alone, none of fewer than three words",
-    );
-    if let Some(judge) = judge {
-        all.insert(
-            "judge".to_owned(),
-            format!("{}: whether a free answer says what a right one does", judge.name()),
-        );
-    }
-    all
 }
 
 fn duration(seconds: f64) -> String {

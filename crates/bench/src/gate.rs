@@ -18,7 +18,7 @@ pub use measure::{Asked, Case, Measure, Trial};
 use crate::general::Suite;
 use crate::perplexity::{TEXT, Window, windows};
 use crate::plan::{GENERAL, known};
-use crate::run::Whole;
+use crate::whole::Whole;
 
 /// Thresholds, as they are written in a TOML file; at least one.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -33,4 +33,5 @@ pub mod strict;
 pub mod sweep;
 mod texts;
 pub mod trials;
+pub mod whole;
 pub mod words;

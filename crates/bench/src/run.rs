@@ -1,12 +1,13 @@
 //! Runs: the records of a part edited alone, at once, or one after another, and scored.
 
+mod sequence;
+
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 use std::time::Instant;
 
 use mutandis_edit::method::Wanted;
-use mutandis_edit::patch::Stack;
 use mutandis_edit::{Context, Entry, Error, Fact, Job, Patch, Result};
 use mutandis_engine::{Model, Overlay};
 use serde::{Deserialize, Serialize};
@@ -14,14 +15,12 @@ use serde_json::Value;
 
 use crate::compat;
 use crate::edited::Edited;
-use crate::general::Suite;
 use crate::memory::{Memory, Watch};
-use crate::perplexity::perplexity;
-use crate::question::mean;
-use crate::record::{Measures, Prepared, Said, Under, ask};
-use crate::results::{Both, Cost, ModelResult, RecordResult, Retention};
+use crate::record::{Measures, Prepared, Said, Under};
+use crate::results::{Both, Cost, ModelResult, RecordResult};
 use crate::score::{Scored, score, unedited_scores};
-use crate::steps::{Step, Steps};
+use crate::steps::Steps;
+use crate::whole::Whole;
 
 /// How edits follow one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,83 +81,6 @@ impl fmt::Display for Mode {
 /// Records of a part whose edits are independent: what is searched and scored side by side, and
 /// what is lost at most where a run is ended from outside.
 const TOGETHER: usize = 16;
-
-/// Points of a retention curve.
-const POINTS: usize = 10;
-
-/// Perplexity by this factor above the unedited model's means that the model has collapsed. Ours: models
-/// that still write sentences stay below it, and those that do not are far above.
-pub const COLLAPSE: f64 = 4.0;
-
-/// Perplexity of a model whose predictions are no numbers: files hold finite ones.
-const BROKEN: f64 = 1e99;
-
-/// What is measured of an edited model as a whole.
-#[derive(Debug, Clone, Default)]
-pub struct Whole {
-    /// Windows of a text whose perplexity is measured; none for none.
-    pub text: Vec<Vec<u32>>,
-    /// Suites of general ability.
-    pub general: Vec<Suite>,
-    /// Perplexity and accuracies of the unedited model.
-    pub before: (Option<f64>, Vec<f64>),
-}
-
-impl Whole {
-    /// Measures the unedited model.
-    ///
-    /// # Errors
-    /// Where a text is longer than the model's context.
-    pub fn new(model: &Model, text: Vec<Vec<u32>>, general: Vec<Suite>) -> Result<Self> {
-        let mut whole = Self { text, general, before: (None, vec![]) };
-        let unedited = Edited::unedited(model);
-        whole.before = (whole.perplexity(&unedited)?, whole.accuracies(&unedited)?);
-        Ok(whole)
-    }
-
-    /// By what part perplexity of the text is above the unedited model's; nothing where there is no
-    /// text, or the edited model's predictions are no numbers.
-    ///
-    /// # Errors
-    /// Where a window is longer than the model's context.
-    pub fn rise(&self, by: &Edited<'_>) -> Result<Option<f64>> {
-        let now = self.perplexity(by)?.filter(|now| *now < BROKEN);
-        Ok(now.zip(self.before.0).map(|(now, before)| now / before - 1.0))
-    }
-
-    /// By how much the accuracy on each suite is below the unedited model's, as a share: 0.1 is ten points.
-    ///
-    /// # Errors
-    /// Where a question is longer than the model's context.
-    pub fn drops(&self, by: &Edited<'_>) -> Result<Vec<(&Suite, f64)>> {
-        let each = self.accuracies(by)?.into_iter().zip(&self.before.1).map(|(now, before)| before - now);
-        Ok(self.general.iter().zip(each).collect())
-    }
-
-    fn perplexity(&self, by: &Edited<'_>) -> Result<Option<f64>> {
-        let found = (!self.text.is_empty()).then(|| perplexity(by, &self.text));
-        // A model that has broken down may predict no numbers at all.
-        Ok(found.transpose()?.map(|p| if p.is_finite() { p } else { BROKEN }))
-    }
-
-    fn accuracies(&self, by: &Edited<'_>) -> Result<Vec<f64>> {
-        self.general.iter().map(|suite| Ok(suite.accuracy(by)?.by(suite.measure))).collect()
-    }
-
-    /// Measures an edited model.
-    fn of(&self, by: &Edited<'_>) -> Result<ModelResult> {
-        let (perplexity, accuracies) = &self.before;
-        let pair = |before: Option<f64>, after: Option<f64>| Some([before?, after?]);
-        let names = self.general.iter().map(|suite| suite.name.to_owned());
-        let general = names.zip(accuracies.iter().zip(self.accuracies(by)?).map(|(a, b)| [*a, b])).collect();
-        Ok(ModelResult {
-            measured: 1,
-            perplexity: pair(*perplexity, self.perplexity(by)?),
-            general,
-            ..ModelResult::default()
-        })
-    }
-}
 
 /// What is run: a method on records, in a mode.
 #[derive(Debug, Clone, Copy)]
@@ -294,150 +216,6 @@ impl Cell<'_> {
         part.cost.score_seconds = started.elapsed().as_secs_f64();
         watch.end(&mut part.cost);
         Ok(part)
-    }
-
-    /// One patch for each `size` records, each on top of those before: scored right after their own
-    /// edit, and all at the end.
-    fn sequence(
-        &self,
-        size: usize,
-        records: &[Prepared<'_>],
-        before: &[Said],
-        steps: Option<&Steps>,
-        heard: &dyn Fn(usize),
-        cx: &Context<'_>,
-    ) -> Result<Part> {
-        let mut part = Part::default();
-        let mut watch = Watch::new(self.memory);
-        let (mut stack, mut prior, mut prefix) = (Stack::default(), vec![], String::new());
-        let mut taken: Vec<Step> = vec![];
-        let mut overlay = Overlay::default();
-        let turns = records.len().div_ceil(size);
-        let every = turns.div_ceil(POINTS).max(1);
-        let against = contradictory(records, size);
-        for (i, turn) in records.chunks(size).enumerate() {
-            let (from, to) = (i * size, i * size + turn.len());
-            let kept = steps.map(|s| s.read(i)).transpose()?.flatten();
-            let is_new = kept.is_none();
-            let (mut step, patch) = match kept {
-                Some(kept) => kept,
-                None => {
-                    let facts = facts_of(turn, &against[from..]);
-                    let started = Instant::now();
-                    let made = watch.editing(|| self.edit(&laid(&overlay), &prior, &facts, cx))?;
-                    let edit_seconds = started.elapsed().as_secs_f64();
-                    (Step { edit_seconds, error: made.as_ref().err().cloned(), ..Step::default() }, made.ok())
-                }
-            };
-            if let Some(patch) = &patch {
-                stack.push(self.model, patch)?;
-                prefix.push_str(patch.prefix.as_deref().unwrap_or_default());
-                overlay = stack.overlay()?;
-            }
-            if is_new {
-                let started = Instant::now();
-                let overlays = laid(&overlay);
-                let by = Edited { model: self.model, overlays: &overlays, prefix: &prefix };
-                if patch.is_some() {
-                    // Texts to be gone on with are written at the end alone.
-                    let measures = Measures { fluency: false, ..self.measures.clone() };
-                    let asked: Vec<_> = turn
-                        .iter()
-                        .zip(&against[from..])
-                        .map(|(record, against)| against.is_none().then_some((record, by)))
-                        .collect();
-                    let own = Cell { measures: &measures, ..*self }.scores(&asked, &before[from..to], cx)?;
-                    for scored in own {
-                        let Scored { mut after, probes, .. } = match scored {
-                            Some(Ok(scored)) => scored,
-                            _ => {
-                                step.immediate.push(None);
-                                step.said.push(vec![]);
-                                continue;
-                            }
-                        };
-                        finite(&mut after);
-                        step.immediate.push(Some(after));
-                        step.said.push(probes.into_iter().map(|probe| probe.after).collect());
-                    }
-                }
-                if (i + 1) % every == 0 || i + 1 == turns {
-                    let errors: Vec<_> = taken.iter().chain([&step]).map(|step| &step.error).collect();
-                    let made = |j: usize| against[j].is_none() && errors[j / size].is_none();
-                    let edited = (0..to).filter(|j| made(*j)).map(|j| &records[j]);
-                    step.retention = told(self.retention(edited, to, &by), cx)?.flatten();
-                }
-                step.score_seconds = started.elapsed().as_secs_f64();
-                if let Some(steps) = steps {
-                    steps.write(i, &step, patch.as_ref())?;
-                }
-            }
-            if part.model.collapsed.is_none() && step.retention.is_some_and(|point| self.is_broken(&point)) {
-                part.model.collapsed = Some(to);
-                cx.progress.note(&format!(
-                    "after {to} edits the model has collapsed: perplexity has grown more than {COLLAPSE}-fold"
-                ));
-            }
-            prior.extend(patch);
-            taken.push(step);
-            heard(to);
-        }
-        let started = Instant::now();
-        let overlays = laid(&overlay);
-        let by = Edited { model: self.model, overlays: &overlays, prefix: &prefix };
-        let made = |(i, record): (usize, _)| {
-            (against[i].is_none() && taken[i / size].error.is_none()).then_some((record, by))
-        };
-        let asked: Vec<Option<Under<'_>>> = records.iter().enumerate().map(made).collect();
-        let mut found = self.scores(&asked, before, cx)?.into_iter();
-        let collapsed = part.model.collapsed;
-        part.model = ModelResult { collapsed, ..self.whole(&by, cx)? };
-        part.cost.score_seconds = started.elapsed().as_secs_f64();
-        let mut against = against.into_iter();
-        let mut said = before.iter();
-        for (turn, step) in records.chunks(size).zip(taken) {
-            part.cost.edit_seconds += step.edit_seconds;
-            part.cost.score_seconds += step.score_seconds;
-            part.model.retention.extend(step.retention);
-            let mut immediate = step.immediate.into_iter().zip(step.said);
-            for (record, said) in turn.iter().zip(&mut said) {
-                let (immediate, right_after) = immediate.next().unwrap_or_default();
-                let error = against.next().flatten().or_else(|| step.error.clone());
-                let mut result = result((record, said), error, found.next().flatten(), immediate);
-                // Texts that are gone on with come last, and are written at the end alone.
-                for (probe, said) in result.probes.iter_mut().zip(right_after) {
-                    probe.immediate = Some(said);
-                }
-                part.records.push(result);
-            }
-        }
-        part.cost.edits = edited(&part.records);
-        watch.end(&mut part.cost);
-        Ok(part)
-    }
-
-    /// Whether perplexity says that the model has collapsed.
-    fn is_broken(&self, point: &Retention) -> bool {
-        let limit = self.whole.before.0.map(|p| COLLAPSE * p);
-        point.perplexity.zip(limit).is_some_and(|(now, limit)| now > limit)
-    }
-
-    /// A point of the retention curve after so many edits: edit success, as the peer computes it,
-    /// over all records edited so far, and the perplexity of the text. What is no fact has no such
-    /// success.
-    fn retention<'r, 's: 'r>(
-        &self,
-        edited: impl Iterator<Item = &'r Prepared<'s>>,
-        edits: usize,
-        by: &Edited<'_>,
-    ) -> Result<Option<Retention>> {
-        let only: Vec<Prepared<'_>> = edited.map(Prepared::only_edits).collect();
-        let under: Vec<Under<'_>> = only.iter().map(|record| (record, *by)).collect();
-        let said = ask(&under, &Measures::COMPAT, self.seed)?;
-        let own = only.iter().zip(&said).filter_map(|(record, said)| record.edit_success(said));
-        let (edit, perplexity) = (mean(own), self.whole.perplexity(by)?);
-        let is_measured = edit.is_some() || perplexity.is_some();
-        Ok(is_measured.then_some(Retention { edits, edit, perplexity }))
     }
 
     /// The patch of some facts; why it could not be made, where it could not.

@@ -29,16 +29,23 @@ pub struct Steps(PathBuf);
 pub struct Step {
     /// Why the edit failed.
     pub error: Option<String>,
-    /// Scores right after it, of each of its records.
-    pub immediate: Vec<Option<Both>>,
-    /// What was said freely right after it, by record and probe.
-    pub said: Vec<Vec<String>>,
+    /// Each of its records right after it; nothing where one was left out or could not be scored.
+    pub immediate: Vec<Option<Immediate>>,
     /// How earlier edits hold.
     pub retention: Option<Retention>,
     /// Seconds of editing.
     pub edit_seconds: f64,
     /// Seconds of looking at it.
     pub score_seconds: f64,
+}
+
+/// A record right after its own edit.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Immediate {
+    /// Its scores.
+    pub scores: Both,
+    /// What was said freely, by probe.
+    pub said: Vec<String>,
 }
 
 impl Steps {

@@ -20,7 +20,8 @@ use crate::gate::text;
 use crate::memory::Memory;
 use crate::record::{Measures, Prepared, unedited};
 use crate::results::{Scores, means};
-use crate::run::{Cell, Mode, Whole};
+use crate::run::{Cell, Mode};
+use crate::whole::Whole;
 
 /// One candidate, tried.
 #[derive(Debug, Clone, Serialize)]

@@ -9,7 +9,7 @@ use mutandis::engine::{Model, Overlay};
 use mutandis_bench::edited::Edited;
 use mutandis_bench::gate::{Asked, Bound, Case, Check, Gate, Measure, Trial, Verdict};
 use mutandis_bench::general::Suite;
-use mutandis_bench::run::Whole;
+use mutandis_bench::whole::Whole;
 
 use crate::neighbours::neighbours;
 use crate::patched::Patched;

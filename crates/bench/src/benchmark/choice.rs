@@ -6,16 +6,19 @@ use mutandis_edit::Result;
 use mutandis_engine::Model;
 
 use crate::data::{Record, Set};
+use crate::plan::Order;
 use crate::record::Prepared;
 use crate::results::Skipped;
 
 /// Prompts of a record that are longer than the model's context, and why it cannot be used at all.
 type Found = (Vec<String>, Option<String>);
 
-/// What was found of records, by the number of their set, their place in it and the seed of what is
-/// drawn for them.
+/// The number of a set, a record's place in it, and the seed of what is drawn for it.
+type Key = (usize, usize, u64);
+
+/// What was found of records.
 #[derive(Debug, Default)]
-pub(super) struct Looked(HashMap<(usize, usize, u64), Found>);
+pub(super) struct Looked(HashMap<Key, Found>);
 
 /// Records that are used, by their place in the set, and those that are not.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -31,7 +34,7 @@ pub(super) struct Chosen {
 const SHOWN: usize = 40;
 
 impl Looked {
-    /// The first records that can be edited: with their subjects in their prompts, where a method
+    /// The first records of set `number` that an order can edit: with their subjects in their prompts, where a method
     /// needs them. Where no record of the set has that, each fails by itself and says why.
     ///
     /// # Errors
@@ -39,9 +42,10 @@ impl Looked {
     pub(super) fn choose(
         &mut self,
         model: &Model,
-        (number, set): (usize, &Set),
+        number: usize,
+        set: &Set,
+        &Order { limit, seed, .. }: &Order,
         needs_subject: bool,
-        (limit, seed): (usize, u64),
     ) -> Result<Chosen> {
         let named = |record: &Record| record.facts().iter().all(|fact| fact.subject_range().is_ok());
         let asks_for_it = needs_subject && set.records.iter().any(named);
@@ -56,7 +60,7 @@ impl Looked {
                 skip(why.map_or_else(String::new, |why| why.to_string()));
                 continue;
             }
-            let (too_long, unfit) = self.look(model, (number, set), (i, seed))?;
+            let (too_long, unfit) = self.look(model, set, (number, i, seed))?;
             match unfit {
                 Some(why) => skip(why.clone()),
                 None => {
@@ -79,17 +83,13 @@ impl Looked {
         Ok(chosen)
     }
 
-    fn look(
-        &mut self,
-        model: &Model,
-        (number, set): (usize, &Set),
-        (i, seed): (usize, u64),
-    ) -> Result<&Found> {
+    fn look(&mut self, model: &Model, set: &Set, key: Key) -> Result<&Found> {
         use std::collections::hash_map::Entry;
-        Ok(match self.0.entry((number, i, seed)) {
+        Ok(match self.0.entry(key) {
             Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(place) => {
-                let record = Prepared::new(model, set, i, seed)?;
+                let (_, index, seed) = key;
+                let record = Prepared::new(model, set, index, seed)?;
                 let unfit = record.unfit(model)?;
                 place.insert((record.too_long, unfit))
             }

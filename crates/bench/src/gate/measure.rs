@@ -9,9 +9,9 @@ use crate::passes::{self, Text};
 use crate::question::mean;
 use crate::record::{ANSWER, Measures, Prepared, ask};
 use crate::results::Role;
-use crate::run::Whole;
 use crate::strict::answer::{answer, begins};
 use crate::texts::{Ask, Way, write};
+use crate::whole::Whole;
 
 /// Facts that are asked side by side; the work can be stopped between.
 const TOGETHER: usize = 16;

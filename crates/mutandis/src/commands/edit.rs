@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use mutandis::engine::Model;
-use mutandis_bench::run::COLLAPSE;
+use mutandis_bench::whole::COLLAPSE;
 use mutandis_edit::{Context, Entry, Error, Fact, Job, Ledger, Patch, find};
 use serde_json::Value;
 

@@ -22,8 +22,9 @@ use mutandis_bench::report::Report;
 use mutandis_bench::results::{
     self, CellInfo, CellResult, DataInfo, FORMAT, Folder, ModelInfo, RunInfo, Skipped,
 };
-use mutandis_bench::run::{Mode, Whole, counted};
+use mutandis_bench::run::{Mode, counted};
 use mutandis_bench::strict::counterfact::References;
+use mutandis_bench::whole::Whole;
 use mutandis_edit::{Context, Error, Progress};
 use mutandis_engine::Model;
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use mutandis::engine::Model;
 use mutandis_bench::edited::Edited;
 use mutandis_bench::gate::{Asked, Verdict, text};
-use mutandis_bench::run::Whole;
+use mutandis_bench::whole::Whole;
 use mutandis_edit::{Context, Error, Fact, Ledger, Patch};
 use serde::Serialize;
 use serde_json::Value;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use mutandis::atomic;
 use mutandis_bench::gate::{Measure, text};
-use mutandis_bench::run::Whole;
+use mutandis_bench::whole::Whole;
 use mutandis_edit::{Entry, Error, Patch, find};
 use serde_json::json;
 

@@ -1,0 +1,98 @@
+//! An edited model as a whole: the perplexity of a text, and its general ability.
+
+use mutandis_edit::Result;
+use mutandis_engine::Model;
+
+use crate::edited::Edited;
+use crate::general::Suite;
+use crate::perplexity::perplexity;
+use crate::results::ModelResult;
+
+/// Perplexity by this factor above the unedited model's means that the model has collapsed. Ours: models
+/// that still write sentences stay below it, and those that do not are far above.
+pub const COLLAPSE: f64 = 4.0;
+
+/// Perplexity of a model whose predictions are no numbers: files hold finite ones.
+const BROKEN: f64 = 1e99;
+
+/// What is measured of an edited model as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct Whole {
+    /// Windows of a text whose perplexity is measured; none for none.
+    pub text: Vec<Vec<u32>>,
+    /// Suites of general ability.
+    pub general: Vec<Suite>,
+    before: Before,
+}
+
+/// What the unedited model reaches.
+#[derive(Debug, Clone, Default)]
+struct Before {
+    perplexity: Option<f64>,
+    /// By suite, in order.
+    accuracies: Vec<f64>,
+}
+
+impl Whole {
+    /// Measures the unedited model.
+    ///
+    /// # Errors
+    /// Where a text is longer than the model's context.
+    pub fn new(model: &Model, text: Vec<Vec<u32>>, general: Vec<Suite>) -> Result<Self> {
+        let mut whole = Self { text, general, before: Before::default() };
+        let unedited = Edited::unedited(model);
+        let (perplexity, accuracies) = (whole.perplexity(&unedited)?, whole.accuracies(&unedited)?);
+        whole.before = Before { perplexity, accuracies };
+        Ok(whole)
+    }
+
+    /// By what part perplexity of the text is above the unedited model's; nothing where there is no
+    /// text, or the edited model's predictions are no numbers.
+    ///
+    /// # Errors
+    /// Where a window is longer than the model's context.
+    pub fn rise(&self, by: &Edited<'_>) -> Result<Option<f64>> {
+        let now = self.perplexity(by)?.filter(|now| *now < BROKEN);
+        Ok(now.zip(self.before.perplexity).map(|(now, before)| now / before - 1.0))
+    }
+
+    /// By how much the accuracy on each suite is below the unedited model's, as a share: 0.1 is ten points.
+    ///
+    /// # Errors
+    /// Where a question is longer than the model's context.
+    pub fn drops(&self, by: &Edited<'_>) -> Result<Vec<(&Suite, f64)>> {
+        let each =
+            self.accuracies(by)?.into_iter().zip(&self.before.accuracies).map(|(now, before)| before - now);
+        Ok(self.general.iter().zip(each).collect())
+    }
+
+    /// Whether a perplexity says that the model has collapsed.
+    pub(crate) fn has_collapsed(&self, perplexity: f64) -> bool {
+        self.before.perplexity.is_some_and(|before| perplexity > COLLAPSE * before)
+    }
+
+    /// Perplexity of the text; far above any model's where predictions are no numbers.
+    pub(crate) fn perplexity(&self, by: &Edited<'_>) -> Result<Option<f64>> {
+        let found = (!self.text.is_empty()).then(|| perplexity(by, &self.text));
+        // A model that has broken down may predict no numbers at all.
+        Ok(found.transpose()?.map(|p| if p.is_finite() { p } else { BROKEN }))
+    }
+
+    fn accuracies(&self, by: &Edited<'_>) -> Result<Vec<f64>> {
+        self.general.iter().map(|suite| Ok(suite.accuracy(by)?.by(suite.measure))).collect()
+    }
+
+    /// Measures an edited model.
+    pub(crate) fn of(&self, by: &Edited<'_>) -> Result<ModelResult> {
+        let Before { perplexity, accuracies } = &self.before;
+        let pair = |before: Option<f64>, after: Option<f64>| Some([before?, after?]);
+        let names = self.general.iter().map(|suite| suite.name.to_owned());
+        let general = names.zip(accuracies.iter().zip(self.accuracies(by)?).map(|(a, b)| [*a, b])).collect();
+        Ok(ModelResult {
+            measured: 1,
+            perplexity: pair(*perplexity, self.perplexity(by)?),
+            general,
+            ..ModelResult::default()
+        })
+    }
+}
