@@ -1,6 +1,6 @@
 //! The micro-kernel of all products: some rows times [`LANES`] columns or a few times that, in sums
-//! of [`Arithmetic::CHAIN`] steps that stay in registers. One sum that does not halves the speed:
-//! look at the disassembly after a change.
+//! of [`Arithmetic::CHAIN`] steps that stay in registers. One sum that does not halves the speed, and
+//! anything else that goes through the stack takes its part: look at the disassembly after a change.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
@@ -322,19 +322,19 @@ fn tile<A: Steps, const M: usize, const P: usize>(
     for from in (0..steps).step_by(A::CHAIN) {
         let to = (from + A::CHAIN).min(steps);
         let mut acc = [[A::zero(); P]; M];
-        let mut k = from;
+        let (mut k, mut at) = (from, from * pitch);
         // Counting and branching at every step would cost a fifth of the speed.
         while k + UNROLL <= to {
-            for u in 0..UNROLL {
-                // SAFETY: `k + u < steps`.
-                unsafe { step::<A, M, P>(&rows, panels, pitch, k.wrapping_add(u), &mut acc) };
+            for _ in 0..UNROLL {
+                // SAFETY: `k < to`, and `to` is at most `steps`.
+                unsafe { step::<A, M, P>(&rows, panels, k, at, &mut acc) };
+                (k, at) = (opaque(k.wrapping_add(1)), at.wrapping_add(pitch));
             }
-            k += UNROLL;
         }
         while k < to {
-            // SAFETY: `k < steps`.
-            unsafe { step::<A, M, P>(&rows, panels, pitch, k, &mut acc) };
-            k += 1;
+            // SAFETY: as above.
+            unsafe { step::<A, M, P>(&rows, panels, k, at, &mut acc) };
+            (k, at) = (k + 1, at + pitch);
         }
         // Not known to be the sums of the last turn: else the compiler would keep both these and
         // the running ones, more than there are registers, and move them about at every turn.
@@ -348,17 +348,36 @@ fn tile<A: Steps, const M: usize, const P: usize>(
     }
 }
 
-/// Adds one step of all products.
+/// The number itself, of which the compiler knows no more than that. Where it sees that the next steps
+/// read neighbouring elements it reads those of all steps at once, more than there are registers: a
+/// fifth of the speed goes into moving them and the sums about.
+#[inline(always)]
+fn opaque(number: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut number = number;
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags));
+        }
+        number
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    number
+}
+
+/// Adds one step of all products: element `k` of every row times the lanes `at` that place of every
+/// panel.
 ///
 /// # Safety
-/// `k` is less than the length of every row, and every panel has `k · pitch + LANES` elements (the
-/// checks would cost a third of the speed).
+/// `k` is less than the length of every row, and every panel has `at + LANES` elements (the checks
+/// would cost a third of the speed).
 #[inline(always)]
 unsafe fn step<A: Steps, const M: usize, const P: usize>(
     rows: &[&[f32]; M],
     panels: &[&[f32]; P],
-    pitch: usize,
     k: usize,
+    at: usize,
     acc: &mut [[A::Lanes; P]; M],
 ) {
     for i in 0..M {
@@ -366,7 +385,7 @@ unsafe fn step<A: Steps, const M: usize, const P: usize>(
         let a = unsafe { *rows[i].get_unchecked(k) };
         for p in 0..P {
             // SAFETY: as above.
-            acc[i][p] = unsafe { A::step(a, panels[p].as_ptr().add(k.wrapping_mul(pitch)), acc[i][p]) };
+            acc[i][p] = unsafe { A::step(a, panels[p].as_ptr().add(at), acc[i][p]) };
         }
     }
 }
