@@ -67,7 +67,7 @@ pub struct Benchmark<'a> {
     pub orders: &'a [Order],
     /// What is measured of every record.
     pub measures: &'a Measures,
-    /// What is measured of the edited model, and by which text, told by its git blob id.
+    /// What is measured of the edited model.
     pub whole: &'a Whole,
     /// The text's git blob id.
     pub text: Option<String>,

@@ -115,15 +115,42 @@ fn what_is_measured_with_is_part_of_a_cell() {
     assert_eq!(cells(), 3);
     let snippets = json!([{"relation_id": "P1", "target_id": "Q1", "samples": [{"text": "the sea"}]}]);
     fs::write(sandbox.path("snippets.json"), snippets.to_string()).unwrap();
-    sandbox.run(&quick(&model, &["--references", "snippets.json"])).ok();
+    // Texts are compared with them, and `quick` writes none.
+    let references = ["--references", "snippets.json"];
+    sandbox.run(&quick(&model, &references)).fails_with(&["`references`", "measure `strict` with fluency"]);
+    let with_texts: Vec<&str> = quick(&model, &[]).into_iter().filter(|arg| *arg != "--no-fluency").collect();
+    sandbox.run(&with_texts).ok();
     assert_eq!(cells(), 4);
+    sandbox.run(&[&with_texts[..], &references].concat()).ok();
+    assert_eq!(cells(), 5);
+}
+
+#[test]
+fn the_help_names_all_that_has_a_name() {
+    let sandbox = people();
+    let model = stories();
+    let help = sandbox.run(&["bench", "run", "--help"]).ok().stdout;
+    let unknown = [
+        (&["--data", "nowhere"][..], "one of `"),
+        (&["--data", "people.jsonl", "--folder", ".", "--general", "nothing"], "there are `"),
+    ];
+    for (flags, before) in unknown {
+        let ran = sandbox.run(&[&["bench", "run", "--model", &model], flags].concat());
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        let (_, names) = ran.stderr.split_once(before).expect("the names are told");
+        let names: Vec<&str> = names.split('`').step_by(2).collect();
+        assert!(names.len() > 5, "{names:?}");
+        for name in names {
+            assert!(help.contains(name), "no {name} in the help");
+        }
+    }
 }
 
 #[test]
 fn a_method_without_its_editor_is_left_out_and_the_others_run() {
     let sandbox = people();
     let model = stories();
-    let plan = "data = 'people.jsonl'\nlimit = 2\nfluency = false\nmethod = ['mend', 'ice']";
+    let plan = "data = 'people.jsonl'\nlimit = 2\nfluency = false\nseed = [0, 0]\nmethod = ['mend', 'ice']";
     fs::write(sandbox.path("plan.toml"), plan).unwrap();
     let ran = sandbox.run(&["bench", "run", "plan.toml", "--model", &model, "--out", "some", "--json"]).ok();
     let report = ran.json();
@@ -133,7 +160,7 @@ fn a_method_without_its_editor_is_left_out_and_the_others_run() {
     for part in ["mend on people is left out", "`mutandis train mend --data FILE`"] {
         assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
     }
-    // Its part keeps its number: the shard of a machine with an editor would make it.
+    // Its part keeps its number, and what is listed twice counts once: the shard of a machine with an editor would make it.
     for (shard, cells) in [("0/2", 0), ("1/2", 1)] {
         let out = format!("shard-{}", &shard[..1]);
         let run = ["bench", "run", "plan.toml", "--model", &model, "--json", "--out", &out, "--shard", shard];

@@ -1,15 +1,15 @@
 //! The cells of a plan, before any is run: which records each takes, and which parts are left.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use mutandis_edit::{Context, Error, Result};
+use serde_json::Value;
 
 use super::choice::{Chosen, Looked};
 use super::{Benchmark, Named, Ran, Sets};
 use crate::plan::Order;
 use crate::results::{CellFolder, CellInfo, Folder, Skipped};
-use crate::run::{Cell, in_words};
+use crate::run::{Cell, Mode, in_words};
 
 /// The cells of a plan.
 #[derive(Default)]
@@ -44,40 +44,63 @@ impl Planned<'_> {
     }
 }
 
-/// Cells whose method is not ready, such as one whose editor is not trained yet.
+/// Cells that cannot be run: their method is not ready, such as one whose editor is not trained yet, or
+/// none of their records can be edited.
 #[derive(Default)]
 pub(super) struct LeftOut {
     pub(super) cells: usize,
-    /// By method and reason: on which data sets.
-    reasons: Vec<(&'static str, String, Vec<String>)>,
+    reasons: Vec<Reason>,
     first: Option<Error>,
+}
+
+/// Why cells are left out: of one method on some data sets, or of some methods on one.
+struct Reason {
+    why: String,
+    methods: Vec<&'static str>,
+    sets: Vec<String>,
 }
 
 impl LeftOut {
     fn add(&mut self, method: &'static str, data: &str, error: Error) {
         self.cells += 1;
         let why = in_words(&error);
-        match self.reasons.iter_mut().find(|(of, reason, _)| *of == method && *reason == why) {
-            Some((.., sets)) if sets.iter().any(|set| set == data) => {}
-            Some((.., sets)) => sets.push(data.to_owned()),
-            None => self.reasons.push((method, why, vec![data.to_owned()])),
-        }
         self.first.get_or_insert(error);
+        for reason in self.reasons.iter_mut().filter(|reason| reason.why == why) {
+            let (has_method, has_set) =
+                (reason.methods.contains(&method), reason.sets.iter().any(|set| set == data));
+            match (has_method, has_set) {
+                (true, true) => return,
+                (true, false) if reason.methods.len() == 1 => return reason.sets.push(data.to_owned()),
+                (false, true) if reason.sets.len() == 1 => return reason.methods.push(method),
+                _ => {}
+            }
+        }
+        self.reasons.push(Reason { why, methods: vec![method], sets: vec![data.to_owned()] });
     }
 
-    /// Which and why: a line for each method and reason.
+    /// Which and why: a line for each reason.
     fn lines(&self) -> impl Iterator<Item = String> {
-        self.reasons
-            .iter()
-            .map(|(method, why, sets)| format!("{method} on {} is left out: {why}", sets.join(", ")))
+        self.reasons.iter().map(|Reason { why, methods, sets }| {
+            let are = if methods.len() == 1 { "is" } else { "are" };
+            format!("{} on {} {are} left out: {why}", methods.join(", "), sets.join(", "))
+        })
     }
 
     /// How many of all cells there were, `made` being the others.
     pub(super) fn at_the_end(&self, made: usize) -> String {
-        let methods: BTreeSet<&str> = self.reasons.iter().map(|(method, ..)| *method).collect();
-        let methods = methods.into_iter().collect::<Vec<_>>().join(", ");
-        format!("{} of {} cells were left out, as told above: {methods}", self.cells, self.cells + made)
+        format!("{} of {} cells were left out, as told at the beginning", self.cells, self.cells + made)
     }
+}
+
+/// All that tells orders apart; of those that are alike one is run.
+#[derive(PartialEq)]
+struct Wish {
+    method: &'static str,
+    settings: Value,
+    set: usize,
+    records: Vec<usize>,
+    mode: Mode,
+    seed: u64,
 }
 
 impl<'a> Benchmark<'a> {
@@ -86,9 +109,23 @@ impl<'a> Benchmark<'a> {
     /// # Errors
     /// Where none can be run, or the folder of results cannot be used.
     pub(super) fn cells(&self, folder: &Folder, cx: &Context<'_>) -> Result<Cells<'a>> {
+        let mut cells = Cells::default();
+        let planned = self.plan(&mut cells, folder, cx);
+        let LeftOut { reasons, first, .. } = &mut cells.left_out;
+        let nothing_left = first.take().filter(|_| planned.is_ok() && cells.planned.is_empty());
+        // A single reason for all is what the run ends with.
+        if nothing_left.is_none() || reasons.len() > 1 {
+            cells.left_out.lines().for_each(|line| self.progress.note(&line));
+        }
+        planned?;
+        nothing_left.map_or(Ok(cells), Err)
+    }
+
+    /// Adds the cells of the plan.
+    fn plan(&self, cells: &mut Cells<'a>, folder: &Folder, cx: &Context<'_>) -> Result<()> {
         let Sets { names, all: sets } = self.sets;
         let mut looked = Looked::default();
-        let mut cells = Cells::default();
+        let mut wishes = vec![];
         for order in self.orders {
             let Some(&number) = names.get(&order.data) else { continue };
             let Named { name, set } = &sets[number];
@@ -96,7 +133,21 @@ impl<'a> Benchmark<'a> {
             let mut of_set = self.orders.iter().filter(|other| names.get(&other.data) == Some(&number));
             let needs_subject = of_set.any(|other| other.method.needs_subject);
             let chosen = looked.choose(self.model, number, set, order, needs_subject)?;
-            let editor = match chosen.records.is_empty() {
+            let records = chosen.records.clone();
+            // A cell that is listed twice is run once, and its parts count once wherever they are made.
+            let wish = Wish {
+                method: order.method.id,
+                settings: order.method.resolved(self.model, cx.recipe.as_ref(), &order.settings)?,
+                set: number,
+                records: records.clone(),
+                mode: order.mode,
+                seed: order.seed,
+            };
+            if wishes.contains(&wish) {
+                continue;
+            }
+            wishes.push(wish);
+            let editor = match records.is_empty() {
                 true => Err(none_fits(&order.data, &chosen)),
                 false => order.method.editor(&order.settings, self.model, cx),
             };
@@ -106,14 +157,13 @@ impl<'a> Benchmark<'a> {
                 Err(error) => {
                     cells.left_out.add(order.method.id, name, error);
                     // Its parts keep their numbers: another shard may be able to make them.
-                    cells.ran.parts += Cell::parts(order.mode, chosen.records.len()).len();
+                    cells.ran.parts += Cell::parts(order.mode, records.len()).len();
                     continue;
                 }
             };
-            let records = chosen.records.clone();
             let info = self.info(order, &sets[number], chosen, editor.as_deref(), cx)?;
             let id = info.id(self.model.fingerprint()?)?;
-            // A cell that is listed twice is run once.
+            // By another path, the same editor.
             if cells.ran.cells.contains(&id) {
                 continue;
             }
@@ -121,11 +171,7 @@ impl<'a> Benchmark<'a> {
             cells.ran.cells.push(id);
             cells.planned.push(Planned { order, set: number, records, folder, parts });
         }
-        cells.left_out.lines().for_each(|line| self.progress.note(&line));
-        match cells.left_out.first.take().filter(|_| cells.planned.is_empty()) {
-            Some(error) => Err(error),
-            None => Ok(cells),
-        }
+        Ok(())
     }
 
     /// A cell's folder, and which of its parts are to be made by this shard.
@@ -177,19 +223,23 @@ mod tests {
         let mut left_out = LeftOut::default();
         let untrained = || Error::input_hint("no editor", "train one");
         left_out.add("mend", "zsre", untrained());
-        left_out.add("malmen", "zsre", untrained());
+        left_out.add("malmen", "zsre", Error::input_hint("no editor for malmen", "train one"));
         left_out.add("mend", "counterfact", untrained());
         // In another mode.
         left_out.add("mend", "zsre", untrained());
         left_out.add("mend", "mquake", Error::input("too long"));
+        // A reason that is the data set's own.
+        left_out.add("rome", "people", Error::input("no record fits"));
+        left_out.add("memit", "people", Error::input("no record fits"));
         assert_eq!(
             left_out.lines().collect::<Vec<_>>(),
             [
                 "mend on zsre, counterfact is left out: no editor; train one",
-                "malmen on zsre is left out: no editor; train one",
+                "malmen on zsre is left out: no editor for malmen; train one",
                 "mend on mquake is left out: too long",
+                "rome, memit on people are left out: no record fits",
             ]
         );
-        assert_eq!(left_out.at_the_end(4), "5 of 9 cells were left out, as told above: malmen, mend");
+        assert_eq!(left_out.at_the_end(4), "7 of 11 cells were left out, as told at the beginning");
     }
 }

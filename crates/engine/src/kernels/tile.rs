@@ -48,7 +48,6 @@ pub(super) fn block(
     ahead: &[u8],
     sums: &mut [f32],
 ) {
-    assert!(steps > 0 && panels.iter().all(|p| p.len() >= (steps - 1) * pitch + LANES));
     assert!((1..=panels_per_unit(isa)).contains(&panels.len()));
     #[cfg(target_arch = "x86_64")]
     {
@@ -315,6 +314,7 @@ fn tile<A: Steps, const M: usize, const P: usize>(
     sums: &mut [f32],
 ) {
     assert!(sums.len() >= M * P * LANES);
+    assert!(steps > 0 && panels.iter().all(|panel| panel.len() >= (steps - 1) * pitch + LANES));
     let mut rows: [&[f32]; M] = [&[]; M];
     for (i, row) in rows.iter_mut().enumerate() {
         *row = &x[i * stride..i * stride + steps];
@@ -326,7 +326,7 @@ fn tile<A: Steps, const M: usize, const P: usize>(
         // Counting and branching at every step would cost a fifth of the speed.
         while k + UNROLL <= to {
             for _ in 0..UNROLL {
-                // SAFETY: `k < to`, and `to` is at most `steps`.
+                // SAFETY: `k < to`, and `to` is at most `steps`; `at` is `k · pitch`.
                 unsafe { step::<A, M, P>(&rows, panels, k, at, &mut acc) };
                 (k, at) = (opaque(k.wrapping_add(1)), at.wrapping_add(pitch));
             }

@@ -45,11 +45,29 @@ Every part that is done is kept in the folder of results: whatever ends a run, t
 goes on where it was. Folders of shards are merged by copying them into one another. `mutandis
 bench report` makes a page of them.
 
-A plan is a TOML file. At the top, or in several `[[run]]`, it has `method`, `data`, `mode` and
-`seed`, each one or a list, `limit`, and `set`, a table; only at the top `protocol`, `extra` and
-`general`, each one or a list, and `folder`, `text`, `references`, `fluency` and `general-limit`.
-Its paths go by the folder that the command runs in. Flags win over it, and `--set` is laid over the
-`set` of every run.
+A plan is a TOML file:
+
+  data = [\"zsre\", \"facts.jsonl\"]
+  limit = 50
+
+  [[run]]
+  method = [\"rome\", \"memit\"]
+
+  [[run]]
+  method = \"memit\"
+  mode = \"batch:50\"
+  set = { lambda = 0.02 }
+
+`method`, `data`, `mode` and `seed`, each one or a list, `limit`, and `set`, a table, stand at the top
+or in a `[[run]]`; what stands at the top holds for every run that does not say otherwise (a run's
+`set` takes the place of the top's whole). Only at the top stand `protocol`, `extra` and `general`,
+each one or a list, and `folder`, `text`, `references`, `fluency` and `general-limit`. Paths go by the
+folder that the command runs in. Flags win over the plan, and `--set` is laid over the `set` of every
+run, key by key.
+
+Data sets with a name: wiki_recent, zsre, wikibio, wiki_counterfact, convsent, sanitation (KnowEdit),
+counterfact, zsre-mend, mquake-cf, mquake-t. Suites of general ability: piqa, commonsense_qa, mmlu, cola,
+sst2, mrpc, rte, nli, dialogue.
 
 Scores are told twice. compat: as EasyEdit's functions compute them, the share of the target's
 tokens that are the likeliest, each with the true tokens before it. strict: the model answers
@@ -61,10 +79,12 @@ pub(super) struct RunArgs {
     #[arg(value_name = "PLAN")]
     plan: Option<PathBuf>,
     /// A data set: a file (JSON, JSON lines), the name of a known one, such as `zsre`, or `OWNER/NAME/FILE`
-    /// of one in the hub's cache
+    /// of one in the hub's cache; may be given several times, as may `--method`, `--set`, `--mode`,
+    /// `--seed`, `--protocol`, `--extra` and `--general`
     #[arg(long, value_name = "FILE|NAME")]
     data: Vec<String>,
-    /// How; `mutandis methods` lists them, `all` are all, each once [default: r-rome]
+    /// How; `mutandis methods` lists them, `all` are all, each once [default: the plan's,
+    /// without a plan r-rome]
     #[arg(long, value_name = "ID")]
     method: Vec<String>,
     /// A setting of every method that is run; `mutandis methods show ID` lists them. Of one that is
@@ -86,10 +106,10 @@ pub(super) struct RunArgs {
     /// Seed of everything that is drawn [default: 0]
     #[arg(long)]
     seed: Vec<u64>,
-    /// How scores are told [default: both]
+    /// Which scores are computed [default: both]
     #[arg(long, value_enum)]
     protocol: Vec<ProtocolArg>,
-    /// Write no texts, and measure no fluency
+    /// Do not write the longer texts that fluency is measured on
     #[arg(long)]
     no_fluency: bool,
     /// What compat measures besides: the peer's perplexity of targets, its share of foreseen tokens,
@@ -99,8 +119,8 @@ pub(super) struct RunArgs {
     /// A text whose perplexity is measured before and after [default: one that ships with mutandis]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Texts about objects that what is written is compared with: ROME's `attribute_snippets.json`, for
-    /// CounterFact
+    /// Reference texts for CounterFact's consistency, ROME's `attribute_snippets.json`; compared with
+    /// the texts of `strict`'s fluency
     #[arg(long, value_name = "FILE")]
     references: Option<PathBuf>,
     /// A suite of general ability that is measured before and after, such as `piqa`
@@ -116,13 +136,14 @@ pub(super) struct RunArgs {
     /// The model that judges
     #[arg(long, value_name = "NAME", requires = "judge")]
     judge_model: Option<String>,
-    /// Where data sets and suites that are named are looked for, besides the hub's cache
+    /// Where data sets that are named are looked for, besides the hub's cache, and suites of general
+    /// ability, in it or in its `general`
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
     /// Where results go, and where a run goes on
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     out: PathBuf,
-    /// Make only every N-th part, beginning with I: for several machines
+    /// Make only every N-th part, beginning with I, from 0 to N - 1: for several machines
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
 }
@@ -141,7 +162,8 @@ enum ExtraArg {
     Ppl,
     /// Share of a prompt's tokens that the model foresees with more than 0.8 (`edit:ood`)
     OodPpl,
-    /// As many greedy tokens as the target has, cut without the blank before it (`edit:vanilla`)
+    /// Greedy tokens against the target's, which is cut without its leading blank (`edit:vanilla`,
+    /// `edit:vanilla-f1`)
     Vanilla,
 }
 
@@ -297,6 +319,13 @@ fn check(plan: &Plan, args: &RunArgs) -> Result<(), Error> {
         return Err(Error::input_hint(
             "`--judge` is given, and there are no free answers to judge: only `compat` is measured",
             "leave `--judge` out, or measure `strict` too",
+        ));
+    }
+    let writes = plan.measures(Protocol::Strict) && plan.fluency != Some(false);
+    if plan.references.is_some() && !writes {
+        return Err(Error::input_hint(
+            "`references` is given, and no texts are written that could be compared with them",
+            "leave it out, or measure `strict` with fluency",
         ));
     }
     if plan.general_limit.is_some() && plan.general.is_empty() {
