@@ -6,6 +6,8 @@
 //! DIR/cells/ID/00000.jsonl         a part's records, one a line; where it is, the part is done
 //! DIR/cells/ID/00000.model.json    what was measured of the edited model as a whole
 //! DIR/cells/ID/00000.cost.json     seconds and memory: all that differs from run to run
+//! DIR/cells/ID/00000.lock          while a run is making the part
+//! DIR/cells/ID/00000.steps/        what of an unfinished part is kept: a sequence's steps, a judge's words
 //! ```
 //!
 //! A part is written whole; one that is found damaged is made again. Folders of shards are merged by copying them
@@ -185,7 +187,7 @@ pub struct RecordResult {
     pub record: usize,
     /// What was edited, as prompt and target.
     pub edits: Vec<[String; 2]>,
-    /// Why the edit failed, or could not be scored; it has only the unedited model's scores then.
+    /// Why the edit failed, or could not be scored; `after` is empty then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Scores of the unedited model.

@@ -135,12 +135,12 @@ fn what_is_not_found_is_told_with_where_it_was_looked_for_and_how_it_is_got() {
     {
         assert!(what.contains(wanted), "{what} lacks {wanted}");
     }
-    for wanted in ["huggingface-cli download", "zjunlp/KnowEdit", "`ZsRE/ZsRE-test-all.json`"] {
+    for wanted in ["hf download zjunlp/KnowEdit", "--repo-type dataset", "`ZsRE/ZsRE-test-all.json`"] {
         assert!(hint.contains(wanted), "{hint} lacks {wanted}");
     }
     let error = find("counterfact", &Places::default()).unwrap_err();
     assert!(error.to_string().ends_with("looked in: no folder is given"), "{error}");
-    assert!(!error.hint().unwrap().contains("huggingface-cli"), "it is not on the hub");
+    assert!(!error.hint().unwrap().contains("hf download"), "it is not on the hub");
     let error = find("wiki_recnt", &places).unwrap_err();
     assert_eq!(error.to_string(), "the data set `wiki_recnt` is not found");
     assert!(error.hint().unwrap().contains("did you mean `wiki_recent`?"), "{:?}", error.hint());

@@ -241,7 +241,7 @@ fn absent(known: &Known, places: &Places) -> Error {
     let looked = if looked.is_empty() { "no folder is given".to_owned() } else { looked.join(" and ") };
     let files = files.join("`, `");
     let get = if *on_hub {
-        format!("get it with `huggingface-cli download --repo-type dataset {HUB}`, or ")
+        format!("get it with `hf download {HUB} --repo-type dataset`, or ")
     } else {
         String::new()
     };

@@ -134,7 +134,7 @@ impl Page<'_> {
             "<p>Means over the records scored, with 95 % intervals below them (1,000 bootstrap resamples of the \
              records; where all score the same it has no width, which is not certainty). \
              n: of how many records a score is, where these are fewer than the row’s. <mark>Marked</mark>: the best of a \
-             column after all edits, among rows over the same records; none where all are alike. A method’s name leads to its records.</p>\n",
+             column after all edits, among rows over the same records; none where all are alike, or only half of the rows are over the same. A method’s name leads to its records.</p>\n",
         );
         let referenced = blocks.iter().any(|b| !b.references.is_empty());
         if referenced {

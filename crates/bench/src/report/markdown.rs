@@ -26,7 +26,7 @@ pub(super) fn main_table(report: &Report<'_>, published: bool) -> String {
 
 const INTERVALS: &str = "In brackets: 95 % intervals of the mean (1,000 bootstrap resamples of the records), and how many \
                          records a score is of where these are fewer than the row's. Bold: the best of the column after \
-                         all edits, among rows over the same records; none where all are alike.\n";
+                         all edits, among rows over the same records; none where all are alike, or only half of the rows are over the same.\n";
 
 /// The whole report.
 pub(super) fn document(report: &Report<'_>) -> String {

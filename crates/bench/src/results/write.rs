@@ -30,7 +30,7 @@ impl Folder {
     /// leaves nothing.
     ///
     /// # Errors
-    /// Where it holds results of another model or a newer format, or something else.
+    /// Where it holds results of another model, format or version, or something else.
     pub fn open(dir: &Path, run: &RunInfo) -> Result<Self> {
         let shown = dir.display();
         let path = dir.join("run.json");

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// A layer, from 0; all where none is given
     #[arg(long = "layer", value_name = "N")]
     layers: Vec<usize>,
-    /// Tokens to read [default: ten times the key's width]
+    /// Tokens to read [default: five times the key's width]
     #[arg(long)]
     tokens: Option<usize>,
     /// Text to read: plain, or `.jsonl` with a `text` field
