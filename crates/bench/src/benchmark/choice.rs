@@ -34,8 +34,8 @@ pub(super) struct Chosen {
 const SHOWN: usize = 40;
 
 impl Looked {
-    /// The first records of set `number` that an order can edit: with their subjects in their prompts, where a method
-    /// needs them. Where no record of the set has that, each fails by itself and says why.
+    /// The first records of set `number` that an order can edit: with their subjects in their prompts,
+    /// where a method needs them. Where no record of the set has that, each fails by itself and says why.
     ///
     /// # Errors
     /// Where the model has no tokenizer.

@@ -1,9 +1,10 @@
 //! The arithmetic: each forward function beside its backward one.
 //!
-//! All kernels work on plain `f32` slices, rows outermost. Most are written once in plain Rust
-//! and compiled three times, for AVX-512, AVX2 with FMA, and without either; the innermost loops of
-//! products (`tile`, `codes`) have code of their own for each. [`Isa`] says which copy runs. The order of additions within a row depends neither on the number of threads nor on the
-//! other rows of the batch.
+//! All kernels work on plain `f32` slices, rows outermost. Most are written once in plain Rust and
+//! compiled three times, for AVX-512, AVX2 with FMA, and without either; the innermost loops of
+//! products (`tile`, `codes`) have code of their own for each. [`Isa`] says which copy runs. The order
+//! of additions within a row depends neither on the number of threads nor on the other rows of the
+//! batch.
 
 pub mod activation;
 pub mod attention;
