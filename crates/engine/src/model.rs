@@ -89,12 +89,6 @@ impl Model {
     pub fn load(path: &Path, options: Options) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let isa = options.isa.unwrap_or_else(Isa::detect);
-        if !isa.available() {
-            return Err(Error::Unsupported {
-                what: format!("the instruction set {isa:?} on this processor"),
-                known: Some(format!("{:?}", Isa::detect())),
-            });
-        }
         if let Some(threads) = options.threads.filter(|n| *n > THREADS_LIMIT) {
             return Err(Error::input_hint(
                 format!("{threads} threads are asked for, expected at most {THREADS_LIMIT}"),

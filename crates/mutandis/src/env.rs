@@ -113,18 +113,20 @@ impl Env {
     /// Instruction set of the kernels, where one is asked for.
     ///
     /// # Errors
-    /// Where it is none of those there are.
+    /// Where it is none of those that this processor has.
     pub fn kernels(&self) -> Result<Option<Isa>, mutandis_engine::Error> {
         let Some(name) = self.kernels.as_deref() else { return Ok(None) };
-        match name.to_ascii_lowercase().as_str() {
-            "avx512" => Ok(Some(Isa::Avx512)),
-            "avx2" => Ok(Some(Isa::Avx2)),
-            "portable" => Ok(Some(Isa::Portable)),
-            _ => Err(mutandis_engine::Error::input_hint(
-                format!("`{MUTANDIS_KERNELS}` is `{name}`, expected `avx512`, `avx2` or `portable`"),
-                "unset it for the fastest that this processor has",
-            )),
+        if let Some(isa) = Isa::available().find(|isa| name.eq_ignore_ascii_case(isa.name())) {
+            return Ok(Some(isa));
         }
+        let known: Vec<String> = Isa::available().map(|isa| format!("`{}`", isa.name())).collect();
+        Err(mutandis_engine::Error::input_hint(
+            format!(
+                "`{MUTANDIS_KERNELS}` is `{name}`, expected what this processor has, {}",
+                known.join(", ")
+            ),
+            "unset it for the fastest of them",
+        ))
     }
 
     /// Folder of mutandis' own cache. It need not exist.

@@ -395,7 +395,7 @@ mod tests {
         let q = random(1, NEW * SHAPE.heads * SHAPE.head_width);
         let (keys, values) = (random(2, NEW * width), random(3, NEW * width));
         for shape in shapes() {
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for isa in Isa::available() {
                 let found = run(isa, &shape, &q, &keys, &values);
                 assert_close("attention", &found, &exact(&shape, &q, &keys, &values), 2e-6);
             }
@@ -411,7 +411,7 @@ mod tests {
             let width = shape.kv_heads * shape.head_width;
             let q = random(1, new * shape.heads * shape.head_width);
             let (keys, values) = (random(2, new * width), random(3, new * width));
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for isa in Isa::available() {
                 let grads = |q: &[f32], keys: &[f32], values: &[f32], d: &[f32]| {
                     let (past, own) = segments(&shape, keys, values);
                     let view = View { rows: 0..new, position: PAST, segments: vec![&past, &own] };

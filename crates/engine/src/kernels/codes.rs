@@ -59,8 +59,8 @@ impl Codes {
             self.scales_of(depth, panel, from, steps)
         };
         #[cfg(target_arch = "x86_64")]
-        if isa != Isa::Portable {
-            // SAFETY: the processor has AVX2 (see `per_isa`); `out`, `codes`, and the scales have
+        if isa != Isa::PORTABLE {
+            // SAFETY: the processor has AVX2 (see [`Isa`]); `out`, `codes`, and the scales have
             // the same number of steps by the slicing above.
             unsafe {
                 match (self.width, by_step) {
@@ -95,7 +95,7 @@ impl Codes {
     /// Whether there is a [`Self::few_rows`] for these codes on this processor.
     pub(super) fn has_few_rows(&self, isa: Isa) -> bool {
         cfg!(target_arch = "x86_64")
-            && isa != Isa::Portable
+            && isa != Isa::PORTABLE
             && self.group != 0
             && Fused::CHAIN.is_multiple_of(self.group)
     }
@@ -113,7 +113,7 @@ impl Codes {
             macro_rules! rows {
                 ($rows:literal) => {
                     match self.width {
-                        // SAFETY: the processor has AVX2 (`has_few_rows` excludes `Portable`; see
+                        // SAFETY: the processor has AVX2 (`has_few_rows` excludes `PORTABLE`; see
                         // `per_isa`). The slices have the lengths that follow from `m`, `depth`
                         // and `group`, which divides `depth` and the chain.
                         CodeWidth::Nibble => unsafe {
@@ -324,7 +324,7 @@ mod tests {
             let (out, inn) = (70, if dtype.block_len() == 32 { 352 } else { 512 });
             let bytes = Cow::Owned(blocks(dtype, out * inn / dtype.block_len()));
             let matrix = Matrix { out, inn, dtype, bytes };
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for isa in Isa::available() {
                 for m in [1, 2, 3, 4, 5, 19] {
                     let product = |storage, transposed| {
                         let packed = if transposed {

@@ -55,7 +55,7 @@ pub fn rows_times(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>], a
         .collect();
     // Tasks of nearly equal size: enough of them that a thread which is interrupted leaves the rest
     // to the others, each long enough to hide its start.
-    let (unit, tile) = (panels_per_unit(isa), rows_per_tile(isa));
+    let (unit, tile) = (panels_per_unit(isa), rows_per_tile(isa.0));
     let panels: usize = targets.iter().map(|t| t.0.panels()).sum();
     let row_blocks = m.div_ceil(ROW_BLOCK);
     let wanted = rayon::current_num_threads() * if row_blocks == 1 { 4 } else { 2 };
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn products_agree_with_f64_on_every_instruction_set() {
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+        for isa in Isa::available() {
             for (m, depth, n) in
                 [(1, 1, 1), (1, 576, 49), (5, 300, 33), (13, 64, 16), (200, 257, 100), (7, 1536, 65)]
             {
@@ -255,7 +255,7 @@ mod tests {
         let w = random(1, n * depth);
         let packed = Packed::from_f32(n, depth, &w);
         let x = random(2, 40 * depth);
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+        for isa in Isa::available() {
             let all = multiply(isa, &x, 40, &packed);
             for r in [0, 7, 39] {
                 let one = multiply(isa, &x[r * depth..(r + 1) * depth], 1, &packed);

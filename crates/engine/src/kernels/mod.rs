@@ -16,9 +16,14 @@ pub mod pack;
 pub mod rotary;
 mod tile;
 
+/// An instruction set that the kernels are compiled for and this processor has. Nobody can make one of
+/// another: kernels run what they are given.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Isa(Set);
+
 /// Instruction sets that the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isa {
+enum Set {
     /// 512-bit vectors with FMA.
     Avx512,
     /// 256-bit vectors with FMA.
@@ -28,28 +33,52 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All, fastest first.
-    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+    /// The one that every processor has.
+    pub const PORTABLE: Self = Self(Set::Portable);
+
+    /// All that this processor has, fastest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [Set::Avx512, Set::Avx2, Set::Portable].into_iter().filter(|set| set.is_available()).map(Self)
+    }
 
     /// The fastest that this processor has.
     pub fn detect() -> Self {
-        Self::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Self::Portable)
+        Self::available().next().unwrap_or(Self::PORTABLE)
     }
 
+    /// `avx512`, `avx2` or `portable`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Set::Avx512 => "avx512",
+            Set::Avx2 => "avx2",
+            Set::Portable => "portable",
+        }
+    }
+}
+
+impl std::fmt::Debug for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Set {
     /// Whether this processor has it.
-    pub fn available(self) -> bool {
+    fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
             match self {
                 Self::Avx512 => {
-                    Self::Avx2.available()
+                    Self::Avx2.is_available()
                         && std::arch::is_x86_feature_detected!("avx512f")
                         && std::arch::is_x86_feature_detected!("avx512vl")
                         && std::arch::is_x86_feature_detected!("avx512bw")
                         && std::arch::is_x86_feature_detected!("avx512dq")
                 }
                 Self::Avx2 => {
-                    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+                    std::arch::is_x86_feature_detected!("avx2")
+                        && std::arch::is_x86_feature_detected!("fma")
+                        && std::arch::is_x86_feature_detected!("f16c")
                 }
                 Self::Portable => true,
             }
@@ -110,13 +139,12 @@ macro_rules! per_isa {
                 fn avx512($($arg: $ty),*) $(-> $ret)? { $body::<$crate::kernels::Fused>($($arg),*) }
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? { $body::<$crate::kernels::Fused>($($arg),*) }
-                match isa {
-                    // SAFETY: an `Isa` other than `Portable` is only used where `available` holds
-                    // (`Threads::new` checks it), so the processor has the instructions.
-                    $crate::kernels::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                match isa.0 {
+                    // SAFETY: an `Isa` is of a set that this processor has.
+                    $crate::kernels::Set::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    $crate::kernels::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::kernels::Isa::Portable => {}
+                    $crate::kernels::Set::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::kernels::Set::Portable => {}
                 }
             }
             let _ = isa;

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 #[cfg(target_arch = "x86_64")]
 use super::Fused;
 use super::pack::LANES;
-use super::{Apart, Arithmetic, Isa};
+use super::{Apart, Arithmetic, Isa, Set};
 
 /// Bytes that memory is fetched in.
 const CACHE_LINE: usize = 64;
@@ -22,15 +22,15 @@ const UNROLL: usize = 4;
 
 /// Panels multiplied at once: as many as the registers have room for.
 pub(super) fn panels_per_unit(isa: Isa) -> usize {
-    if isa == Isa::Avx512 { 3 } else { 1 }
+    if isa.0 == Set::Avx512 { 3 } else { 1 }
 }
 
 /// Rows multiplied at once.
-pub(super) const fn rows_per_tile(isa: Isa) -> usize {
-    match isa {
-        Isa::Avx512 => 8,
-        Isa::Avx2 => 6,
-        Isa::Portable => 2,
+pub(super) const fn rows_per_tile(set: Set) -> usize {
+    match set {
+        Set::Avx512 => 8,
+        Set::Avx2 => 6,
+        Set::Portable => 2,
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) fn block(
             sums: &mut [f32],
         ) {
             match *panels {
-                [a] => block_body::<Wide, { rows_per_tile(Isa::Avx512) }, 1>(
+                [a] => block_body::<Wide, { rows_per_tile(Set::Avx512) }, 1>(
                     x,
                     stride,
                     m,
@@ -73,7 +73,7 @@ pub(super) fn block(
                     ahead,
                     sums,
                 ),
-                [a, b] => block_body::<Wide, { rows_per_tile(Isa::Avx512) }, 2>(
+                [a, b] => block_body::<Wide, { rows_per_tile(Set::Avx512) }, 2>(
                     x,
                     stride,
                     m,
@@ -83,7 +83,7 @@ pub(super) fn block(
                     ahead,
                     sums,
                 ),
-                [a, b, c, ..] => block_body::<Wide, { rows_per_tile(Isa::Avx512) }, 3>(
+                [a, b, c, ..] => block_body::<Wide, { rows_per_tile(Set::Avx512) }, 3>(
                     x,
                     stride,
                     m,
@@ -107,7 +107,7 @@ pub(super) fn block(
             ahead: &[u8],
             sums: &mut [f32],
         ) {
-            block_body::<Pair, { rows_per_tile(Isa::Avx2) }, 1>(
+            block_body::<Pair, { rows_per_tile(Set::Avx2) }, 1>(
                 x,
                 stride,
                 m,
@@ -118,15 +118,15 @@ pub(super) fn block(
                 sums,
             );
         }
-        match isa {
-            // SAFETY: the processor has the instructions (see `per_isa`).
-            Isa::Avx512 => return unsafe { avx512(x, stride, m, panels, pitch, steps, ahead, sums) },
+        match isa.0 {
+            // SAFETY: the processor has the instructions (see [`Isa`]).
+            Set::Avx512 => return unsafe { avx512(x, stride, m, panels, pitch, steps, ahead, sums) },
             // SAFETY: as above.
-            Isa::Avx2 => return unsafe { avx2(x, stride, m, panels, pitch, steps, ahead, sums) },
-            Isa::Portable => {}
+            Set::Avx2 => return unsafe { avx2(x, stride, m, panels, pitch, steps, ahead, sums) },
+            Set::Portable => {}
         }
     }
-    block_body::<Apart, { rows_per_tile(Isa::Portable) }, 1>(
+    block_body::<Apart, { rows_per_tile(Set::Portable) }, 1>(
         x,
         stride,
         m,
