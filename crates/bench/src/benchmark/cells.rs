@@ -1,15 +1,15 @@
 //! The cells of a plan, before any is run: which records each takes, and which parts are left.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use mutandis_edit::{Context, Error, Result};
-use serde_json::Value;
 
 use super::choice::{Chosen, Looked};
 use super::{Benchmark, Named, Ran, Sets};
 use crate::plan::Order;
 use crate::results::{CellFolder, CellInfo, Folder, Skipped};
-use crate::run::{Cell, Mode, in_words};
+use crate::run::{Cell, in_words};
 
 /// The cells of a plan.
 #[derive(Default)]
@@ -92,17 +92,6 @@ impl LeftOut {
     }
 }
 
-/// All that tells orders apart; of those that are alike one is run.
-#[derive(PartialEq)]
-struct Wish {
-    method: &'static str,
-    settings: Value,
-    set: usize,
-    records: Vec<usize>,
-    mode: Mode,
-    seed: u64,
-}
-
 impl<'a> Benchmark<'a> {
     /// The cells of the plan; tells which are left out.
     ///
@@ -125,7 +114,7 @@ impl<'a> Benchmark<'a> {
     fn plan(&self, cells: &mut Cells<'a>, folder: &Folder, cx: &Context<'_>) -> Result<()> {
         let Sets { names, all: sets } = self.sets;
         let mut looked = Looked::default();
-        let mut wishes = vec![];
+        let mut ids = HashSet::new();
         for order in self.orders {
             let Some(&number) = names.get(&order.data) else { continue };
             let Named { name, set } = &sets[number];
@@ -134,37 +123,22 @@ impl<'a> Benchmark<'a> {
             let needs_subject = of_set.any(|other| other.method.needs_subject);
             let chosen = looked.choose(self.model, number, set, order, needs_subject)?;
             let records = chosen.records.clone();
-            // A cell that is listed twice is run once, and its parts count once wherever they are made.
-            let wish = Wish {
-                method: order.method.id,
-                settings: order.method.resolved(self.model, cx.recipe.as_ref(), &order.settings)?,
-                set: number,
-                records: records.clone(),
-                mode: order.mode,
-                seed: order.seed,
-            };
-            if wishes.contains(&wish) {
-                continue;
-            }
-            wishes.push(wish);
             let editor = match records.is_empty() {
                 true => Err(none_fits(&order.data, &chosen)),
                 false => order.method.editor(&order.settings, self.model, cx),
             };
-            let editor = match editor {
-                Ok(editor) => editor,
-                // The others are run, and this one once it can be.
-                Err(error) => {
-                    cells.left_out.add(order.method.id, name, error);
-                    // Its parts keep their numbers: another shard may be able to make them.
-                    cells.ran.parts += Cell::parts(order.mode, records.len()).len();
-                    continue;
-                }
-            };
-            let info = self.info(order, &sets[number], chosen, editor.as_deref(), cx)?;
+            let path = editor.as_ref().ok().and_then(Option::as_deref);
+            let info = self.info(order, &sets[number], chosen, path, cx)?;
             let id = info.id(self.model.fingerprint()?)?;
-            // By another path, the same editor.
-            if cells.ran.cells.contains(&id) {
+            // A cell that is listed twice is run once, and its parts count once wherever they are made.
+            if !ids.insert(id.clone()) {
+                continue;
+            }
+            // The others are run, and this one once it can be.
+            if let Err(error) = editor {
+                cells.left_out.add(order.method.id, name, error);
+                // Its parts keep their numbers: another shard may be able to make them.
+                cells.ran.parts += info.parts;
                 continue;
             }
             let (folder, parts) = self.left(order, &id, &info, folder, &mut cells.ran)?;
