@@ -5,11 +5,14 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use common::people::{people, record, results, stories};
 use common::{Ran, Sandbox};
+use mutandis_bench::gate::Gate;
+use mutandis_bench::plan::Plan;
 use serde_json::{Value, json};
 
 /// Two parts of two records by `ft-m`, one epoch.
@@ -144,6 +147,29 @@ fn the_help_names_all_that_has_a_name() {
             assert!(help.contains(name), "no {name} in the help");
         }
     }
+}
+
+#[test]
+fn what_ships_is_listed_and_printed() {
+    let sandbox = Sandbox::new();
+    let list = sandbox.run(&["bench", "show"]).ok().stdout;
+    let all = sandbox.run(&["bench", "show", "--json"]).ok().json();
+    let names: Vec<&str> =
+        all.as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["knowedit.toml", "edits.toml", "default"]);
+    for (name, line) in names.iter().zip(list.lines()) {
+        assert!(line.starts_with(name) && line.ends_with('.'), "{line}");
+        fs::write(sandbox.path("printed.toml"), sandbox.run(&["bench", "show", name]).ok().stdout).unwrap();
+        let printed = sandbox.path("printed.toml");
+        if *name == "default" {
+            assert_eq!(Gate::read(&printed).unwrap(), Gate::read(Path::new(name)).unwrap());
+        } else {
+            assert_eq!(Plan::read(&printed).unwrap(), Plan::read(Path::new(name)).unwrap());
+        }
+    }
+    sandbox
+        .run(&["bench", "show", "knowledit.toml"])
+        .fails_with(&["`knowledit.toml`", "did you mean `knowedit.toml`?"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod report;
 mod run;
+mod show;
 
 use std::process::ExitCode;
 
@@ -20,11 +21,14 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Make a page, tables and files of what was run
     Report(report::ReportArgs),
+    /// List the plans and the gate that ship, or print one to begin your own from
+    Show(show::ShowArgs),
 }
 
 pub(crate) fn run(args: Args, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(args) => run::run(&args, session),
         Command::Report(args) => report::report(&args, session),
+        Command::Show(args) => show::show(&args, session),
     }
 }

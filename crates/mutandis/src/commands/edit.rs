@@ -82,6 +82,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     writing: Writing,
     /// A file of thresholds that the edit has to pass to be kept; `default` ships with mutandis
+    /// (`mutandis bench show default`)
     #[arg(long, value_name = "FILE")]
     gate: Option<PathBuf>,
     /// Edit so many facts at a time, each turn on top of those before, and keep every patch; what

@@ -28,6 +28,7 @@ pub(super) struct Args {
     #[arg(value_name = "FILE|LEDGER")]
     file: PathBuf,
     /// A file of thresholds that it has to pass; `default` ships with mutandis
+    /// (`mutandis bench show default`)
     #[arg(long, value_name = "FILE")]
     gate: Option<PathBuf>,
     /// The patches that it was made on top of, for the gate: files, or the ledger that it is in
