@@ -7,7 +7,7 @@ use super::Report;
 use super::escape::{html as escape, marked, script};
 use super::metric;
 use super::plots::{Colours, Figure, costs, frontier, megabytes, sequences};
-use super::protocol::{self, Protocol};
+use super::protocol::{self, Protocol, Words};
 use super::records;
 use super::summary::{Summary, edits_in_words};
 use super::table::{self, Block, Column, Entry, Group, Kind, Row, groups};
@@ -88,11 +88,7 @@ impl Page<'_> {
                 escape(&run.tool)
             ),
         );
-        out.push_str("<dl class=\"protocols\">\n");
-        for (name, words) in protocol::words(self.report) {
-            put(&mut out, format_args!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(&name), marked(&words)));
-        }
-        out.push_str("</dl>\n");
+        self.protocols(&mut out);
         let mut notes = vec![];
         let short: Vec<&Summary> = cells.iter().filter(|c| c.done < c.parts).collect();
         if !short.is_empty() {
@@ -123,6 +119,27 @@ impl Page<'_> {
             );
         }
         out
+    }
+
+    /// What the protocols are, and, folded, what exactly they measure.
+    fn protocols(&self, out: &mut String) {
+        let words = protocol::words(self.report);
+        let list = |out: &mut String, of: &dyn Fn(&Words) -> String| {
+            out.push_str("<dl class=\"protocols\">\n");
+            for (words, said) in
+                words.iter().map(|words| (words, of(words))).filter(|(_, said)| !said.is_empty())
+            {
+                put(out, format_args!("<div><dt>{}</dt>{said}</div>\n", escape(&words.name)));
+            }
+            out.push_str("</dl>\n");
+        };
+        let entry = |said: &str| format!("<dd>{}</dd>", marked(said));
+        list(out, &|words| words.lead.map(entry).unwrap_or_default());
+        if words.iter().any(|words| !words.said.is_empty()) {
+            out.push_str("<details>\n<summary>How each number is measured</summary>\n");
+            list(out, &|words| words.said.iter().map(|said| entry(said)).collect());
+            out.push_str("</details>\n");
+        }
     }
 
     /// The KnowEdit table.
@@ -176,7 +193,7 @@ impl Page<'_> {
             return;
         }
         let width = 2 + block.columns.len();
-        let note = block.note.map_or(String::new(), |n| format!(" {}", escape(n)));
+        let note = block.note.map_or(String::new(), |n| format!(" {}", marked(n)));
         put(
             out,
             format_args!(
@@ -394,7 +411,7 @@ impl Page<'_> {
 fn mark(out: &mut String, blocks: &[Block<'_>]) {
     let words: BTreeSet<&String> = blocks.iter().filter_map(|b| b.mark.as_ref()).collect();
     for words in words {
-        put(out, format_args!("<p class=\"muted\">{}.</p>\n", escape(words)));
+        put(out, format_args!("<p class=\"muted\">{}.</p>\n", marked(words)));
     }
 }
 

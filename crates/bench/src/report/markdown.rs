@@ -41,8 +41,8 @@ pub(super) fn document(report: &Report<'_>) -> String {
         escape(&model.fingerprint),
         escape(&report.run.tool)
     );
-    for (name, words) in protocol::words(report) {
-        let _ = writeln!(out, "- **{}**: {}", escape(&name), escape(&words));
+    for words in protocol::words(report) {
+        let _ = writeln!(out, "- **{}**: {}", escape(&words.name), escape(&words.paragraph()));
     }
     let groups = groups(&report.cells);
     out.push_str("\n## The KnowEdit table\n\n");

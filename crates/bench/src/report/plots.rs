@@ -1,12 +1,12 @@
 //! What is drawn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::metric;
 use super::protocol::Protocol;
-use super::summary::{Point, Statistic, Stretch, Summary};
+use super::summary::{Point, Spent, Statistic, Stretch, Summary};
 use super::svg::{Axis, Bar, COLOURS, Plot, Shape, bars};
-use super::table::Group;
+use super::table::{Group, MARK};
 use super::variant;
 use crate::run::Mode;
 
@@ -50,6 +50,11 @@ fn name(cell: &Summary) -> String {
     format!("{}{size}{variant}", cell.method)
 }
 
+/// The same in a plot of compat's scores, marked where these are by functions of their own.
+fn name_in_compat(cell: &Summary) -> String {
+    name(cell) + if cell.in_context().is_some() { MARK } else { "" }
+}
+
 const PERCENT: [f64; 2] = [0.0, 100.0];
 
 fn ends(s: &Statistic) -> [f64; 2] {
@@ -74,9 +79,10 @@ pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours)
     );
     let at = |p: &(&Summary, Statistic, Statistic)| (100.0 * p.1.mean, 100.0 * p.2.mean);
     let is_other = |cell: &Summary| protocol == Protocol::Compat && cell.in_context().is_some();
-    let alike = |over: &[usize]| points.iter().filter(|p| !is_other(p.0) && p.0.over == over).count();
-    let usual = points.iter().map(|p| &p.0.over).max_by_key(|over| (alike(over), over.len()));
-    let competing = || points.iter().filter(|p| !is_other(p.0) && Some(&p.0.over) == usual).map(at);
+    let over = |p: &(&Summary, Statistic, Statistic)| [p.1, p.2].map(|score| score.over);
+    let those = |wanted| points.iter().filter(move |p| !is_other(p.0) && over(p) == wanted);
+    let usual = points.iter().max_by_key(|p| (those(over(p)).count(), p.1.count.min(p.2.count))).map(over);
+    let competing = || usual.into_iter().flat_map(those).map(at);
     let beaten = |p: (f64, f64)| competing().any(|q| q.0 >= p.0 && q.1 >= p.1 && q != p);
     let mut edge: Vec<(f64, f64)> = competing().filter(|p| !beaten(*p)).collect();
     edge.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -95,8 +101,8 @@ pub(super) fn frontier(group: &Group<'_>, protocol: Protocol, colours: &Colours)
         plot.point(colours.of(p.0), shape(p.0.mode), at(p), whiskers, &words);
     }
     for p in &points {
-        let mark = if is_other(p.0) { " †" } else { "" };
-        plot.label(at(p), &format!("{}{mark}", name(p.0)));
+        let label = if protocol == Protocol::Compat { name_in_compat(p.0) } else { name(p.0) };
+        plot.label(colours.of(p.0), at(p), &label);
     }
     let title = format!("{}, {}: edit success against locality", group.title, protocol.name());
     Some(plot.finish(&title))
@@ -122,7 +128,10 @@ pub(super) fn sequences(group: &Group<'_>, colours: &Colours) -> Vec<Figure> {
         let values = success.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
         let y = Axis::linear("edit success so far, %, compat", values, PERCENT);
         let caption = "Mean edit success of all edits made so far (compat)";
-        out.push(Figure { caption: caption.into(), svg: lines(&success, y, colours, caption) });
+        out.push(Figure {
+            caption: caption.into(),
+            svg: lines(&success, y, colours, caption, name_in_compat),
+        });
     }
     let perplexity = curves(|r| r.perplexity);
     if !perplexity.is_empty() {
@@ -130,7 +139,7 @@ pub(super) fn sequences(group: &Group<'_>, colours: &Colours) -> Vec<Figure> {
         let caption = "Perplexity of the text, on a logarithmic scale";
         out.push(Figure {
             caption: caption.into(),
-            svg: lines(&perplexity, Axis::log("perplexity", values), colours, caption),
+            svg: lines(&perplexity, Axis::log("perplexity", values), colours, caption, name),
         });
     }
     out.extend(stretches(group, colours));
@@ -139,7 +148,13 @@ pub(super) fn sequences(group: &Group<'_>, colours: &Colours) -> Vec<Figure> {
 
 type Curve<'a> = (&'a Summary, Vec<(f64, f64)>);
 
-fn lines(curves: &[Curve<'_>], y: Axis, colours: &Colours, what: &str) -> String {
+fn lines(
+    curves: &[Curve<'_>],
+    y: Axis,
+    colours: &Colours,
+    what: &str,
+    name: fn(&Summary) -> String,
+) -> String {
     let names: Vec<String> = curves.iter().map(|(cell, _)| name(cell)).collect();
     let across = curves.iter().flat_map(|(_, points)| points.iter().map(|p| p.0));
     let x = Axis::linear("edits made", across, [0.0, f64::INFINITY]);
@@ -171,7 +186,7 @@ fn stretches(group: &Group<'_>, colours: &Colours) -> Option<Figure> {
         return None;
     }
     let all = || curves.iter().flat_map(|(_, points)| points);
-    let names: Vec<String> = curves.iter().map(|(cell, _)| name(cell)).collect();
+    let names: Vec<String> = curves.iter().map(|(cell, _)| name_in_compat(cell)).collect();
     let mut plot = Plot::of_lines(
         Axis::linear("number of the edit", all().map(|p| p.0), [0.0, f64::INFINITY]),
         Axis::linear("edit success at the end, %, compat", all().flat_map(|p| ends(&p.1)), PERCENT),
@@ -197,47 +212,65 @@ fn stretches(group: &Group<'_>, colours: &Colours) -> Option<Figure> {
     Some(Figure { caption: caption.into(), svg: plot.finish(caption) })
 }
 
-/// Seconds and memory by method and mode, over all data sets.
+/// Seconds and memory by method and mode, over the data sets that all have, so that bars compare.
 pub(super) fn costs(cells: &[Summary], colours: &Colours) -> Vec<Figure> {
-    let mut by_label: BTreeMap<String, Vec<&Summary>> = BTreeMap::new();
-    for cell in cells.iter().filter(|c| c.cost.is_some()) {
-        by_label.entry(cell.label()).or_default().push(cell);
+    let mut by_label: BTreeMap<String, BTreeMap<&str, (&Summary, Spent)>> = BTreeMap::new();
+    for cell in cells {
+        if let Some(cost) = cell.cost.filter(|cost| cost.edits > 0) {
+            by_label.entry(cell.label()).or_default().insert(&cell.set, (cell, cost));
+        }
     }
-    let bar = |(label, of): (&String, &Vec<&Summary>)| {
-        let costs = || of.iter().filter_map(|c| c.cost);
-        let (edits, seconds) =
-            (costs().map(|c| c.edits).sum::<usize>(), costs().map(|c| c.edit_seconds).sum::<f64>());
+    let Shared { over, words } = shared(by_label.values().map(|of| of.keys().copied().collect()).collect());
+    // The same weight for each data set, however many of its records are done.
+    let bar = |(label, of): (&String, &BTreeMap<&str, (&Summary, Spent)>)| {
+        let those = || of.iter().filter(|(set, _)| over.contains(*set)).map(|(_, (_, cost))| cost);
+        let seconds = those().map(|cost| cost.edit_seconds / cost.edits as f64).sum::<f64>();
         // Of editing where that is known of all; what scoring takes is the same for all methods.
-        let editing = costs().map(|c| c.edit_peak_memory_bytes).collect::<Option<Vec<u64>>>();
+        let editing = those().map(|cost| cost.edit_peak_memory_bytes).collect::<Option<Vec<u64>>>();
         let memory =
-            [editing.and_then(|all| all.into_iter().max()), costs().map(|c| c.peak_memory_bytes).max()];
-        let each = (edits > 0).then(|| seconds / edits as f64);
-        (label.clone(), of.first().map_or(0, |c| colours.of(c)), each, memory)
+            [editing.and_then(|all| all.into_iter().max()), those().map(|cost| cost.peak_memory_bytes).max()];
+        let colour = of.values().next().map_or(0, |(cell, _)| colours.of(cell));
+        (label.clone(), colour, seconds / those().count() as f64, memory)
     };
     let all: Vec<_> = by_label.iter().map(bar).collect();
     if all.is_empty() {
         return vec![];
     }
-    let seconds = all.iter().filter_map(|(name, colour, seconds, _)| {
-        let value = (*seconds)?;
-        let shown = format!("{} s", metric::seconds(value));
-        Some(Bar { colour: *colour, name: name.clone(), value, shown })
+    let seconds = all.iter().map(|(name, colour, seconds, _)| {
+        let shown = format!("{} s", metric::seconds(*seconds));
+        Bar { colour: *colour, name: name.clone(), value: *seconds, shown }
     });
     let of_editing = all.iter().all(|(.., memory)| memory[0].is_some());
     let memory = all.iter().map(|(name, colour, _, [editing, most])| {
         let bytes = if of_editing { editing } else { most }.unwrap_or(0);
         Bar { colour: *colour, name: name.clone(), value: bytes as f64, shown: megabytes(bytes) }
     });
-    let figure =
-        |caption: &str, rows: Vec<Bar>| Figure { caption: caption.into(), svg: bars(caption, &rows) };
-    let (seconds, memory): (Vec<Bar>, Vec<Bar>) = (seconds.collect(), memory.collect());
-    let mut out = vec![];
-    if !seconds.is_empty() {
-        out.push(figure("Seconds per edit, statistics of the model included, over all data sets", seconds));
-    }
     let while_what = if of_editing { "while editing" } else { "scoring included" };
-    out.push(figure(&format!("Memory of the process at most, {while_what}"), memory));
-    out
+    let figures = [
+        (format!("Seconds per edit, statistics of the model included, {words}"), seconds.collect()),
+        (format!("Memory of the process at most, {while_what}, {words}"), memory.collect::<Vec<Bar>>()),
+    ];
+    figures.into_iter().map(|(caption, rows)| Figure { svg: bars(&caption, &rows), caption }).collect()
+}
+
+/// Data sets that bars are over.
+struct Shared<'a> {
+    over: BTreeSet<&'a str>,
+    words: String,
+}
+
+/// The data sets that every bar has, with what is said of them; where they share none, each has its own.
+fn shared(of_bars: Vec<BTreeSet<&str>>) -> Shared<'_> {
+    let all: BTreeSet<&str> = of_bars.iter().flatten().copied().collect();
+    let common = of_bars.into_iter().reduce(|a, b| &a & &b).unwrap_or_default();
+    match common.len() {
+        0 => Shared { over: all, words: "each over its own data sets".to_owned() },
+        n if n == all.len() => Shared { over: all, words: "over all data sets".to_owned() },
+        _ => {
+            let names = common.iter().copied().collect::<Vec<_>>().join(", ");
+            Shared { over: common, words: format!("over {names}, which all have") }
+        }
+    }
 }
 
 pub(super) fn megabytes(bytes: u64) -> String {

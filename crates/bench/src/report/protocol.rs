@@ -44,18 +44,35 @@ const PROTOCOLS: [(&str, &str); 2] = [
     ),
 ];
 
+/// A protocol, or what else is said of how numbers were measured.
+pub(super) struct Words {
+    pub(super) name: String,
+    /// What it is, in short.
+    pub(super) lead: Option<&'static str>,
+    /// What the cells say of it, a sentence for each form of data.
+    pub(super) said: Vec<String>,
+}
+
+impl Words {
+    /// All of it in one paragraph.
+    pub(super) fn paragraph(&self) -> String {
+        self.lead.into_iter().chain(self.said.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// Each protocol with what it is, and what the cells say of it.
-pub(super) fn words(report: &Report<'_>) -> Vec<(String, String)> {
-    let known = PROTOCOLS.iter().map(|(name, _)| (*name).to_owned());
+pub(super) fn words(report: &Report<'_>) -> Vec<Words> {
+    let is_measured = |name: &str| report.protocols.keys().any(|said| said.split(',').next() == Some(name));
+    let known =
+        PROTOCOLS.iter().filter(|(name, _)| is_measured(name)).map(|(name, lead)| (*name, Some(*lead)));
     // The version is for programs that tell protocols apart.
-    let others = report.protocols.keys().filter(|name| *name != "version");
-    let others = others.filter(|name| PROTOCOLS.iter().all(|(known, _)| known != name)).cloned();
-    let words = |name: &String| {
-        let lead = PROTOCOLS.iter().find(|(known, _)| known == name).map(|(_, words)| (*words).to_owned());
+    let others = report.protocols.keys().map(String::as_str).filter(|name| *name != "version");
+    let others = others.filter(|name| PROTOCOLS.iter().all(|(known, _)| known != name));
+    let words = |(name, lead): (&str, _)| {
         let said = report.protocols.get(name).into_iter().flatten().map(|words| sentence(words));
-        lead.into_iter().chain(said).collect::<Vec<_>>().join(" ")
+        Words { name: name.to_owned(), lead, said: said.collect() }
     };
-    known.chain(others).map(|name| (name.clone(), words(&name))).collect()
+    known.chain(others.map(|name| (name, None))).map(words).collect()
 }
 
 fn sentence(words: &str) -> String {

@@ -1,12 +1,13 @@
 //! What a cell comes to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::bootstrap;
-use crate::results::{Both, CellResult, DataInfo, ModelResult, RecordResult, Retention, SuiteInfo};
+use crate::results::{Both, CellResult, DataInfo, ModelResult, RecordResult, Retention, Scores, SuiteInfo};
 use crate::run::Mode;
 
 /// A mean over records.
@@ -21,6 +22,9 @@ pub struct Statistic {
     pub stderr: Option<f64>,
     /// Records that have the score.
     pub count: usize,
+    /// Tells which records these are: means over the same ones compete.
+    #[serde(skip)]
+    pub(super) over: u64,
 }
 
 /// Means by score name.
@@ -151,9 +155,6 @@ pub struct Summary {
     pub(super) set: String,
     /// Records that are to be edited.
     pub records: usize,
-    /// Numbers in the file of those that the means are over: rows over the same records compete.
-    #[serde(skip)]
-    pub(super) over: Vec<usize>,
     /// Records whose edit was made and scored: those that the means are over.
     pub scored: usize,
     /// Records whose edit failed; they are in no mean.
@@ -190,8 +191,9 @@ impl Summary {
     /// Sums up a cell.
     pub(super) fn new(cell: &CellResult) -> Self {
         let scored: Vec<&RecordResult> = cell.records.iter().filter(|r| r.error.is_none()).collect();
-        let over =
-            |of: fn(&RecordResult) -> Option<&Both>| Protocols::over(scored.iter().filter_map(|r| of(r)));
+        let over = |of: fn(&RecordResult) -> Option<&Both>| {
+            Protocols::over(scored.iter().filter_map(|r| Some((r.record, of(r)?))))
+        };
         let info = &cell.info;
         Self {
             id: cell.id.clone(),
@@ -204,7 +206,6 @@ impl Summary {
             protocols: info.protocols.clone(),
             set: info.data.name.clone(),
             records: info.records.len(),
-            over: scored.iter().map(|record| record.record).collect(),
             scored: scored.len(),
             failed: cell.records.len() - scored.len(),
             done: cell.done,
@@ -249,45 +250,51 @@ pub(super) fn edits_in_words(cell: &Summary) -> String {
 }
 
 impl Protocols {
-    fn over<'a>(records: impl Iterator<Item = &'a Both> + Clone) -> Self {
-        let mut strict = means(records.clone().map(|both| &both.strict));
+    /// Over records, by their numbers.
+    fn over<'a>(records: impl Iterator<Item = (usize, &'a Both)> + Clone) -> Self {
+        let mut strict = means(records.clone().map(|(number, both)| (number, &both.strict)));
         strict.extend(harmonic(records.clone()).map(|score| ("score".to_owned(), score)));
-        Self { compat: means(records.map(|both| &both.compat)), strict }
+        Self { compat: means(records.map(|(number, both)| (number, &both.compat))), strict }
     }
 }
 
-fn means<'a>(records: impl Iterator<Item = &'a BTreeMap<String, f64>> + Clone) -> Statistics {
-    let names: BTreeSet<&String> = records.clone().flat_map(BTreeMap::keys).collect();
+fn means<'a>(records: impl Iterator<Item = (usize, &'a Scores)> + Clone) -> Statistics {
+    let names: BTreeSet<&String> = records.clone().flat_map(|(_, scores)| scores.keys()).collect();
     let of = |name: &String| {
-        let values: Vec<f64> = records.clone().filter_map(|scores| scores.get(name).copied()).collect();
-        statistic(values.len(), |drawn| mean(drawn.iter().map(|&i| values[i])))
+        let having = records.clone().filter_map(|(number, scores)| Some((number, *scores.get(name)?)));
+        let (numbers, values): (Vec<usize>, Vec<f64>) = having.unzip();
+        statistic(&numbers, |drawn| mean(drawn.iter().map(|&i| values[i])))
     };
     names.into_iter().filter_map(|name| Some((name.clone(), of(name)?))).collect()
 }
 
 /// CounterFact's score: the harmonic mean of the means of efficacy, generalization and specificity
 /// (Meng et al. 2022, §4.1), over the records that have all three.
-fn harmonic<'a>(records: impl Iterator<Item = &'a Both>) -> Option<Statistic> {
-    let of = |both: &Both| {
+fn harmonic<'a>(records: impl Iterator<Item = (usize, &'a Both)>) -> Option<Statistic> {
+    let of = |(number, both): (usize, &Both)| {
         let [a, b, c] =
             ["efficacy", "generalization", "specificity"].map(|name| both.strict.get(name).copied());
-        Some([a?, b?, c?])
+        Some((number, [a?, b?, c?]))
     };
-    let all: Vec<[f64; 3]> = records.filter_map(of).collect();
-    statistic(all.len(), |drawn| {
+    let (numbers, all): (Vec<usize>, Vec<[f64; 3]>) = records.filter_map(of).unzip();
+    statistic(&numbers, |drawn| {
         let means: Vec<f64> = (0..3).map(|k| mean(drawn.iter().map(|&i| all[i][k]))).collect();
         // Where one of them is 0, so is the score.
         if means.contains(&0.0) { 0.0 } else { 3.0 / means.iter().map(|m| 1.0 / m).sum::<f64>() }
     })
 }
 
-fn statistic(count: usize, of: impl Fn(&[usize]) -> f64) -> Option<Statistic> {
-    if count == 0 {
+/// Something over records, or others that have numbers, with how sure it is; nothing over none.
+fn statistic(numbers: &[usize], of: impl Fn(&[usize]) -> f64) -> Option<Statistic> {
+    if numbers.is_empty() {
         return None;
     }
+    let count = numbers.len();
     let all: Vec<usize> = (0..count).collect();
     let (interval, stderr) = bootstrap::interval(count, &of).unzip();
-    Some(Statistic { mean: of(&all), interval, stderr, count })
+    let mut over = DefaultHasher::new();
+    numbers.hash(&mut over);
+    Some(Statistic { mean: of(&all), interval, stderr, count, over: over.finish() })
 }
 
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
@@ -304,9 +311,10 @@ const STRETCH: usize = 10;
 fn stretches(records: &[RecordResult]) -> Vec<Stretch> {
     let size = records.len().div_ceil(STRETCHES).max(STRETCH);
     let success = |records: &[RecordResult], of: fn(&RecordResult) -> Option<&Both>| {
-        let scores = records.iter().filter(|r| r.error.is_none()).filter_map(of);
-        let values: Vec<f64> = scores.filter_map(|both| both.compat.get("edit").copied()).collect();
-        statistic(values.len(), |drawn| mean(drawn.iter().map(|&i| values[i])))
+        let scored = records.iter().filter(|r| r.error.is_none());
+        let success = scored.filter_map(|r| Some((r.record, *of(r)?.compat.get("edit")?)));
+        let (numbers, values): (Vec<usize>, Vec<f64>) = success.unzip();
+        statistic(&numbers, |drawn| mean(drawn.iter().map(|&i| values[i])))
     };
     let of = |(i, records): (usize, &[RecordResult])| Stretch {
         from: i * size + 1,
@@ -329,8 +337,9 @@ fn change(cell: &CellResult, log: bool, of: impl Fn(&ModelResult) -> Option<[f64
     };
     let back = |value: f64| if log { value.exp() } else { value };
     let (before, after) = (side(0), side(1));
+    let numbers: Vec<usize> = (0..after.len()).collect();
     let Statistic { mean: now, interval, stderr, .. } =
-        statistic(after.len(), |drawn| back(mean(drawn.iter().map(|&i| after[i]))))?;
+        statistic(&numbers, |drawn| back(mean(drawn.iter().map(|&i| after[i]))))?;
     Some(Change {
         before: back(mean(before.iter().copied())),
         after: now,

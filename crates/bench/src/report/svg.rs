@@ -15,6 +15,27 @@ const LEFT: f64 = 60.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
 const FONT: f64 = 13.0;
+/// Directions in which a label may stand from its point: beside it and above or below it first.
+const AROUND: [(f64, f64); 16] = [
+    (1.0, 0.0),
+    (-1.0, 0.0),
+    (0.0, -1.0),
+    (0.0, 1.0),
+    (1.0, -1.0),
+    (1.0, 1.0),
+    (-1.0, -1.0),
+    (-1.0, 1.0),
+    (0.5, -1.0),
+    (0.5, 1.0),
+    (-0.5, -1.0),
+    (-0.5, 1.0),
+    (1.0, -0.5),
+    (1.0, 0.5),
+    (-1.0, -0.5),
+    (-1.0, 0.5),
+];
+/// As far from its point a label may stand before it matters little how much farther.
+const NEAR: f64 = 24.0;
 /// Width of a letter on average, by the size of the font.
 const LETTER: f64 = 0.56;
 
@@ -111,7 +132,7 @@ pub(super) struct Plot {
     /// Where the frame ends; names of lines stand to the right of it.
     right: f64,
     body: String,
-    labels: Vec<(f64, f64, String)>,
+    labels: Vec<(f64, f64, usize, String)>,
     ends: Vec<(f64, f64, usize, String)>,
     /// Points, which no label may cover, and whiskers, which it should not.
     points: Vec<Area>,
@@ -212,9 +233,9 @@ impl Plot {
     }
 
     /// A name beside a point; where exactly is found at the end, when all points are known.
-    pub(super) fn label(&mut self, at: (f64, f64), text: &str) {
+    pub(super) fn label(&mut self, colour: usize, at: (f64, f64), text: &str) {
         let (x, y) = self.at(at);
-        self.labels.push((x, y, text.to_owned()));
+        self.labels.push((x, y, colour, text.to_owned()));
     }
 
     /// A name at the right end of a line.
@@ -266,16 +287,15 @@ impl Plot {
         svg
     }
 
-    /// Each label goes where it covers least, near its point first.
+    /// Each label goes where it covers least, near its point first, and nearer to that than to another.
     fn place_labels(&mut self) {
         let mut taken: Vec<Area> = vec![];
-        for (x, y, text) in std::mem::take(&mut self.labels) {
+        let points: Vec<(f64, f64)> = self.labels.iter().map(|label| (label.0, label.1)).collect();
+        for (x, y, colour, text) in std::mem::take(&mut self.labels) {
             let (w, h) = (width(&text), FONT);
             let mut best: Option<(f64, Area)> = None;
-            for distance in [4.0, 14.0, 26.0, 40.0, 56.0] {
-                for (dx, dy) in [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)]
-                    .map(|(a, b)| (f64::from(a), f64::from(b)))
-                {
+            for distance in [4.0, 14.0, 26.0, 40.0, 56.0, 74.0] {
+                for (dx, dy) in AROUND {
                     let left = x + dx * (5.0 + distance) - w * (1.0 - dx) / 2.0;
                     let top = y + dy * (5.0 + distance) - h * (1.0 - dy) / 2.0;
                     let area = [left, top, left + w, top + h];
@@ -283,7 +303,10 @@ impl Plot {
                         continue;
                     }
                     let covered = |areas: &[Area]| areas.iter().map(|a| overlap(&area, a)).sum::<f64>();
+                    let own = gap(&area, (x, y)).min(NEAR);
+                    let astray = points.iter().map(|p| own - gap(&area, *p)).fold(0.0, f64::max);
                     let cost = 20.0 * covered(&taken)
+                        + 3.0 * astray
                         + 10.0 * covered(&self.points)
                         + 0.1 * covered(&self.whiskers)
                         + distance;
@@ -294,11 +317,10 @@ impl Plot {
             }
             let area = best.map_or([x, y, x + w, y + h], |(_, area)| area);
             // From afar, a thin line says which point is meant.
-            let near = (x.clamp(area[0], area[2]), y.clamp(area[1], area[3]));
-            if (near.0 - x).hypot(near.1 - y) > 9.5 {
-                let (nx, ny) = near;
+            if gap(&area, (x, y)) > 9.5 {
+                let (nx, ny) = (x.clamp(area[0], area[2]), y.clamp(area[1], area[3]));
                 self.put(format_args!(
-                    r#"<line class="leader" x1="{x:.1}" y1="{y:.1}" x2="{nx:.1}" y2="{ny:.1}"/>"#
+                    r#"<line class="leader c{colour}" x1="{x:.1}" y1="{y:.1}" x2="{nx:.1}" y2="{ny:.1}"/>"#
                 ));
             }
             let (left, base) = (area[0], area[3] - 2.5);
@@ -342,6 +364,11 @@ impl Plot {
             ));
         }
     }
+}
+
+/// From a point to an area.
+fn gap(area: &Area, (x, y): (f64, f64)) -> f64 {
+    (x.clamp(area[0], area[2]) - x).hypot(y.clamp(area[1], area[3]) - y)
 }
 
 fn width(text: &str) -> f64 {
@@ -490,7 +517,7 @@ mod tests {
         let points: Vec<(f64, f64)> =
             (0..12).map(|i| (30.0 + f64::from(i * i % 23), 90.0 + f64::from(i % 5) * 2.0)).collect();
         points.iter().for_each(|p| plot.point(0, Shape::Circle, *p, [None, None], ""));
-        points.iter().for_each(|p| plot.label(*p, "some method"));
+        points.iter().for_each(|p| plot.label(0, *p, "some method"));
         let found = texts(&plot.finish(""));
         assert_eq!(found.len(), 12);
         assert_apart(&found);

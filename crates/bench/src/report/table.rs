@@ -288,21 +288,20 @@ pub(super) fn left_out(skipped: &[Skipped]) -> (Vec<String>, Option<String>) {
 fn mark_best(columns: &[Column], rows: &mut [Row<'_>]) {
     for (i, Column { protocol, name }) in columns.iter().enumerate() {
         let value = |row: &Row<'_>| {
-            let statistic = protocol.of(&row.cell.after).get(name).filter(|_| row.kind == Kind::After)?;
+            let statistic = *protocol.of(&row.cell.after).get(name).filter(|_| row.kind == Kind::After)?;
             let sign = if metric::higher_is_better(name)? { 1.0 } else { -1.0 };
             let is_other = row.is_in_context && *protocol == Protocol::Compat;
-            (!is_other).then_some((sign * statistic.mean, statistic.count))
+            (!is_other).then_some((sign * statistic.mean, statistic))
         };
-        let all: Vec<(usize, f64, usize)> = rows
+        let all: Vec<(usize, f64, Statistic)> = rows
             .iter()
             .enumerate()
-            .filter_map(|(r, row)| value(row).map(|(value, count)| (r, value, count)))
+            .filter_map(|(r, row)| value(row).map(|(value, statistic)| (r, value, statistic)))
             .collect();
-        let over = |c: &(usize, f64, usize)| (c.2, &rows[c.0].cell.over);
-        let alike = |c: &(usize, f64, usize)| all.iter().filter(|d| over(d) == over(c)).count();
+        let alike = |of: Statistic| all.iter().filter(|c| c.2.over == of.over).count();
         // Of as many rows, those over more records.
-        let Some(usual) = all.iter().max_by_key(|c| (alike(c), c.2)) else { continue };
-        let competing: Vec<_> = all.iter().filter(|c| over(c) == over(usual)).copied().collect();
+        let Some(usual) = all.iter().max_by_key(|c| (alike(c.2), c.2.count)) else { continue };
+        let competing: Vec<_> = all.iter().filter(|c| c.2.over == usual.2.over).copied().collect();
         let Some((best, ..)) = competing.iter().max_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
             continue;
         };

@@ -89,12 +89,13 @@ fn named(suite: &Key<'_>, all: &BTreeSet<Key<'_>>) -> Named {
 }
 
 fn of_perplexity(c: Change) -> Whole {
+    let change = metric::change(c.before, c.after);
     Whole {
         before: metric::perplexity(c.before),
         after: metric::perplexity(c.after),
         range: c.interval.map(|i| i.map(metric::perplexity).join("–")),
-        change: metric::change(c.before, c.after),
-        worse: c.after > c.before,
+        worse: change.starts_with(['+', '×']),
+        change,
     }
 }
 

@@ -73,6 +73,53 @@ fn a_score_of_fewer_records_says_so_and_is_no_best() {
 }
 
 #[test]
+fn means_over_as_many_other_records_do_not_compete() {
+    let results = Results::new();
+    for (method, fluency, lacks) in [("rome", 0.4, 1), ("memit", 0.5, 1), ("kn", 0.6, 2), ("emmet", 0.3, 1)] {
+        let mut all = [1, 4, 7].map(|record| strict(record, &[("edit", 0.5), ("portability", fluency)]));
+        all[lacks].after.strict.remove("portability");
+        results.small(&info(method, "zsre", Form::Facts, Mode::Single, 3), &all);
+    }
+    let markdown = reported(&results).1;
+    assert!(line(&markdown, "| memit").contains("**50.0** (50.0–50.0; n=2)"), "{markdown}");
+    assert!(line(&markdown, "| kn").contains("| 60.0 (60.0–60.0; n=2)"), "{markdown}");
+}
+
+#[test]
+fn costs_compare_over_the_data_sets_that_all_have() {
+    let results = Results::new();
+    let add = |method: &str, data: &str| {
+        let records = [strict(1, &[("edit", 0.5)])];
+        results.small(&info(method, data, Form::Facts, Mode::Single, 1), &records);
+    };
+    let caption = || {
+        let page = reported(&results).2;
+        let at = page.find("Seconds per edit").unwrap();
+        page[at..at + page[at..].find('<').unwrap()].to_owned()
+    };
+    add("rome", "zsre");
+    add("memit", "zsre");
+    assert!(caption().ends_with(", over all data sets"), "{}", caption());
+    add("rome", "people");
+    assert!(caption().ends_with(", over zsre, which all have"), "{}", caption());
+    add("kn", "mquake");
+    assert!(caption().ends_with(", each over its own data sets"), "{}", caption());
+}
+
+#[test]
+fn a_rise_that_reads_as_none_is_none() {
+    let results = Results::new();
+    let records = [strict(1, &[("edit", 0.5)])];
+    let model =
+        |after: f64| ModelResult { measured: 1, perplexity: Some([37.164, after]), ..ModelResult::default() };
+    let info = info("rome", "zsre", Form::Facts, Mode::Single, 1);
+    results.add(&info, &records, &[model(37.166)], 1);
+    assert!(!reported(&results).2.contains("class=\"worse\""));
+    results.add(&info, &records, &[model(38.0)], 1);
+    assert!(reported(&results).2.contains("class=\"worse\""));
+}
+
+#[test]
 fn models_as_a_whole_are_counted() {
     let results = Results::new();
     let suite = SuiteInfo { questions: 250, measure: "acc_norm".into(), version: "77aa".into() };

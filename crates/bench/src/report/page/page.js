@@ -94,7 +94,7 @@
       const all = cells[state.cell].records.map((raw) => {
         const r = record(raw);
         const words = [...r.edits.flat(), r.error ?? ""];
-        for (const p of r.probes) words.push(p.prompt, ...p.answers, p.before ?? "", p.after ?? "", ...(p.forced ?? []));
+        for (const p of r.probes) words.push(p.prompt, ...p.answers, p.before ?? "", p.after ?? "", p.immediate ?? "", ...(p.forced ?? []));
         r.words = words.join("\n").toLowerCase();
         return r;
       });
