@@ -150,6 +150,11 @@ impl Benchmark<'_> {
         }
         let Cells { mut planned, mut ran, left_out } = self.cells(folder, cx)?;
         let all = planned.iter().map(Planned::records_left).sum::<usize>();
+        if all > 0 {
+            self.progress.begin("measuring the unedited model", 0);
+            self.whole.measure(self.model)?;
+            self.progress.end();
+        }
         let started = Instant::now();
         let mut state = State::default();
         self.progress.begin("records", all);

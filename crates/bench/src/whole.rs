@@ -1,5 +1,7 @@
 //! An edited model as a whole: the perplexity of a text, and its general ability.
 
+use std::sync::OnceLock;
+
 use mutandis_edit::Result;
 use mutandis_engine::Model;
 
@@ -22,7 +24,7 @@ pub struct Whole {
     pub text: Vec<Vec<u32>>,
     /// Suites of general ability.
     pub general: Vec<Suite>,
-    before: Before,
+    before: OnceLock<Before>,
 }
 
 /// What the unedited model reaches.
@@ -39,11 +41,35 @@ impl Whole {
     /// # Errors
     /// Where a text is longer than the model's context.
     pub fn new(model: &Model, text: Vec<Vec<u32>>, general: Vec<Suite>) -> Result<Self> {
-        let mut whole = Self { text, general, before: Before::default() };
-        let unedited = Edited::unedited(model);
-        let (perplexity, accuracies) = (whole.perplexity(&unedited)?, whole.accuracies(&unedited)?);
-        whole.before = Before { perplexity, accuracies };
+        let whole = Self::later(text, general);
+        whole.measure(model)?;
         Ok(whole)
+    }
+
+    /// Of a model that is measured once there is an edited one to hold against it ([`Benchmark::run`]).
+    ///
+    /// [`Benchmark::run`]: crate::benchmark::Benchmark::run
+    pub fn later(text: Vec<Vec<u32>>, general: Vec<Suite>) -> Self {
+        Self { text, general, before: OnceLock::new() }
+    }
+
+    /// Measures the unedited model, where that is not done.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn measure(&self, model: &Model) -> Result<()> {
+        if self.before.get().is_none() {
+            let unedited = Edited::unedited(model);
+            let (perplexity, accuracies) = (self.perplexity(&unedited)?, self.accuracies(&unedited)?);
+            let _ = self.before.set(Before { perplexity, accuracies });
+        }
+        Ok(())
+    }
+
+    /// What the unedited model reaches: nothing before it is measured.
+    fn before(&self) -> &Before {
+        const NOTHING: &Before = &Before { perplexity: None, accuracies: vec![] };
+        self.before.get().unwrap_or(NOTHING)
     }
 
     /// By what part perplexity of the text is above the unedited model's; nothing where there is no
@@ -53,7 +79,7 @@ impl Whole {
     /// Where a window is longer than the model's context.
     pub fn rise(&self, by: &Edited<'_>) -> Result<Option<f64>> {
         let now = self.perplexity(by)?.filter(|now| *now < BROKEN);
-        Ok(now.zip(self.before.perplexity).map(|(now, before)| now / before - 1.0))
+        Ok(now.zip(self.before().perplexity).map(|(now, before)| now / before - 1.0))
     }
 
     /// By how much the accuracy on each suite is below the unedited model's, as a share: 0.1 is ten points.
@@ -62,13 +88,13 @@ impl Whole {
     /// Where a question is longer than the model's context.
     pub fn drops(&self, by: &Edited<'_>) -> Result<Vec<(&Suite, f64)>> {
         let each =
-            self.accuracies(by)?.into_iter().zip(&self.before.accuracies).map(|(now, before)| before - now);
+            self.accuracies(by)?.into_iter().zip(&self.before().accuracies).map(|(now, before)| before - now);
         Ok(self.general.iter().zip(each).collect())
     }
 
     /// Whether a perplexity says that the model has collapsed.
     pub(crate) fn has_collapsed(&self, perplexity: f64) -> bool {
-        self.before.perplexity.is_some_and(|before| perplexity > COLLAPSE * before)
+        self.before().perplexity.is_some_and(|before| perplexity > COLLAPSE * before)
     }
 
     /// Perplexity of the text; far above any model's where predictions are no numbers.
@@ -84,7 +110,7 @@ impl Whole {
 
     /// Measures an edited model.
     pub(crate) fn of(&self, by: &Edited<'_>) -> Result<ModelResult> {
-        let Before { perplexity, accuracies } = &self.before;
+        let Before { perplexity, accuracies } = self.before();
         let pair = |before: Option<f64>, after: Option<f64>| Some([before?, after?]);
         let names = self.general.iter().map(|suite| suite.name.to_owned());
         let general = names.zip(accuracies.iter().zip(self.accuracies(by)?).map(|(a, b)| [*a, b])).collect();

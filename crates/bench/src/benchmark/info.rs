@@ -49,8 +49,11 @@ impl Benchmark<'_> {
                 Branch::Llama => "as of a model with `llama` in its name",
                 Branch::Other => "as of a model without `llama` in its name",
             };
-            let text =
-                format!("EasyEdit's icl_lm_eval and compute_icl_edit_quality in place of compat, {how}");
+            // Of a sequence that is so on the way, too, which it was not once: those are other cells.
+            let when = if order.mode.turn().is_some() { " at the end and on the way," } else { "" };
+            let text = format!(
+                "EasyEdit's icl_lm_eval and compute_icl_edit_quality in place of compat,{when} {how}"
+            );
             protocols.insert("compat, in context".to_owned(), text);
         }
         let suite = |suite: &Suite| {

@@ -7,11 +7,12 @@ use mutandis_edit::{Context, Fact, Patch, Result};
 use mutandis_engine::{Model, Overlay};
 
 use super::{Cell, Part, contradictory, edited, facts_of, finite, laid, result, told};
+use crate::compat::in_context;
 use crate::edited::Edited;
 use crate::memory::Watch;
 use crate::question::mean;
 use crate::record::{Measures, Prepared, Said, Under, ask};
-use crate::results::{ModelResult, Retention};
+use crate::results::{ModelResult, Retention, Role};
 use crate::score::Scored;
 use crate::steps::{Immediate, Step, Steps};
 use crate::whole::COLLAPSE;
@@ -171,9 +172,9 @@ impl Cell<'_> {
         Ok(scored.into_iter().map(|scored| scored?.ok().map(immediate)).collect())
     }
 
-    /// A point of the retention curve after so many edits: edit success, as the peer computes it,
-    /// over all records edited so far, and the perplexity of the text. What is no fact has no such
-    /// success.
+    /// A point of the retention curve after so many edits: edit success, as the peer computes it (of
+    /// edits that are a prompt by its functions for these), over all records edited so far, and the
+    /// perplexity of the text. What is no fact has no such success.
     fn retention<'r, 's: 'r>(
         &self,
         edited: impl Iterator<Item = &'r Prepared<'s>>,
@@ -181,10 +182,17 @@ impl Cell<'_> {
         by: &Edited<'_>,
     ) -> Result<Option<Retention>> {
         let only: Vec<Prepared<'_>> = edited.map(Prepared::only_edits).collect();
-        let under: Vec<Under<'_>> = only.iter().map(|record| (record, *by)).collect();
-        let said = ask(&under, &Measures::COMPAT, self.seed)?;
-        let own = only.iter().zip(&said).filter_map(|(record, said)| record.edit_success(said));
-        let (edit, perplexity) = (mean(own), self.whole.perplexity(by)?);
+        let own: Vec<Option<f64>> = if by.prefix.is_empty() {
+            let under: Vec<Under<'_>> = only.iter().map(|record| (record, *by)).collect();
+            let said = ask(&under, &Measures::COMPAT, self.seed)?;
+            only.iter().zip(&said).map(|(record, said)| record.edit_success(said)).collect()
+        } else {
+            let branch = self.measures.branch;
+            let scores = |record: &Prepared<'_>| in_context::scores(by, branch, record.questions());
+            let success = |record| Ok(scores(record)?.after.get(Role::Edit.name()).copied());
+            only.iter().map(success).collect::<Result<_>>()?
+        };
+        let (edit, perplexity) = (mean(own.into_iter().flatten()), self.whole.perplexity(by)?);
         let is_measured = edit.is_some() || perplexity.is_some();
         Ok(is_measured.then_some(Retention { edits, edit, perplexity }))
     }
