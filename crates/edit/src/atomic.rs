@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use tempfile::{NamedTempFile, PersistError};
+
 /// What names of temporary files begin with.
 pub const PREFIX: &str = ".mutandis-";
 
@@ -19,19 +21,35 @@ pub fn is_temporary(name: &str) -> bool {
 /// # Errors
 /// What the system says.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    put(path, fill, |file| file.persist(path))
+}
+
+/// As [`write()`], where nothing is at `path` yet: of several writers at once one succeeds.
+///
+/// # Errors
+/// What the system says; [`io::ErrorKind::AlreadyExists`] where something is there, which stays.
+pub fn write_new(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    put(path, fill, |file| file.persist_noclobber(path))
+}
+
+fn put(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    name: impl FnOnce(NamedTempFile) -> Result<File, PersistError>,
+) -> io::Result<()> {
     let folder = folder_of(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(PREFIX);
     // Temporary files are private by default; a result should be as readable as any new file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder)?;
+    let mut file = builder.tempfile_in(folder).map_err(bare)?;
     let mut writer = BufWriter::with_capacity(1 << 20, file.as_file_mut());
     fill(&mut writer)?;
     writer.flush()?;
     drop(writer);
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|failed| failed.error)?;
+    name(file).map_err(|failed| failed.error)?;
     sync_folder(folder);
     Ok(())
 }
@@ -48,7 +66,7 @@ pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     // What lies above a folder that is there need not be ours to write to.
-    let made = builder.tempdir_in(if folder.is_dir() { folder } else { beside })?;
+    let made = builder.tempdir_in(if folder.is_dir() { folder } else { beside }).map_err(bare)?;
     for (name, bytes) in files {
         write(&made.path().join(name), |file| file.write_all(bytes))?;
     }
@@ -64,6 +82,13 @@ pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
         sync_folder(beside);
     }
     Ok(())
+}
+
+/// What the system said, without the name of a file that nobody has asked for.
+fn bare(error: io::Error) -> io::Error {
+    let within = error.get_ref().and_then(|wrapped| wrapped.source());
+    let code = within.and_then(|e| e.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
+    code.map_or(error, io::Error::from_raw_os_error)
 }
 
 /// Gives a finished file its final name: forces it to the disk, then renames it.

@@ -14,6 +14,9 @@ use super::{CellInfo, FORMAT, RunInfo};
 use crate::run::Part;
 use crate::steps::Steps;
 
+/// What helps where a folder is another's.
+const ELSEWHERE: &str = "choose another folder with `--out`";
+
 /// A folder that results go to.
 #[derive(Debug, Clone)]
 pub struct Folder {
@@ -32,64 +35,63 @@ impl Folder {
     /// # Errors
     /// Where it holds results of another model, format or version, or something else.
     pub fn open(dir: &Path, run: &RunInfo) -> Result<Self> {
-        let shown = dir.display();
-        let path = dir.join("run.json");
-        let elsewhere = "choose another folder with `--out`";
-        match fs::read(&path) {
-            Ok(bytes) => {
-                let found: Value = serde_json::from_slice(&bytes).map_err(|e| {
-                    Error::input_hint(format!("`{}` is damaged: {e}", path.display()), elsewhere)
-                })?;
-                let format = found.get("format").and_then(Value::as_u64);
-                if format != Some(u64::from(FORMAT)) {
-                    let format = format.map_or("no format".into(), |f| format!("format {f}"));
-                    return Err(Error::input_hint(
-                        format!("`{shown}` holds results of {format}, this version writes format {FORMAT}"),
-                        elsewhere,
-                    ));
-                }
-                let text = |key: &str| found["model"][key].as_str().unwrap_or_default().to_owned();
-                if text("fingerprint") != run.model.fingerprint {
-                    let short = |s: &str| s.chars().take(12).collect::<String>();
-                    return Err(Error::input_hint(
-                        format!(
-                            "`{shown}` holds results of another model: `{}` ({}), and this one is `{}` ({})",
-                            text("name"),
-                            short(&text("fingerprint")),
-                            run.model.name,
-                            short(&run.model.fingerprint)
-                        ),
-                        elsewhere,
-                    ));
-                }
-                let tool = found["tool"].as_str().unwrap_or("an unknown version");
-                if tool != run.tool {
-                    let what = format!("`{shown}` holds results of {tool}, and this is {}", run.tool);
-                    let hint = format!("go on with the version that began them, or {elsewhere}");
-                    return Err(Error::input_hint(what, hint));
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                // What another run is just writing does not make it somebody else's.
-                let is_used =
-                    fs::read_dir(dir).is_ok_and(|all| all.flatten().any(|entry| !is_temporary(&entry)));
-                if is_used {
-                    return Err(Error::input_hint(
-                        format!("`{shown}` is not empty, and holds no results of a benchmark"),
-                        elsewhere,
-                    ));
-                }
-            }
-            Err(error) => {
-                return Err(Error::input_hint(
-                    format!("cannot read `{}`: {error}", path.display()),
-                    elsewhere,
-                ));
-            }
+        let folder = Self { dir: dir.to_owned(), run: run.clone() };
+        // What another run is just writing does not make the folder somebody else's; one that has begun
+        // in the meantime has said whose it is.
+        let is_used = || fs::read_dir(dir).is_ok_and(|all| all.flatten().any(|entry| !is_temporary(&entry)));
+        if !folder.is_ours()? && is_used() && !folder.is_ours()? {
+            let what = format!("`{}` is not empty, and holds no results of a benchmark", dir.display());
+            return Err(Error::input_hint(what, ELSEWHERE));
         }
         // Once for a run; cells are swept as they are opened.
         [dir.to_owned(), dir.join("cells")].iter().for_each(|folder| sweep(folder));
-        Ok(Self { dir: dir.to_owned(), run: run.clone() })
+        Ok(folder)
+    }
+
+    /// Whether the folder says that it is this run's; it need not say anything yet.
+    ///
+    /// # Errors
+    /// Where it says that it is of another model, format or version, or what it says cannot be read.
+    fn is_ours(&self) -> Result<bool> {
+        let (shown, run) = (self.dir.display(), &self.run);
+        let path = self.dir.join("run.json");
+        let refused = |what: String| Err(Error::input_hint(what, ELSEWHERE));
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return refused(format!("cannot read `{}`: {error}", path.display())),
+        };
+        let found: Value = match serde_json::from_slice(&bytes) {
+            Ok(found) => found,
+            Err(error) => return refused(format!("`{}` is damaged: {error}", path.display())),
+        };
+        let missing = |what: &str| refused(format!("`{}` is damaged: it has no {what}", path.display()));
+        let Some(format) = found.get("format").and_then(Value::as_u64) else { return missing("`format`") };
+        if format != u64::from(FORMAT) {
+            return refused(format!(
+                "`{shown}` holds results of format {format}, this version writes format {FORMAT}"
+            ));
+        }
+        let Some(fingerprint) = found["model"]["fingerprint"].as_str() else {
+            return missing("fingerprint of a model");
+        };
+        if fingerprint != run.model.fingerprint {
+            let short = |s: &str| s.chars().take(12).collect::<String>();
+            return refused(format!(
+                "`{shown}` holds results of another model: `{}` ({}), and this one is `{}` ({})",
+                found["model"]["name"].as_str().unwrap_or_default(),
+                short(fingerprint),
+                run.model.name,
+                short(&run.model.fingerprint)
+            ));
+        }
+        let tool = found["tool"].as_str().unwrap_or("an unknown version");
+        if tool != run.tool {
+            let what = format!("`{shown}` holds results of {tool}, and this is {}", run.tool);
+            let hint = format!("go on with the version that began them, or {ELSEWHERE}");
+            return Err(Error::input_hint(what, hint));
+        }
+        Ok(true)
     }
 
     /// The folder of a cell, made where it is not there.
@@ -97,11 +99,16 @@ impl Folder {
     /// # Errors
     /// Where it cannot be written to, or is another cell's.
     pub fn cell(&self, id: &str, info: &CellInfo) -> Result<CellFolder> {
-        // What says whose the folder is comes before anything that it holds.
-        let path = self.dir.join("run.json");
-        if !path.exists() {
+        // What says whose the folder is comes before anything that it holds. Another run may have said it
+        // since the folder was opened: of another model, it keeps the folder for itself.
+        if !self.is_ours()? {
+            let path = self.dir.join("run.json");
             create(&self.dir)?;
-            write(&path, &self.run)?;
+            let bytes = json(&path, &self.run)?;
+            match atomic::write_new(&path, |file| file.write_all(&bytes)) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => drop(self.is_ours()?),
+                written => written.map_err(|error| Error::unwritable(&path, &error))?,
+            }
         }
         let folder = self.dir.join("cells").join(id);
         create(&folder)?;
@@ -147,7 +154,10 @@ impl CellFolder {
     pub fn is_done(&self, number: usize, records: &[usize]) -> Result<bool> {
         let path = self.path(number, "jsonl");
         for path in [path.clone(), self.path(number, "model.json")] {
-            if let Err(error) = fs::File::open(&path)
+            let is_folder = ErrorKind::IsADirectory;
+            let read = fs::File::open(&path).and_then(|file| file.metadata());
+            let read = read.and_then(|m| if m.is_dir() { Err(is_folder.into()) } else { Ok(()) });
+            if let Err(error) = read
                 && error.kind() != ErrorKind::NotFound
             {
                 // It may be sound: what cannot be read is not written over.
@@ -188,7 +198,7 @@ impl CellFolder {
                 file.write_all(b"\n")
             })
         };
-        atomic::write(&path, fill).map_err(Error::io("write", &path))?;
+        atomic::write(&path, fill).map_err(|error| Error::unwritable(&path, &error))?;
         self.steps(part).clear()
     }
 }
@@ -230,6 +240,14 @@ fn is_temporary(entry: &fs::DirEntry) -> bool {
     atomic::is_temporary(&entry.file_name().to_string_lossy())
 }
 
+/// Whether a file has the name of a part's claim; all others are the user's.
+fn is_claim(path: &Path) -> bool {
+    let number = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    path.extension().is_some_and(|e| e == LOCK)
+        && number.len() >= 5
+        && number.bytes().all(|digit| digit.is_ascii_digit())
+}
+
 /// Takes away what runs that were killed long ago were just writing, and their claims.
 fn sweep(folder: &Path) {
     const LONG: Duration = Duration::from_secs(3600);
@@ -240,7 +258,7 @@ fn sweep(folder: &Path) {
             let _ = fs::remove_file(entry.path());
         }
         let path = entry.path();
-        if path.extension().is_some_and(|e| e == LOCK)
+        if is_claim(&path)
             && let Ok(file) = fs::File::open(&path)
             && file.try_lock().is_ok()
             && is_at(&file, &path)
@@ -262,5 +280,5 @@ fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
 
 fn write(path: &Path, value: &impl Serialize) -> Result<()> {
     let bytes = json(path, value)?;
-    atomic::write(path, |file| file.write_all(&bytes)).map_err(Error::io("write", path))
+    atomic::write(path, |file| file.write_all(&bytes)).map_err(|error| Error::unwritable(path, &error))
 }
