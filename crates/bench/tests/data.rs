@@ -136,6 +136,12 @@ fn an_edit_of_ripple_edits_is_cut_where_its_target_begins() {
     assert_eq!(fact(&record).portability.len(), 2);
     // Without, and without a sentence before, the last "is" tells.
     assert_eq!(of(&edit(sentence, Value::Null, json!([]))), wanted("", "United Arab Emirates", ""));
+    // What the old and the new object begin with is no part of the prompt.
+    let kingdom = "The country of Leonardo DiCaprio is United Kingdom.";
+    assert_eq!(of(&edit(kingdom, before, json!([]))), wanted("", "United Kingdom", "United States"));
+    // Of answers that the sentence ends with the longest counts.
+    let names = json!([{"test_queries": [{"prompt": "Leo's country is", "answers": [{"value": "Emirates", "aliases": ["United Arab Emirates"]}]}]}]);
+    assert_eq!(fact(&edit(sentence, Value::Null, names)).target, "United Arab Emirates");
     // A blank of more than one byte before the target is a blank.
     let [now, was] = ["Syria", "Japan"].map(|of| format!("The country of X is\u{a0}{of}."));
     let record = edit(&now, json!({"prompt": was}), json!([]));
@@ -301,6 +307,24 @@ fn the_form_is_what_most_records_look_like() {
     // As many of one form as of the other: the one that is listed first.
     assert_eq!(read(json!([good, fact]).to_string()).unwrap().form, Form::Facts);
     assert_eq!(read(json!([fact, good]).to_string()).unwrap().form, Form::Facts);
+}
+
+#[test]
+fn lists_that_are_none_are_told() {
+    let forget = r#"{"question": "A?", "subject": "A", "ground_truth": "B", "target_new": "No."}"#;
+    let set = read(format!(r#"{{"K_F": [{forget}], "K_R": {{"a": 1}}}}"#)).unwrap();
+    let notes = &set.oddities["question to be kept that cannot be asked"];
+    assert!(notes[0].what.contains("`K_R` is no list of questions"), "{notes:?}");
+    let error = read(r#"{"K_F": {"a": 1}, "K_R": []}"#).unwrap_err();
+    assert!(error.to_string().contains("`K_F` is no list of questions"), "{error}");
+    // One whose answer is not told is asked all the same.
+    let set = read(format!(r#"{{"K_F": [{forget}], "K_R": [{{"question": "C?"}}]}}"#)).unwrap();
+    assert_eq!((set.retained.len(), set.oddities["probe without an answer"].len()), (1, 1));
+    let rewrite = json!({"prompt": "{} is in", "subject": "A", "target_new": {"str": "B"}, "target_true": {"str": "C"}});
+    let hops = json!([{"requested_rewrite": [rewrite], "questions": ["Where?"], "new_answer": "B", "new_single_hops": 7}]);
+    let set = read(hops.to_string()).unwrap();
+    let notes = &set.oddities["passed over in part"];
+    assert!(notes[0].what.contains("`new_single_hops` is passed over"), "{notes:?}");
 }
 
 #[test]

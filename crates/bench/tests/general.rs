@@ -191,6 +191,16 @@ fn accuracy_is_the_share_of_likeliest_choices_by_sum_and_by_byte() {
 }
 
 #[test]
+fn suites_lie_in_a_folder_or_in_its_general() {
+    let data = dialogue();
+    let in_general = folder(&[("general/glue_eval/dialogue.jsonl", &data)]);
+    let beside_general = folder(&[("glue_eval/dialogue.jsonl", &data), ("general/notes.txt", "mine")]);
+    for folder in [in_general, beside_general] {
+        assert_eq!(Suite::read(folder.path(), "dialogue", None).unwrap().questions.len(), 5);
+    }
+}
+
+#[test]
 fn records_become_questions_with_the_right_answer() {
     let piqa = json!({"goal": "dresser", "sol1": "bobby pin ", "sol2": "finish"}).to_string();
     let mmlu = json!({"question": " 4 x 9? ", "choices": ["a", "b", "c", "d"], "answer": 2}).to_string();

@@ -125,14 +125,16 @@ fn document(text: &str) -> Result<File, String> {
 /// KnowEdit's Sanitation, or one record.
 fn object(text: &str) -> File {
     let fields: BTreeMap<String, &RawValue> = serde_json::from_str(text).unwrap_or_default();
-    let take = |names: &[&str]| {
-        let mut lists = names.iter().filter_map(|name| fields.get(*name));
-        lists.find_map(|list| serde_json::from_str::<Vec<&RawValue>>(list.get()).ok())
+    // The peer's name, or the data set's own; other data sets have a `locality` or `success` of theirs.
+    let list = |name: &str| {
+        let field = fields.get(name)?;
+        let wrong = || vec![Err(format!("`{name}` is no list of questions"))];
+        Some(serde_json::from_str::<Vec<&RawValue>>(field.get()).map_or_else(|_| wrong(), |all| values(&all)))
     };
-    match take(&["K_F", "success"]) {
+    let is_list = |name: &str| fields.get(name).is_some_and(|field| field.get().starts_with('['));
+    match list("K_F").or_else(|| list("success").filter(|_| is_list("success"))) {
         Some(forget) => {
-            let retain = take(&["K_R", "locality"]).unwrap_or_default();
-            File::Sanitation { forget: values(&forget), retain: values(&retain) }
+            File::Sanitation { forget, retain: list("K_R").or_else(|| list("locality")).unwrap_or_default() }
         }
         None => File::Records(vec![value(text, None)]),
     }

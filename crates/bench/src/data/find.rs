@@ -160,6 +160,11 @@ pub fn find(name: &str, places: &Places) -> Result<PathBuf> {
     if path.exists() && !path.is_dir() {
         return Ok(path.to_owned());
     }
+    if let Err(error) = path.try_exists()
+        && error.kind() == std::io::ErrorKind::PermissionDenied
+    {
+        return Err(Error::io("read", path)(error));
+    }
     let own: Vec<PathBuf> =
         places.folder.iter().flat_map(|folder| FOLDERS.map(|inner| folder.join(inner))).collect();
     let Some(known) = known(name) else {

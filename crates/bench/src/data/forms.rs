@@ -204,7 +204,11 @@ fn mquake(object: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Task, 
     if first.portability.is_empty() {
         return Err("`questions` is missing or empty".into());
     }
-    for hop in object.get("new_single_hops").and_then(Value::as_array).into_iter().flatten() {
+    let hops = object.get("new_single_hops").unwrap_or(&Value::Null);
+    if !hops.is_array() && !hops.is_null() {
+        notes.push(format!("`new_single_hops` is passed over: it is {}, expected a list", kind(hops)));
+    }
+    for hop in hops.as_array().into_iter().flatten() {
         let Some(object) = hop.as_object() else {
             notes.push(format!("{} in `new_single_hops` is passed over: it should be an object", kind(hop)));
             continue;

@@ -165,7 +165,12 @@ impl Set {
         };
         for (i, record) in retain.into_iter().enumerate() {
             match record.and_then(|record| forms::retained(&record)) {
-                Ok(probe) => set.retained.push(probe),
+                Ok(probe) => {
+                    if probe.answers.is_empty() {
+                        set.note(NO_ANSWER, i + 1, &format!("`{}`, which is to be kept", probe.prompt));
+                    }
+                    set.retained.push(probe);
+                }
                 Err(what) => set.note(UNASKED, i + 1, &what),
             }
         }

@@ -15,6 +15,8 @@ const LOCALITY: [&str; 2] = ["Relation_Specificity", "Forgetfulness"];
 /// What follows.
 const PORTABILITY: [&str; 4] =
     ["Logical_Generalization", "Compositionality_I", "Compositionality_II", ALIASING];
+/// What stands before the object.
+const IS: &str = " is ";
 /// Questions that name the subject otherwise.
 const ALIASING: &str = "Subject_Aliasing";
 
@@ -91,24 +93,26 @@ fn queries(record: &Map<String, Value>, criterion: &str, notes: &mut Vec<String>
     all
 }
 
-/// A sentence as prompt and target: at an answer to the question about an alias, behind what it
-/// shares with the sentence before the edit, or at its last "is".
+/// A sentence as prompt and target: at an answer to the question about an alias (the longest that it
+/// ends with), behind what it shares with the sentence before the edit, or at its last "is". What it
+/// shares may reach into the target ("United Kingdom", "United States"): its sentences have one "is".
 fn cut(sentence: &str, before: Option<&str>, aliases: &[Probe]) -> Option<(String, String)> {
     let at = |at: usize| {
         let (prompt, target) = (sentence[..at].trim_end(), sentence[at..].trim());
         (!prompt.is_empty() && !target.is_empty()).then(|| (prompt.to_owned(), target.to_owned()))
     };
-    let answered = aliases.iter().flat_map(|p| &p.answers).find_map(|answer| {
+    let answered = aliases.iter().flat_map(|p| &p.answers).filter_map(|answer| {
         let prompt = sentence.strip_suffix(answer.trim()).filter(|p| p.ends_with(char::is_whitespace))?;
         Some(prompt.len())
     });
     let shared = before.and_then(|before| {
         let same =
             sentence.char_indices().zip(before.chars()).find(|((_, a), b)| a != b).map(|((i, _), _)| i)?;
-        sentence[..same].rfind(char::is_whitespace)
+        let (is, word) = (sentence[..same].rfind(IS), sentence[..same].rfind(char::is_whitespace));
+        is.map(|i| i + IS.len()).or(word)
     });
-    let last_is = || sentence.rfind(" is ").map(|i| i + 4);
-    at(answered.or(shared).or_else(last_is)?)
+    let last_is = || sentence.rfind(IS).map(|i| i + IS.len());
+    at(answered.min().or(shared).or_else(last_is)?)
 }
 
 /// The subject: what stands in the prompt where the question about an alias has the alias.

@@ -178,20 +178,21 @@ pub(super) fn find(name: &str) -> Result<&'static Known> {
 }
 
 impl Known {
-    /// Its file: the one given, or the one in the folder given.
+    /// Its file: the one given, or the one in the folder given, or in that folder's `general`, as suites
+    /// may have a folder of their own beside data sets.
     pub(super) fn within(&self, path: &Path) -> Result<PathBuf> {
         if !path.is_dir() {
             return Ok(path.to_owned());
         }
-        let bare = Path::new(self.file).file_name().map(|name| path.join(name));
-        [Some(path.join(self.file)), bare].into_iter().flatten().find(|file| file.is_file()).ok_or_else(
-            || {
-                Error::input_hint(
-                    format!("the folder `{}` has no `{}`", path.display(), self.file),
-                    format!("give the file of the suite `{}`, or a folder that has it", self.name),
-                )
-            },
-        )
+        let bare = Path::new(self.file).file_name();
+        let names = [Some(self.file.as_ref()), bare].into_iter().flatten();
+        let mut files = names.flat_map(|name| [path.join("general").join(name), path.join(name)]);
+        files.find(|file| file.is_file()).ok_or_else(|| {
+            Error::input_hint(
+                format!("the folder `{}` has no `{}`", path.display(), self.file),
+                format!("give the file of the suite `{}`, or a folder that has it", self.name),
+            )
+        })
     }
 
     /// A record as a question; its label where that is not in the record.
