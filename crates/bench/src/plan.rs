@@ -198,7 +198,8 @@ impl Plan {
         let runs = if self.run.is_empty() { &only[..] } else { &self.run };
         let mut all = vec![];
         for (number, run) in (1..).zip(runs) {
-            let methods = methods(&run.method.or(&self.top.method))?;
+            let of_run = |error| self.of_run(number, error);
+            let methods = methods(&run.method.or(&self.top.method)).map_err(of_run)?;
             let sets = run.data.or(&self.top.data);
             for (key, is_missing) in [("method", methods.is_empty()), ("data", sets.is_empty())] {
                 if is_missing {
@@ -218,12 +219,13 @@ impl Plan {
                     mode.parse()
                         .map_err(|why: String| Error::input_hint(why, "see `mutandis bench run --help`"))
                 })
-                .collect::<Result<Vec<Mode>>>()?;
+                .collect::<Result<Vec<Mode>>>()
+                .map_err(of_run)?;
             let settings = run.set.as_ref().or(self.top.set.as_ref());
             let settings = |method: &'static Entry| -> Result<Value, E> {
                 let mut all = settings.cloned().unwrap_or_else(|| json!({}));
                 merge(&mut all, &changes(method)?);
-                method.check_settings(&all)?;
+                method.check_settings(&all).map_err(of_run)?;
                 Ok(all)
             };
             let methods = methods.into_iter().map(|method| settings(method).map(|set| (method, set)));
@@ -233,7 +235,9 @@ impl Plan {
             let limit = run.limit.or(self.top.limit).unwrap_or(LIMIT);
             if limit == 0 {
                 let hint = "give 1 or more";
-                return Err(Error::input_hint("`limit` is 0: there are no records to run", hint).into());
+                return Err(
+                    of_run(Error::input_hint("`limit` is 0: there are no records to run", hint)).into()
+                );
             }
             for data in sets {
                 for &(method, ref settings) in &methods {
@@ -251,6 +255,18 @@ impl Plan {
             }
         }
         Ok(all)
+    }
+}
+
+impl Plan {
+    /// Says at which of several runs an error is.
+    fn of_run(&self, number: usize, error: Error) -> Error {
+        match error {
+            Error::Input { what, hint } if !self.run.is_empty() => {
+                Error::Input { what: format!("`[[run]]` {number}: {what}"), hint }
+            }
+            other => other,
+        }
     }
 }
 
@@ -326,6 +342,21 @@ mod tests {
             ),
             ("data = 'a'\nmethod = []", "it names no `method`", "`method`"),
             ("method = 'rome'\ndata = 'a'\nlimit = 0", "`limit` is 0", "1 or more"),
+            (
+                "data = 'a'\n[[run]]\nmethod = 'rome'\n[[run]]\nmethod = 'rmoe'",
+                "`[[run]]` 2: there is no method `rmoe`",
+                "did you mean `rome`?",
+            ),
+            (
+                "method = 'ft-m'\ndata = 'a'\nset = { epochs = nan }",
+                "`set.epochs` of the plan is nan: expected text, a finite number",
+                "--help",
+            ),
+            (
+                "method = 'ft-m'\ndata = 'a'\nset = { epochs = 2026-01-01 }",
+                "is 2026-01-01: expected",
+                "--help",
+            ),
             ("method =", "TOML parse error", "TOML"),
         ] {
             let error = Plan::parse(text).and_then(|plan| plan.orders()).unwrap_err();

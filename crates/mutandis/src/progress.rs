@@ -50,6 +50,7 @@ impl Progress {
 
     /// One line on stderr, lower case, without a full stop. A closed stderr is no reason to fail.
     pub fn note(&self, text: &str) {
+        let text = &harmless(text);
         if self.show_bars {
             let _ = self.bars.println(text);
         } else if self.show_notes {
@@ -70,6 +71,20 @@ impl Progress {
         }
         Bar(bar)
     }
+}
+
+/// A text for a terminal, which obeys some characters: of control characters only line breaks stay as
+/// they are. Records of data sets hold whatever they hold.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n';
+    if !text.contains(obeyed) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if obeyed(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out.into()
 }
 
 /// The time left, where there is anything to reckon it by.
@@ -109,5 +124,16 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_told_nothing_that_it_obeys() {
+        assert_eq!(harmless("two\nlines, naïve"), "two\nlines, naïve");
+        assert_eq!(harmless("\u{1b}[31mred\u{7}\r"), "\\u{1b}[31mred\\u{7}\\r");
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use clap::builder::styling::{AnsiColor, Effects, Style};
 use mutandis::env::Env;
+use mutandis::progress::harmless;
 
 /// It was done, and the answer is no.
 pub(crate) const NO: u8 = 1;
@@ -29,10 +30,10 @@ fn render(error: &anyhow::Error, colours: bool) -> String {
         false => label.to_owned(),
     };
     let bold = |colour: AnsiColor| colour.on_default().effects(Effects::BOLD);
-    let mut above = error.to_string();
+    let mut above = harmless(&error.to_string()).into_owned();
     let mut text = format!("{} {above}\n", paint("error:", bold(AnsiColor::Red)));
     for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
+        let cause = harmless(&cause.to_string()).into_owned();
         // Some messages end with their cause.
         if !above.ends_with(&cause) {
             text.push_str(&format!("  {} {cause}\n", paint("caused by:", bold(AnsiColor::Red))));
@@ -40,6 +41,7 @@ fn render(error: &anyhow::Error, colours: bool) -> String {
         }
     }
     if let Some(hint) = mutandis::hint(error) {
+        let hint = harmless(&hint);
         text.push_str(&format!("{} {hint}\n", paint("hint:", bold(AnsiColor::Cyan))));
     }
     text

@@ -100,6 +100,26 @@ fn a_model_that_collapses_in_a_sequence_is_told_when_it_does() {
 }
 
 #[test]
+fn a_sequence_is_measured_on_the_way_as_at_its_end() {
+    let sandbox = people();
+    let model = stories();
+    // By EasyEdit's functions for edits that are a prompt, and by those for weights.
+    for more in [["--method", "ice", "--out", "prompt"], ["--method", "ft-m", "--out", "weights"]] {
+        let usual = ["--mode", "sequential", "--limit", "4", "--no-fluency", "--json"];
+        let usual =
+            [&["bench", "run", "--model", &model, "--data", "people.jsonl"][..], &usual, &more].concat();
+        let report = sandbox.run(&usual).ok().json();
+        let cell = &report["cells"][0];
+        let [on_the_way, at_the_end] =
+            [&cell["retention"][3]["compat"]["edit"], &cell["after"]["compat"]["edit"]["mean"]];
+        assert_eq!(on_the_way.as_f64().unwrap(), at_the_end.as_f64().unwrap(), "{cell}");
+    }
+    sandbox.run(&["bench", "report", "prompt"]).ok();
+    let page = std::fs::read_to_string(sandbox.path("prompt/report.html")).unwrap();
+    assert!(page.contains("ice †</text>"), "curves of other functions are marked");
+}
+
+#[test]
 fn a_record_that_contradicts_another_of_its_batch_is_left_out_alone() {
     let sandbox = people();
     let people = std::fs::read_to_string(sandbox.path("people.jsonl")).unwrap();
@@ -416,6 +436,11 @@ fn what_cannot_be_run_is_told_before_anything_is() {
     fails(&["--data", "people.jsonl", "--set", "layr=3"], &["`layr`", "did you mean"]);
     fails(&["--data", "people.jsonl", "--out", "used"], &["`used` is not empty", "--out"]);
     fails(&["--data", "people.jsonl", "--general", "piqa"], &["`piqa`", "--folder"]);
+    // An error of the plan's names it, one of the flags does not.
+    std::fs::write(sandbox.path("odd.toml"), "data = 'people.jsonl'\n[[run]]\nmethod = 'rmoe'").unwrap();
+    fails(&["odd.toml"], &["the plan `odd.toml`: `[[run]]` 1: there is no method `rmoe`", "`rome`"]);
+    fails(&["odd.toml", "--method", "kn", "--mode", "batch:0"], &["error: invalid value 'batch:0'"]);
+    fails(&["odd.toml", "--method", "romme"], &["error: `[[run]]` 1: there is no method `romme`"]);
     assert_eq!(std::fs::read_dir(sandbox.path("used")).unwrap().count(), 1);
     assert!(!sandbox.path("results").exists());
 

@@ -13,6 +13,7 @@ use common::people::{people, record, results, stories};
 use common::{Ran, Sandbox};
 use mutandis_bench::gate::Gate;
 use mutandis_bench::plan::Plan;
+use mutandis_bench::results::{CellInfo, FORMAT, Folder, ModelInfo, RunInfo};
 use serde_json::{Value, json};
 
 /// Two parts of two records by `ft-m`, one epoch.
@@ -93,6 +94,66 @@ fn steps_and_torn_files_of_a_killed_run_do_not_stay() {
 }
 
 #[test]
+fn files_of_the_users_own_stay() {
+    let sandbox = people();
+    let model = stories();
+    sandbox.run(&quick(&model, &[])).ok();
+    let cell = fs::read_dir(sandbox.path("results/cells")).unwrap().next().unwrap().unwrap().path();
+    let own = ["results/uv.lock", "results/cells/Cargo.lock"].map(|name| sandbox.path(name));
+    let (mine, claim) = (cell.join("notes.lock"), cell.join("00007.lock"));
+    for path in own.iter().chain([&mine, &claim]) {
+        fs::write(path, "").unwrap();
+    }
+    sandbox.run(&quick(&model, &[])).ok();
+    assert!(own.iter().chain([&mine]).all(|path| path.exists()));
+    assert!(!claim.exists(), "nobody makes that part");
+}
+
+#[test]
+fn a_folder_is_of_the_model_that_was_there_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("new");
+    let run = |fingerprint: &str| RunInfo {
+        format: FORMAT,
+        tool: "mutandis".to_owned(),
+        model: ModelInfo {
+            name: "m.gguf".to_owned(),
+            fingerprint: fingerprint.to_owned(),
+            family: "llama".to_owned(),
+            layers: 2,
+        },
+    };
+    // Both find nothing there; the one that comes second with its first cell writes none.
+    let (first, second) = (Folder::open(&dir, &run("a1")).unwrap(), Folder::open(&dir, &run("b2")).unwrap());
+    let sandbox = people();
+    sandbox.run(&quick(&stories(), &[])).ok();
+    let cell = fs::read_dir(sandbox.path("results/cells")).unwrap().next().unwrap().unwrap().path();
+    let info: CellInfo = serde_json::from_slice(&fs::read(cell.join("cell.json")).unwrap()).unwrap();
+    first.cell("one", &info).unwrap();
+    let error = second.cell("two", &info).unwrap_err();
+    assert!(error.to_string().contains("holds results of another model: `m.gguf` (a1)"), "{error}");
+    assert!(dir.join("cells/one").is_dir() && !dir.join("cells/two").exists());
+    for (text, what) in
+        [("{\"format\": 2}", "it has no fingerprint of a model"), ("[]", "it has no `format`")]
+    {
+        fs::write(dir.join("run.json"), text).unwrap();
+        let error = Folder::open(&dir, &run("a1")).unwrap_err();
+        assert!(error.to_string().contains("is damaged") && error.to_string().contains(what), "{error}");
+    }
+}
+
+#[test]
+fn a_folder_in_place_of_a_part_is_told_before_the_work() {
+    let sandbox = people();
+    let model = stories();
+    sandbox.run(&quick(&model, &[])).ok();
+    let cell = fs::read_dir(sandbox.path("results/cells")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(cell.join("00001.jsonl")).unwrap();
+    fs::create_dir(cell.join("00001.jsonl")).unwrap();
+    sandbox.run(&quick(&model, &[])).fails_with(&["00001.jsonl", "hint: make it readable, or take it out"]);
+}
+
+#[test]
 fn results_of_another_version_are_not_added_to() {
     let sandbox = people();
     let model = stories();
@@ -147,6 +208,27 @@ fn the_help_names_all_that_has_a_name() {
             assert!(help.contains(name), "no {name} in the help");
         }
     }
+}
+
+#[test]
+fn questions_of_a_suite_that_cannot_be_used_are_told() {
+    let sandbox = people();
+    let model = stories();
+    let question = |label: &str| {
+        json!({"article": "Tom is here.", "options": ["He is glad.", "He is sad."], "answers": label})
+            .to_string()
+    };
+    fs::create_dir(sandbox.path("glue_eval")).unwrap();
+    let lines = ["A", "Z", "B"].map(question).join("\n");
+    fs::write(sandbox.path("glue_eval/dialogue.jsonl"), lines).unwrap();
+    let suite = ["--folder", ".", "--general", "dialogue"];
+    let told = "1 question of dialogue left out: record 2: ";
+    let ran = sandbox.run(&quick(&model, &suite)).ok();
+    assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    // When all is done, nothing is measured again, and that is told all the same.
+    let again = sandbox.run(&quick(&model, &suite)).ok();
+    assert!(again.stderr.contains(told), "{}", again.stderr);
+    assert_eq!(ran.json()["cells"], again.json()["cells"]);
 }
 
 #[test]

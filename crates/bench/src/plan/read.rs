@@ -85,8 +85,18 @@ impl Keys<'_> {
             mode: self.many("mode")?,
             seed: self.many("seed")?,
             limit: self.one("limit")?,
-            set: self.one("set")?,
+            set: self.settings()?,
         })
+    }
+
+    /// Settings. TOML has values that no setting has.
+    fn settings(&self) -> Result<Option<Value>> {
+        match self.table.get("set").and_then(|set| odd("set".to_owned(), set)) {
+            Some((key, value)) => {
+                Err(self.wrong(&key, "is", value, "text, a finite number, `true` or `false`, or a list", ""))
+            }
+            None => self.one("set"),
+        }
     }
 
     fn runs(&self) -> Result<Vec<Table>> {
@@ -115,6 +125,19 @@ impl Keys<'_> {
             format!("`{key}` of {} {verb} {found}: expected {expected}", self.of),
             format!("{meant}`mutandis bench run --help` says what each key holds"),
         )
+    }
+}
+
+/// The first date, or number that is none, at or below a key.
+fn odd(key: String, value: &toml::Value) -> Option<(String, &toml::Value)> {
+    match value {
+        toml::Value::Table(table) => {
+            table.iter().find_map(|(inner, value)| odd(format!("{key}.{inner}"), value))
+        }
+        toml::Value::Array(items) => items.iter().find_map(|value| odd(key.clone(), value)),
+        toml::Value::Float(number) if !number.is_finite() => Some((key, value)),
+        toml::Value::Datetime(_) => Some((key, value)),
+        _ => None,
     }
 }
 

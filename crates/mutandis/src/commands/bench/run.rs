@@ -11,7 +11,7 @@ use mutandis_bench::benchmark::{Benchmark, Sets, Shard};
 use mutandis_bench::compat::extra::Extra;
 use mutandis_bench::compat::in_context::Branch;
 use mutandis_bench::data::find::Places;
-use mutandis_bench::data::git_blob_id;
+use mutandis_bench::data::{escaped, git_blob_id};
 use mutandis_bench::general::Suite;
 use mutandis_bench::judge::Judge;
 use mutandis_bench::memory::Memory;
@@ -25,7 +25,7 @@ use mutandis_bench::results::{
 use mutandis_bench::run::{Mode, counted};
 use mutandis_bench::strict::counterfact::References;
 use mutandis_bench::whole::Whole;
-use mutandis_edit::{Context, Error, Progress};
+use mutandis_edit::{Context, Error};
 use mutandis_engine::Model;
 
 use super::super::methods::settings;
@@ -106,7 +106,8 @@ pub(super) struct RunArgs {
     /// Seed of everything that is drawn [default: 0]
     #[arg(long)]
     seed: Vec<u64>,
-    /// Which scores are computed [default: both]
+    /// Which scores are computed [default: both]; how a sequence holds on the way is always told by
+    /// compat's edit success
     #[arg(long, value_enum)]
     protocol: Vec<ProtocolArg>,
     /// Do not write the longer texts that fluency is measured on
@@ -170,7 +171,8 @@ enum ExtraArg {
 pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitCode> {
     let plan = plan(args)?;
     // Everything that can be checked without the model is checked before it is loaded.
-    let orders = plan.orders_with(|method| settings(method, &args.settings))?;
+    let orders = plan.orders_with(|method| settings(method, &args.settings));
+    let orders = orders.map_err(|error| of_file(args, error))?;
     let extras = plan.extras()?;
     check(&plan, args)?;
     let places = Places { folder: plan.folder.clone(), hub_cache: session.env.hub_cache().ok() };
@@ -207,6 +209,10 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
                 "{left_out} question{s} left out of {name}: longer than the model's context of {context} tokens"
             ));
         }
+        if !suite.skipped.is_empty() {
+            let left = suite.skipped.iter().map(|note| (note.record, note.what.as_str())).collect::<Vec<_>>();
+            session.progress.note(&left_out_of(suite.name, "question", &left));
+        }
     }
     let run = RunInfo { format: FORMAT, tool: tool(), model: info(&model, &name)? };
     // What the model makes of the text comes before the folder: a text that is none leaves none.
@@ -216,9 +222,7 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     let stages = Stages::new(&session.progress);
     let records = Stages::new(&session.progress);
     let cx = Context { recipe: session.recipe(args.recipe.as_deref(), &model)?, ..session.context(&stages) };
-    stages.begin("measuring the unedited model", 0);
-    let whole = Whole::new(&model, windows, suites)?;
-    stages.end();
+    let whole = Whole::later(windows, suites);
     let benchmark = Benchmark {
         model: &model,
         orders: &orders,
@@ -299,18 +303,23 @@ fn tell_left_out(cells: &[CellResult], progress: &mutandis::progress::Progress) 
     }
     for ((name, _), (skipped, unasked)) in all {
         let tell = |left: &[Skipped], what: &str, end: &str| {
-            let first = left.iter().take(NAMED).map(|s| format!("record {}: {}", s.record, s.why));
-            let first = first.collect::<Vec<_>>().join("; ");
-            let (more, plural) =
-                (if left.len() > NAMED { "; …" } else { "" }, if left.len() == 1 { "" } else { "s" });
+            let left = left.iter().map(|s| (s.record, s.why.as_str())).collect::<Vec<_>>();
             if !left.is_empty() {
-                progress
-                    .note(&format!("{} {what}{plural} of {name} left out: {first}{more}{end}", left.len()));
+                progress.note(&format!("{}{end}", left_out_of(name, what, &left)));
             }
         };
         tell(skipped, "record", " (`mutandis data check FILE --all` names those that are dirty)");
         tell(unasked, "question", "");
     }
+}
+
+/// How many of something were left out, and the first of them, by their record's number with why.
+fn left_out_of(name: &str, what: &str, left: &[(usize, &str)]) -> String {
+    let first = left.iter().take(NAMED).map(|(record, why)| format!("record {record}: {}", escaped(why)));
+    let first = first.collect::<Vec<_>>().join("; ");
+    let (more, plural) =
+        (if left.len() > NAMED { "; …" } else { "" }, if left.len() == 1 { "" } else { "s" });
+    format!("{} {what}{plural} of {name} left out: {first}{more}", left.len())
 }
 
 /// Refuses what would be asked for in vain.
@@ -351,6 +360,17 @@ fn unmeasured(path: Option<&Path>, error: mutandis_engine::Error) -> anyhow::Err
             Error::input_hint(format!("`{}` cannot be used: {what}", path.display()), hint).into()
         }
         (_, error) => error.into(),
+    }
+}
+
+/// Names the plan of a file where an error of a plan with its flags is the file's own.
+fn of_file(args: &RunArgs, error: anyhow::Error) -> anyhow::Error {
+    let Some(path) = &args.plan else { return error };
+    match Plan::read(path).and_then(|plan| plan.orders()) {
+        Err(Error::Input { what, hint }) if what == error.to_string() => {
+            Error::Input { what: format!("the plan `{}`: {what}", path.display()), hint }.into()
+        }
+        _ => error,
     }
 }
 
@@ -420,9 +440,7 @@ fn suite(plan: &Plan, name: &str, limit: usize) -> anyhow::Result<Suite> {
             Error::input_hint(format!("there is no folder to read the suite `{name}` from"), hint).into()
         );
     };
-    // Beside data sets, suites may have a folder of their own.
-    let own = folder.join("general");
-    Ok(Suite::read(if own.is_dir() { &own } else { folder }, name, Some(limit))?)
+    Ok(Suite::read(folder, name, Some(limit))?)
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
