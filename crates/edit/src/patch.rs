@@ -268,12 +268,13 @@ impl Patch {
     pub(crate) fn overgrown(&self) -> Option<String> {
         let times = |norms: &Norms| norms.delta / norms.base;
         let worst = self.norms.iter().max_by(|a, b| times(a).total_cmp(&times(b)))?;
-        (times(worst) > 1.0).then(|| {
+        let many = times(worst);
+        (many > 1.0).then(|| {
+            let many = if many < 1000.0 { format!("{many:.1}") } else { format!("{many:.1e}") };
             format!(
-                "the change of {} is {:.1e} times as large as the weight: the model is hardly itself any more (a \
+                "the change of {} is {many} times as large as the weight: the model is hardly itself any more (a \
                  smaller rate, step or strength may do)",
-                worst.weight,
-                times(worst)
+                worst.weight
             )
         })
     }
