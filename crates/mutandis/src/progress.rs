@@ -9,6 +9,7 @@ use std::{
 use indicatif::{
     HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
+use mutandis_bench::data::escaped;
 
 /// Where progress is shown. Clones share the screen.
 #[derive(Debug, Clone)]
@@ -75,16 +76,8 @@ impl Progress {
 
 /// A text for a terminal, which obeys some characters: of control characters only line breaks stay as
 /// they are. Records of data sets hold whatever they hold.
-pub fn harmless(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && c != '\n';
-    if !text.contains(obeyed) {
-        return text.into();
-    }
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if obeyed(c) { out.extend(c.escape_default()) } else { out.push(c) }
-    }
-    out.into()
+pub fn harmless(text: &str) -> String {
+    text.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
 }
 
 /// The time left, where there is anything to reckon it by.

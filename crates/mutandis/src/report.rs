@@ -30,10 +30,10 @@ fn render(error: &anyhow::Error, colours: bool) -> String {
         false => label.to_owned(),
     };
     let bold = |colour: AnsiColor| colour.on_default().effects(Effects::BOLD);
-    let mut above = harmless(&error.to_string()).into_owned();
+    let mut above = harmless(&error.to_string());
     let mut text = format!("{} {above}\n", paint("error:", bold(AnsiColor::Red)));
     for cause in error.chain().skip(1) {
-        let cause = harmless(&cause.to_string()).into_owned();
+        let cause = harmless(&cause.to_string());
         // Some messages end with their cause.
         if !above.ends_with(&cause) {
             text.push_str(&format!("  {} {cause}\n", paint("caused by:", bold(AnsiColor::Red))));
