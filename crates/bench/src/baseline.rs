@@ -3,19 +3,96 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use mutandis_edit::{Error, Progress, Result, atomic};
+use mutandis_edit::{Context, Error, Progress, Result, atomic};
 use mutandis_engine::{Model, Storage};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::record::{Measures, PROTOCOL, Prepared, Said, unedited};
 
-/// Where answers of the unedited model are kept: a file for each record, in a folder whose name is
-/// a hash of all that they depend on.
+/// What is known of an unedited model, in files of JSON: a folder whose name is a hash of all that it
+/// depends on.
 #[derive(Debug, Clone)]
-pub struct Baseline {
+pub(crate) struct Kept {
     folder: Option<PathBuf>,
-    /// Whether it has been told that answers cannot be kept.
+    /// Whether it has been told that nothing can be kept.
     told: Cell<bool>,
 }
+
+impl Kept {
+    /// What is known of `model`, and depends on all that `also` names; under `place` in `cache`, where
+    /// there is one.
+    ///
+    /// # Errors
+    /// Where the model cannot be hashed.
+    pub(crate) fn new(cache: Option<&Path>, place: &str, model: &Model, also: &str) -> Result<Self> {
+        let at = |folder| Ok(Self { folder, told: Cell::new(false) });
+        let Some(cache) = cache else { return at(None) };
+        let of = model.fingerprint()?;
+        let weights = model.storage() == Storage::Bf16;
+        // Another instruction set adds up in another order: its answers are compared with its own.
+        let isa = model.isa();
+        let hash = blake3::hash(format!("{PROTOCOL} {of} {isa:?} {weights} {also}").as_bytes()).to_hex();
+        at(Some(cache.join(place).join(&hash.as_str()[..24])))
+    }
+
+    /// What was kept by a name. A damaged file is none: it only saves time.
+    pub(crate) fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_slice(&std::fs::read(self.path(name)?).ok()?).ok()
+    }
+
+    /// Keeps it for the next run. Where there is no room for that, `progress` hears of it, once: it
+    /// costs that run some time, and this one nothing.
+    pub(crate) fn keep<T: Serialize>(&self, name: &str, value: &T, progress: &dyn Progress) {
+        let Some(path) = self.path(name) else { return };
+        if let Err(error) = write(&path, value)
+            && !self.told.replace(true)
+        {
+            progress.note(&format!("what the unedited model says is not kept for the next run: {error}"));
+        }
+    }
+
+    /// A number, found once for all that `of` says: as it was kept, or else by `find`, and kept.
+    ///
+    /// # Errors
+    /// What `find` fails with, and where the user interrupts.
+    pub(crate) fn once(
+        &self,
+        name: &str,
+        of: &impl Serialize,
+        cx: &Context<'_>,
+        find: impl FnOnce() -> Result<f64>,
+    ) -> Result<f64> {
+        cx.check()?;
+        let name = format!("{name}-{}", &blake3::hash(&json(of)?).to_hex()[..24]);
+        if let Some(known) = self.get(&name) {
+            return Ok(known);
+        }
+        let found = find()?;
+        self.keep(&name, &found, cx.progress);
+        Ok(found)
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(format!("{name}.json")))
+    }
+}
+
+fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
+    let json = json(value)?;
+    atomic::write(path, |file| file.write_all(&json)).map_err(Error::io("write", path))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| Error::input(format!("answers cannot be written: {e}")))
+}
+
+/// Answers of the unedited model to the records of a data set, one by one.
+#[derive(Debug, Clone)]
+pub struct Baseline(Kept);
 
 impl Baseline {
     /// Answers to a data set, told by the `version` of its file; kept in `cache`, where there is
@@ -30,20 +107,9 @@ impl Baseline {
         measures: &Measures,
         seed: u64,
     ) -> Result<Self> {
-        let at = |folder| Ok(Self { folder, told: Cell::new(false) });
-        let Some(cache) = cache else { return at(None) };
         let Measures { compat, strict, fluency, .. } = measures;
-        let of = model.fingerprint()?;
-        let weights = model.storage() == Storage::Bf16;
-        // Another instruction set adds up in another order: its answers are compared with its own.
-        let isa = model.isa();
-        let all = format!("{PROTOCOL} {of} {isa:?} {weights} {version} {compat} {strict} {fluency} {seed}");
-        let hash = blake3::hash(all.as_bytes()).to_hex();
-        at(Some(cache.join("answers").join(&hash.as_str()[..24])))
-    }
-
-    fn path(&self, record: usize) -> Option<PathBuf> {
-        Some(self.folder.as_ref()?.join(format!("{record}.json")))
+        let also = format!("{version} {compat} {strict} {fluency} {seed}");
+        Ok(Self(Kept::new(cache, "answers", model, &also)?))
     }
 
     /// What the unedited model says to some records: what was kept, and the rest asked now, all at
@@ -59,10 +125,8 @@ impl Baseline {
         seed: u64,
         progress: &dyn Progress,
     ) -> Result<Vec<Said>> {
-        // A damaged file is asked anew: it is only kept to save time.
         let kept = |record: &Prepared<'_>| {
-            let bytes = std::fs::read(self.path(record.number)?).ok()?;
-            serde_json::from_slice::<Said>(&bytes).ok().filter(|said| record.fits(said, measures))
+            self.0.get(&record.number.to_string()).filter(|said| record.fits(said, measures))
         };
         let mut all: Vec<Option<Said>> = records.iter().map(kept).collect();
         let missing: Vec<usize> = (0..records.len()).filter(|&i| all[i].is_none()).collect();
@@ -77,24 +141,9 @@ impl Baseline {
             Error::input_hint(format!("record {number} cannot be asked: {why}"), hint)
         })?;
         for (&i, said) in missing.iter().zip(found) {
-            if let Err(error) = self.keep(records[i].number, &said)
-                && !self.told.replace(true)
-            {
-                // It costs the next run some time, not this one its results.
-                progress.note(&format!("what the unedited model says is not kept for the next run: {error}"));
-            }
+            self.0.keep(&records[i].number.to_string(), &said, progress);
             all[i] = Some(said);
         }
         Ok(all.into_iter().flatten().collect())
-    }
-
-    fn keep(&self, record: usize, said: &Said) -> Result<()> {
-        let Some(path) = self.path(record) else { return Ok(()) };
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        }
-        let json =
-            serde_json::to_vec(said).map_err(|e| Error::input(format!("answers cannot be written: {e}")))?;
-        atomic::write(&path, |file| file.write_all(&json)).map_err(Error::io("write", &path))
     }
 }

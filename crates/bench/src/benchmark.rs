@@ -152,7 +152,7 @@ impl Benchmark<'_> {
         let all = planned.iter().map(Planned::records_left).sum::<usize>();
         if all > 0 {
             self.progress.begin("measuring the unedited model", 0);
-            self.whole.measure(self.model)?;
+            self.whole.measure(self.model, cx)?;
             self.progress.end();
         }
         let started = Instant::now();

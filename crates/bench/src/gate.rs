@@ -9,7 +9,7 @@ mod measure;
 
 use std::path::{Path, PathBuf};
 
-use mutandis_edit::{Error, Result};
+use mutandis_edit::{Context, Error, Result};
 use mutandis_engine::Model;
 use serde::{Deserialize, Serialize};
 
@@ -241,9 +241,9 @@ impl Gate {
     ///
     /// # Errors
     /// Where a text is longer than the model's context.
-    pub fn whole(&self, model: &Model, suites: Vec<Suite>) -> Result<Whole> {
+    pub fn whole(&self, model: &Model, suites: Vec<Suite>, cx: &Context<'_>) -> Result<Whole> {
         let text = self.perplexity.map(|_| text(model)).transpose()?;
-        Whole::new(model, text.unwrap_or_default(), suites)
+        Whole::new(model, text.unwrap_or_default(), suites, cx)
     }
 
     /// Holds what was measured against the thresholds.

@@ -108,7 +108,7 @@ pub fn sweep(
     let records = facts.iter().enumerate().map(each).collect::<Result<Vec<Prepared<'_>>>>()?;
     let before = unedited(model, &records.iter().collect::<Vec<_>>(), &Measures::COMPAT, seed)?;
     let text = if mode == Mode::Single { vec![] } else { text(model)? };
-    let whole = Whole::new(model, text, vec![])?;
+    let whole = Whole::new(model, text, vec![], cx)?;
     // Progress is of candidates, not of what each edit does.
     let values = Some(Values::default());
     let quiet = Context { progress: Context::default().progress, values, ..cx.clone() };

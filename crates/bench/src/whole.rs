@@ -2,9 +2,10 @@
 
 use std::sync::OnceLock;
 
-use mutandis_edit::Result;
+use mutandis_edit::{Context, Result};
 use mutandis_engine::Model;
 
+use crate::baseline::Kept;
 use crate::edited::Edited;
 use crate::general::Suite;
 use crate::perplexity::perplexity;
@@ -36,13 +37,13 @@ struct Before {
 }
 
 impl Whole {
-    /// Measures the unedited model.
+    /// Measures the unedited model. What it reaches is kept in the cache, where there is one.
     ///
     /// # Errors
-    /// Where a text is longer than the model's context.
-    pub fn new(model: &Model, text: Vec<Vec<u32>>, general: Vec<Suite>) -> Result<Self> {
+    /// Where a text is longer than the model's context, or the model cannot be hashed.
+    pub fn new(model: &Model, text: Vec<Vec<u32>>, general: Vec<Suite>, cx: &Context<'_>) -> Result<Self> {
         let whole = Self::later(text, general);
-        whole.measure(model)?;
+        whole.measure(model, cx)?;
         Ok(whole)
     }
 
@@ -53,16 +54,25 @@ impl Whole {
         Self { text, general, before: OnceLock::new() }
     }
 
-    /// Measures the unedited model, where that is not done.
+    /// Measures the unedited model, where that is not done, by this run or another.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub(crate) fn measure(&self, model: &Model) -> Result<()> {
-        if self.before.get().is_none() {
-            let unedited = Edited::unedited(model);
-            let (perplexity, accuracies) = (self.perplexity(&unedited)?, self.accuracies(&unedited)?);
-            let _ = self.before.set(Before { perplexity, accuracies });
+    pub(crate) fn measure(&self, model: &Model, cx: &Context<'_>) -> Result<()> {
+        if self.before.get().is_some() {
+            return Ok(());
         }
+        let kept = Kept::new(cx.cache.as_deref(), "whole", model, "")?;
+        let unedited = Edited::unedited(model);
+        let perplexity = match &self.text[..] {
+            [] => None,
+            text => Some(kept.once("perplexity", &text, cx, || finite_perplexity(&unedited, text))?),
+        };
+        let of = |suite: &Suite| {
+            kept.once(suite.name, &(suite.measure, &suite.questions), cx, || accuracy(suite, &unedited))
+        };
+        let accuracies = self.general.iter().map(of).collect::<Result<_>>()?;
+        let _ = self.before.set(Before { perplexity, accuracies });
         Ok(())
     }
 
@@ -99,13 +109,11 @@ impl Whole {
 
     /// Perplexity of the text; far above any model's where predictions are no numbers.
     pub(crate) fn perplexity(&self, by: &Edited<'_>) -> Result<Option<f64>> {
-        let found = (!self.text.is_empty()).then(|| perplexity(by, &self.text));
-        // A model that has broken down may predict no numbers at all.
-        Ok(found.transpose()?.map(|p| if p.is_finite() { p } else { BROKEN }))
+        (!self.text.is_empty()).then(|| finite_perplexity(by, &self.text)).transpose()
     }
 
     fn accuracies(&self, by: &Edited<'_>) -> Result<Vec<f64>> {
-        self.general.iter().map(|suite| Ok(suite.accuracy(by)?.by(suite.measure))).collect()
+        self.general.iter().map(|suite| accuracy(suite, by)).collect()
     }
 
     /// Measures an edited model.
@@ -121,4 +129,14 @@ impl Whole {
             ..ModelResult::default()
         })
     }
+}
+
+fn finite_perplexity(by: &Edited<'_>, text: &[Vec<u32>]) -> Result<f64> {
+    let found = perplexity(by, text)?;
+    // A model that has broken down may predict no numbers at all.
+    Ok(if found.is_finite() { found } else { BROKEN })
+}
+
+fn accuracy(suite: &Suite, by: &Edited<'_>) -> Result<f64> {
+    Ok(suite.accuracy(by)?.by(suite.measure))
 }

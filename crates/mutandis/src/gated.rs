@@ -40,8 +40,8 @@ impl Gated {
     }
 
     /// Measures the unedited model.
-    pub(crate) fn whole(&self, model: &Model) -> anyhow::Result<Whole> {
-        Ok(self.gate.whole(model, self.suites.clone())?)
+    pub(crate) fn whole(&self, model: &Model, cx: &Context<'_>) -> anyhow::Result<Whole> {
+        Ok(self.gate.whole(model, self.suites.clone(), cx)?)
     }
 
     /// What the gate says to what was measured.

@@ -5,12 +5,12 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use common::people::{people, record, results, stories};
-use common::{Ran, Sandbox};
+use common::{Ran, Sandbox, tree};
 use mutandis_bench::gate::Gate;
 use mutandis_bench::plan::Plan;
 use mutandis_bench::results::{CellInfo, FORMAT, Folder, ModelInfo, RunInfo};
@@ -229,6 +229,47 @@ fn questions_of_a_suite_that_cannot_be_used_are_told() {
     let again = sandbox.run(&quick(&model, &suite)).ok();
     assert!(again.stderr.contains(told), "{}", again.stderr);
     assert_eq!(ran.json()["cells"], again.json()["cells"]);
+}
+
+#[test]
+fn the_unedited_model_is_measured_once_for_all_runs() {
+    let sandbox = people();
+    let model = stories();
+    fs::create_dir(sandbox.path("glue_eval")).unwrap();
+    let question =
+        json!({"article": "Tom is here.", "options": ["He is glad.", "He is sad."], "answers": "A"});
+    fs::write(sandbox.path("glue_eval/dialogue.jsonl"), question.to_string()).unwrap();
+    let run = |out: &str| {
+        let more = ["--folder", ".", "--general", "dialogue", "--general", "dialogue", "--out", out];
+        sandbox.run(&quick(&model, &more)).ok();
+        results(&sandbox.path(out))
+    };
+    let first = run("first");
+    let kept = || -> Vec<PathBuf> {
+        let all = tree(&sandbox.path(".cache/mutandis")).into_iter();
+        let all = all.filter(|f| f.starts_with("answers/") || f.starts_with("whole/"));
+        all.map(|f| sandbox.path(".cache/mutandis").join(f)).collect()
+    };
+    let files = kept();
+    // Four records, a text, and a suite that is named twice.
+    assert_eq!(files.len(), 6, "{files:?}");
+    // A line that ends is still what was kept, and shows that it was not written again.
+    let marked: Vec<Vec<u8>> = files.iter().map(|f| [&fs::read(f).unwrap()[..], b"\n"].concat()).collect();
+    for (file, text) in files.iter().zip(&marked) {
+        fs::write(file, text).unwrap();
+    }
+    assert_eq!(run("second"), first);
+    let now = |i: usize| fs::read(&files[i]).unwrap();
+    assert!((0..files.len()).all(|i| now(i) == marked[i]));
+    // What is damaged is found again, and of another text everything.
+    for file in &files {
+        fs::write(file, "{").unwrap();
+    }
+    assert_eq!(run("third"), first);
+    assert!((0..files.len()).all(|i| [&now(i)[..], b"\n"].concat() == marked[i]));
+    fs::write(sandbox.path("own.txt"), "Lily had a red ball. She went home.").unwrap();
+    sandbox.run(&quick(&model, &["--text", "own.txt", "--out", "other"])).ok();
+    assert_eq!(kept().len(), files.len() + 1);
 }
 
 #[test]

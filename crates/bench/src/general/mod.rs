@@ -20,7 +20,7 @@ use crate::edited::Edited;
 use crate::fork::{Fork, log_probabilities};
 
 /// A question with choices.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Question {
     /// Text that each choice goes on from, a blank between.
     pub context: String,

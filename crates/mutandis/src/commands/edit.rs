@@ -206,7 +206,7 @@ fn once(args: &Args, order: &Order, session: &Session<'_>) -> anyhow::Result<Exi
     let started = Instant::now();
     let gate = match &order.gate {
         Some(gate) => {
-            let whole = gate.whole(&model)?;
+            let whole = gate.whole(&model, &cx)?;
             Some(gate.judge(&measure(&model, &asked, &whole, &patched, &patch, &cx)?))
         }
         None => None,

@@ -179,8 +179,14 @@ pub(super) fn run(args: &RunArgs, session: &Session<'_>) -> anyhow::Result<ExitC
     places.check()?;
     let sets = Sets::read(&orders, &places)?;
     let limit = plan.general_limit.unwrap_or(GENERAL);
-    let mut suites =
-        plan.general.iter().map(|name| suite(&plan, name, limit)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut suites: Vec<Suite> = vec![];
+    for name in &plan.general {
+        let suite = suite(&plan, name, limit)?;
+        // One that is named twice is asked once.
+        if suites.iter().all(|other| other.name != suite.name) {
+            suites.push(suite);
+        }
+    }
     let text = plan.text.as_deref().map(read).transpose()?;
     let text = text.as_deref().unwrap_or(TEXT);
 

@@ -124,7 +124,7 @@ pub(super) fn run(
     let was = answers(&model, &patched, &asks(&order.facts), session.interrupt)?;
     unanswered(&order.facts, &was)?;
     let suites = order.gate.as_ref().map(|gate| gate.suites().to_vec()).unwrap_or_default();
-    let whole = Whole::new(&model, text(&model)?, suites)?;
+    let whole = Whole::new(&model, text(&model)?, suites, &cx)?;
 
     let (mut done, mut stopped): (Vec<Turn>, _) = (vec![], None);
     for (i, (facts, asked)) in turns.iter().zip(&questions).enumerate() {

@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
     let beneath = beneath(&patch, &args.patches, model)?;
     let stages = Stages::new(&session.progress);
     let cx = session.context(&stages);
-    let whole = Whole::new(model, text(model)?, vec![])?;
+    let whole = Whole::new(model, text(model)?, vec![], &cx)?;
     let asked = asked(&patch.facts, &args.also, &args.keep);
     let measures = measure(model, &asked, &whole, &beneath, &patch, &cx)?;
     let questions: Vec<Question<'_>> = patch

@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, session: &Session<'_>) -> anyhow::Result<ExitCode
             let beneath = beneath(&patch, &args.patches, &model)?;
             let stages = Stages::new(&session.progress);
             let cx: Context<'_> = session.context(&stages);
-            let whole = gate.whole(&model)?;
+            let whole = gate.whole(&model, &cx)?;
             Some(gate.judge(&measure(&model, &asked, &whole, &beneath, &patch, &cx)?))
         }
         None => None,
@@ -84,7 +84,7 @@ fn stack(args: &Args, gate: Option<&Gated>, session: &Session<'_>) -> anyhow::Re
             let all = Patched::of(patches, &model)?;
             let stages = Stages::new(&session.progress);
             let cx: Context<'_> = session.context(&stages);
-            let whole = gate.whole(&model)?;
+            let whole = gate.whole(&model, &cx)?;
             Some(gate.judge(&measure_all(&model, &asked, &whole, &all, &cx)?))
         }
         None => None,
