@@ -1,5 +1,5 @@
-//! What rank-one methods share: from facts, one after another, to the values of [`value_search`],
-//! the direction of each key, and a patch.
+//! What rank-one methods share: from facts, one after another, to the values of
+//! [`value_search`](super::value_search), the direction of each key, and a patch.
 //!
 //! A method says only which key and which output its constraint is about.
 

@@ -1,7 +1,7 @@
 //! Products of rows with frozen, packed matrices.
 //!
 //! A product is cut into tasks, and those into blocks of [`DEPTH_BLOCK`] steps that stay in the cache
-//! while [`tile`](super::tile) works on them.
+//! while `tile` works on them.
 
 use std::cell::RefCell;
 use std::ops::Range;
