@@ -1,11 +1,11 @@
 //! Weights kept as the checkpoint's own codes: decoding, and products of few rows without it.
 //!
-//! The bodies for AVX2 are written with intrinsics, since the compiler's own vectorisation of
-//! these loops (across steps, with shuffles) takes five times as long; they serve AVX-512 too.
+//! The bodies are written with intrinsics, since the compiler's own vectorisation of these loops
+//! (across steps, with shuffles) takes five times as long. Of few rows AVX2's serves AVX-512 too.
 //! Every body does the same roundings: code times scale, plus offset, each rounded to f32.
 
 use super::pack::LANES;
-use super::{Arithmetic, Fused, Isa};
+use super::{Arithmetic, Fused, Isa, Set};
 
 /// Codes of a packed matrix, with scales and offsets.
 #[derive(Debug)]
@@ -59,22 +59,40 @@ impl Codes {
             self.scales_of(depth, panel, from, steps)
         };
         #[cfg(target_arch = "x86_64")]
-        if isa != Isa::PORTABLE {
-            // SAFETY: the processor has AVX2 (see [`Isa`]); `out`, `codes`, and the scales have
-            // the same number of steps by the slicing above.
-            unsafe {
-                match (self.width, by_step) {
-                    (CodeWidth::Nibble, false) => {
-                        avx2::by_lane::<true>(codes, scales, offsets, self.group, out)
+        {
+            macro_rules! by {
+                ($set:ident) => {
+                    // SAFETY: the processor has these instructions (see [`Isa`]); `out`, `codes`, and
+                    // the scales have the same number of steps by the slicing above.
+                    unsafe {
+                        match (self.width, by_step) {
+                            (CodeWidth::Nibble, false) => {
+                                $set::by_lane::<true>(codes, scales, offsets, self.group, out);
+                            }
+                            (CodeWidth::Byte, false) => {
+                                $set::by_lane::<false>(codes, scales, offsets, self.group, out);
+                            }
+                            (CodeWidth::Nibble, true) => {
+                                $set::by_step::<true>(codes, scales, offsets, out);
+                            }
+                            (CodeWidth::Byte, true) => {
+                                $set::by_step::<false>(codes, scales, offsets, out);
+                            }
+                        }
                     }
-                    (CodeWidth::Byte, false) => {
-                        avx2::by_lane::<false>(codes, scales, offsets, self.group, out)
-                    }
-                    (CodeWidth::Nibble, true) => avx2::by_step::<true>(codes, scales, offsets, out),
-                    (CodeWidth::Byte, true) => avx2::by_step::<false>(codes, scales, offsets, out),
-                }
+                };
             }
-            return;
+            match isa.0 {
+                Set::Avx512 => {
+                    by!(avx512);
+                    return;
+                }
+                Set::Avx2 => {
+                    by!(avx2);
+                    return;
+                }
+                Set::Portable => {}
+            }
         }
         let _ = isa;
         for (k, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
@@ -147,6 +165,82 @@ impl Codes {
         let start = (panel * (depth / self.group) + from / self.group) * LANES;
         let len = steps / self.group * LANES;
         (&self.scales[start..start + len], &self.offsets[start..start + len])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::LANES;
+
+    /// The codes of one step as f32.
+    ///
+    /// # Safety
+    /// `codes` has the step's 8 (`NIBBLE`) or 16 bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+    unsafe fn step<const NIBBLE: bool>(codes: *const u8) -> __m512 {
+        // SAFETY: the caller's promise; neither load needs an alignment.
+        unsafe {
+            if NIBBLE {
+                let twice = _mm_set1_epi64x(codes.cast::<i64>().read_unaligned());
+                let halves = _mm512_set_epi32(4, 4, 4, 4, 4, 4, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0);
+                let numbers = _mm512_set_ps(
+                    15.0, 14.0, 13.0, 12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0,
+                );
+                // Of an index into sixteen numbers only the low half of a byte counts.
+                let at = _mm512_srlv_epi32(_mm512_cvtepu8_epi32(twice), halves);
+                _mm512_permutexvar_ps(at, numbers)
+            } else {
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(codes.cast())))
+            }
+        }
+    }
+
+    /// # Safety
+    /// `out [steps, LANES]`, with codes of as many steps and scales and offsets of as many groups.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+    pub(super) unsafe fn by_lane<const NIBBLE: bool>(
+        codes: &[u8],
+        scales: &[f32],
+        offsets: &[f32],
+        group: usize,
+        out: &mut [f32],
+    ) {
+        let bytes = if NIBBLE { LANES / 2 } else { LANES };
+        for g in 0..scales.len() / LANES {
+            // SAFETY: group `g` of every slice is in bounds, by the caller's promise.
+            unsafe {
+                let s = _mm512_loadu_ps(scales.as_ptr().add(g * LANES));
+                let z = _mm512_loadu_ps(offsets.as_ptr().add(g * LANES));
+                for k in g * group..(g + 1) * group {
+                    let c = step::<NIBBLE>(codes.as_ptr().add(k * bytes));
+                    let to = out.as_mut_ptr().add(k * LANES);
+                    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_mul_ps(s, c), z));
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `out [steps, LANES]`, with codes, scales and offsets of as many steps.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+    pub(super) unsafe fn by_step<const NIBBLE: bool>(
+        codes: &[u8],
+        scales: &[f32],
+        offsets: &[f32],
+        out: &mut [f32],
+    ) {
+        let bytes = if NIBBLE { LANES / 2 } else { LANES };
+        for (k, (s, z)) in scales.iter().zip(offsets).enumerate() {
+            // SAFETY: step `k` of every slice is in bounds, by the caller's promise.
+            unsafe {
+                let c = step::<NIBBLE>(codes.as_ptr().add(k * bytes));
+                let w = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(*s), c), _mm512_set1_ps(*z));
+                _mm512_storeu_ps(out.as_mut_ptr().add(k * LANES), w);
+            }
+        }
     }
 }
 
