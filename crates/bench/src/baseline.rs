@@ -38,14 +38,36 @@ impl Kept {
 
     /// What was kept by a name. A damaged file is none: it only saves time.
     pub(crate) fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        serde_json::from_slice(&std::fs::read(self.path(name)?).ok()?).ok()
+        serde_json::from_slice(&std::fs::read(self.path(name, "json")?).ok()?).ok()
     }
 
-    /// Keeps it for the next run. Where there is no room for that, `progress` hears of it, once: it
-    /// costs that run some time, and this one nothing.
+    /// Numbers that were kept by a name, and are too many for JSON.
+    fn numbers(&self, name: &str) -> Option<Vec<f32>> {
+        let bytes = std::fs::read(self.path(name, "f32")?).ok()?;
+        let (numbers, rest) = bytes.as_chunks::<4>();
+        rest.is_empty().then(|| numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+
+    /// Keeps it for the next run.
     pub(crate) fn keep<T: Serialize>(&self, name: &str, value: &T, progress: &dyn Progress) {
-        let Some(path) = self.path(name) else { return };
-        if let Err(error) = write(&path, value)
+        self.write(name, "json", progress, || json(value));
+    }
+
+    fn keep_numbers(&self, name: &str, numbers: &[f32], progress: &dyn Progress) {
+        self.write(name, "f32", progress, || Ok(numbers.iter().flat_map(|x| x.to_le_bytes()).collect()));
+    }
+
+    /// Where there is no room, `progress` hears of it, once: it costs the next run some time, and this
+    /// one nothing.
+    fn write(
+        &self,
+        name: &str,
+        extension: &str,
+        progress: &dyn Progress,
+        bytes: impl FnOnce() -> Result<Vec<u8>>,
+    ) {
+        let Some(path) = self.path(name, extension) else { return };
+        if let Err(error) = bytes().and_then(|bytes| write(&path, &bytes))
             && !self.told.replace(true)
         {
             progress.note(&format!("what the unedited model says is not kept for the next run: {error}"));
@@ -73,17 +95,16 @@ impl Kept {
         Ok(found)
     }
 
-    fn path(&self, name: &str) -> Option<PathBuf> {
-        Some(self.folder.as_ref()?.join(format!("{name}.json")))
+    fn path(&self, name: &str, extension: &str) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(format!("{name}.{extension}")))
     }
 }
 
-fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
-    let json = json(value)?;
-    atomic::write(path, |file| file.write_all(&json)).map_err(Error::io("write", path))
+    atomic::write(path, |file| file.write_all(bytes)).map_err(Error::io("write", path))
 }
 
 fn json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
@@ -125,8 +146,11 @@ impl Baseline {
         seed: u64,
         progress: &dyn Progress,
     ) -> Result<Vec<Said>> {
+        let width = model.architecture().width;
         let kept = |record: &Prepared<'_>| {
-            self.0.get(&record.number.to_string()).filter(|said| record.fits(said, measures))
+            let name = record.number.to_string();
+            let heads = self.0.numbers(&name).unwrap_or_default();
+            Some(Said { heads, ..self.0.get(&name)? }).filter(|said| record.fits(said, measures, width))
         };
         let mut all: Vec<Option<Said>> = records.iter().map(kept).collect();
         let missing: Vec<usize> = (0..records.len()).filter(|&i| all[i].is_none()).collect();
@@ -141,7 +165,11 @@ impl Baseline {
             Error::input_hint(format!("record {number} cannot be asked: {why}"), hint)
         })?;
         for (&i, said) in missing.iter().zip(found) {
-            self.0.keep(&records[i].number.to_string(), &said, progress);
+            let name = records[i].number.to_string();
+            self.0.keep(&name, &said, progress);
+            if !said.heads.is_empty() {
+                self.0.keep_numbers(&name, &said.heads, progress);
+            }
             all[i] = Some(said);
         }
         Ok(all.into_iter().flatten().collect())

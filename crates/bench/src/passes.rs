@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use mutandis_engine::kernels::loss;
 use mutandis_engine::sampling::likeliest;
-use mutandis_engine::{Cache, LogitRows, Model, Overlay, Pass, Result, Sequence};
+use mutandis_engine::{Cache, LogitRows, Model, Overlay, Pass, Read, Result, Sequence, Site, SiteKind};
 use rayon::prelude::*;
 
 use crate::compat::{Asked, Forced};
@@ -66,13 +66,18 @@ fn together(texts: &[Text<'_>]) -> usize {
     fitting(texts.iter().map(|text| (text.tokens().len(), text.places.len())))
 }
 
-/// The logits of one pass, `[places of all texts, v]`. Texts with a cache leave their keys and values
-/// in it.
-fn logits<'c>(
+/// The logits of one pass, `[places of all texts, v]`.
+fn logits(model: &Model, texts: &[Text<'_>]) -> Result<Vec<f32>> {
+    Ok(heads_and_logits(model, texts, texts.iter().map(|_| None))?.1)
+}
+
+/// What the head reads in one pass, `[places of all texts, d]`, and its logits, `[places of all texts,
+/// v]`. Texts with a cache leave their keys and values in it.
+fn heads_and_logits<'c>(
     model: &Model,
     texts: &'c [Text<'c>],
     caches: impl IntoIterator<Item = Option<&'c mut Cache>>,
-) -> Result<Vec<f32>> {
+) -> Result<(Vec<f32>, Vec<f32>)> {
     let (mut at, mut rows) = (0, vec![]);
     for text in texts {
         rows.extend(text.places.clone().map(|place| at + place));
@@ -85,8 +90,11 @@ fn logits<'c>(
         past: None,
     };
     let sequences = texts.iter().zip(caches).map(with).collect();
-    let pass = Pass { sequences, logits: LogitRows::Rows(rows), ..Default::default() };
-    Ok(model.forward(pass)?.logits)
+    let site = Site::new(model.architecture().layers - 1, SiteKind::FinalNorm);
+    let reads = vec![Read { site, rows: Some(rows.clone()) }];
+    let pass = Pass { sequences, reads, logits: LogitRows::Rows(rows), ..Default::default() };
+    let mut found = model.forward(pass)?;
+    Ok((found.reads.swap_remove(0), found.logits))
 }
 
 /// Deals what was found at all places out to the texts.
@@ -111,7 +119,7 @@ pub(crate) fn read<T: Send>(
         let now = &texts[first..first + together(&texts[first..])];
         let places: Vec<(usize, usize)> =
             now.iter().enumerate().flat_map(|(i, t)| t.places.clone().map(move |p| (first + i, p))).collect();
-        let logits = logits(model, now, now.iter().map(|_| None))?;
+        let logits = logits(model, now)?;
         let found = model.install(|| {
             logits
                 .par_chunks_exact(v)
@@ -152,7 +160,7 @@ pub(crate) fn divergences(model: &Model, before: &[Text<'_>], after: &[Text<'_>]
         let first = out.len();
         let count = together(&before[first..]).min(together(&after[first..])).max(1);
         let [before, after] = [before, after].map(|texts| &texts[first..first + count]);
-        let [p, q] = [before, after].map(|texts| logits(model, texts, texts.iter().map(|_| None)));
+        let [p, q] = [before, after].map(|texts| logits(model, texts));
         let found = divergence(model, &p?, q?);
         out.extend(deal(before, found));
     }
@@ -173,8 +181,9 @@ fn divergence(model: &Model, p: &[f32], mut q: Vec<f32>) -> Vec<f32> {
 pub(crate) struct Reading<'a> {
     /// The text, and the patches under which it is read.
     pub(crate) asked: Asked<'a>,
-    /// The same as the unedited model reads it, where the two are compared.
-    pub(crate) plain: Option<&'a Forced>,
+    /// What the head of the unedited model read at its labels ([`Seen::heads`]), where the two are
+    /// compared; behind the bare prompt, whatever goes before it here.
+    pub(crate) was: Option<&'a [f32]>,
     /// Where its keys and values stay, for what goes on from it.
     pub(crate) cache: Option<Cache>,
 }
@@ -184,49 +193,52 @@ pub(crate) struct Reading<'a> {
 pub(crate) struct Seen {
     /// The likeliest token at each.
     pub(crate) predicted: Vec<u32>,
-    /// `KL(unedited ‖ edited)` in nats at each, where the two are compared.
+    /// What the head read at each, `[labels, d]`: the logits in a fraction of their room.
+    pub(crate) heads: Vec<f32>,
+    /// `KL(unedited ‖ edited)` in nats at each, where the two are compared. Where text before the
+    /// prompt moves its border, at those of the answer that both have.
     pub(crate) divergences: Vec<f32>,
 }
 
-/// Reads texts: predictions as [`crate::compat::predict`] has them, and divergences as
-/// [`divergences`] has them of [`Text::pair`], by one pass of the edited model.
+/// Reads texts by one pass of the edited model: predictions as [`crate::compat::predict`] has them, and
+/// divergences as [`divergences`] has them of [`Text::pair`].
 ///
 /// # Errors
 /// As [`read`].
 pub(crate) fn see(model: &Model, readings: &mut [Reading<'_>]) -> Result<Vec<Seen>> {
-    let v = model.architecture().vocabulary;
+    let (d, v) = (model.architecture().width, model.architecture().vocabulary);
     let mut out = Vec::with_capacity(readings.len());
     let mut rest = readings;
     while !rest.is_empty() {
         let texts: Vec<Text<'_>> = rest.iter().map(|reading| Text::from(&reading.asked)).collect();
         let (now, later) = rest.split_at_mut(together(&texts));
         let texts = &texts[..now.len()];
-        let pairs: Vec<Option<[Text<'_>; 2]>> = now
-            .iter()
-            .map(|Reading { asked, plain, .. }| Some(Text::pair((*plain)?, asked.text, asked.overlays)))
-            .collect();
-        let q = logits(model, texts, now.iter_mut().map(|reading| reading.cache.as_mut()))?;
+        let before: Vec<Option<&[f32]>> = now.iter().map(|reading| reading.was).collect();
+        let caches = now.iter_mut().map(|reading| reading.cache.as_mut());
+        let (heads, q) = heads_and_logits(model, texts, caches)?;
         let predicted: Vec<u32> =
             model.install(|| q.par_chunks_exact(v).map(|row| likeliest(row) as u32).collect());
+        let heads = deal(texts, heads.chunks_exact(d).collect());
         let mut seen: Vec<Seen> = deal(texts, predicted)
             .into_iter()
-            .map(|predicted| Seen { predicted, ..Seen::default() })
+            .zip(heads)
+            .map(|(predicted, heads)| Seen { predicted, heads: heads.concat(), ..Seen::default() })
             .collect();
         // Of the rows of a text those that both models have are its last.
-        let (mut before, mut after, mut of, mut end) = (vec![], vec![], vec![], 0);
-        for (i, (text, pair)) in texts.iter().zip(pairs).enumerate() {
+        let (mut was, mut is, mut counts, mut end) = (vec![], vec![], vec![], 0);
+        for (i, (text, before)) in texts.iter().zip(before).enumerate() {
             end += text.places.len();
-            if let Some([was, _]) = pair {
-                after.extend_from_slice(&q[(end - was.places.len()) * v..end * v]);
-                before.push(was);
-                of.push(i);
-            }
+            let Some(before) = before else { continue };
+            let count = text.places.len().min(before.len() / d);
+            was.extend_from_slice(&before[before.len() - count * d..]);
+            is.extend_from_slice(&q[(end - count) * v..end * v]);
+            counts.push((i, count));
         }
         drop(q);
-        if !before.is_empty() {
-            let p = logits(model, &before, before.iter().map(|_| None))?;
-            for (i, found) in of.into_iter().zip(deal(&before, divergence(model, &p, after))) {
-                seen[i].divergences = found;
+        if !was.is_empty() {
+            let mut found = divergence(model, &model.unembed(&was)?, is).into_iter();
+            for (i, count) in counts {
+                seen[i].divergences = found.by_ref().take(count).collect();
             }
         }
         out.extend(seen);

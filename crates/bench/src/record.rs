@@ -1,5 +1,6 @@
 //! Records made ready, and what a model says to them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mutandis_edit::{Change, Fact, Result};
@@ -11,7 +12,7 @@ use crate::compat::in_context::Branch;
 use crate::compat::{Asked, Forced, Probes, fluency_text, predict};
 use crate::data::{Form, Record, Set, Task};
 use crate::edited::Edited;
-use crate::passes::Seen;
+use crate::passes::{Seen, Text};
 use crate::question::{Question, mean, questions};
 use crate::results::Role;
 use crate::sentiment::{Likelihoods, Opinion};
@@ -121,6 +122,10 @@ pub struct Said {
     pub(crate) held: Option<Held>,
     /// Which object is preferred, where the record tells the old one.
     pub(crate) preferences: counterfact::Scores,
+    /// What the head of the unedited model reads at the first answers of questions about what should
+    /// not change, `[labels of all, d]`: what divergences are measured from. Kept in a file of its own.
+    #[serde(skip)]
+    pub(crate) heads: Vec<f32>,
 }
 
 impl<'a> Prepared<'a> {
@@ -232,9 +237,21 @@ impl<'a> Prepared<'a> {
         self.probes.questions()
     }
 
-    /// Whether answers that were kept are to these questions, and whole.
-    pub(crate) fn fits(&self, said: &Said, measures: &Measures) -> bool {
+    /// Where in [`Said::heads`] those of each text are that is about what should not change, by text.
+    fn compared(&self, width: usize) -> Vec<Option<Range<usize>>> {
+        let mut end = 0;
+        let of = |(i, text): (usize, &Forced)| {
+            let (start, text) = (end, Text::from(&Asked { text, overlays: &[] }));
+            end += if self.probes.is_locality(i) { text.places.len() * width } else { 0 };
+            (end > start).then_some(start..end)
+        };
+        self.probes.texts.iter().enumerate().map(of).collect()
+    }
+
+    /// Whether answers that were kept are to these questions, and whole; of a model of this width.
+    pub(crate) fn fits(&self, said: &Said, measures: &Measures, width: usize) -> bool {
         let Measures { compat, strict, fluency, .. } = *measures;
+        let heads = self.compared(width).into_iter().flatten().last().map_or(0, |last| last.end);
         let predicted = if compat { &self.probes.texts[..] } else { &[] };
         let free = if strict { self.questions().len() } else { 0 };
         let written = if strict && fluency { self.generations().len() } else { 0 };
@@ -243,7 +260,8 @@ impl<'a> Prepared<'a> {
             Kind::Sentiment(_) => said.sentiment.is_some() == strict,
             Kind::Erasure(_) => (said.ten.is_some(), said.erasure.is_some()) == (compat, strict),
         };
-        said.predicted.len() == predicted.len()
+        said.heads.len() == if strict { heads } else { 0 }
+            && said.predicted.len() == predicted.len()
             && said.predicted.iter().zip(predicted).all(|(said, text)| said.len() == text.labels().len())
             && said.free.len() == free
             && [&said.sampled, &said.greedy].iter().all(|texts| texts.len() == written)
@@ -357,24 +375,24 @@ pub fn unedited(
 /// # Errors
 /// Where a text is longer than the model's context.
 pub(crate) fn ask(under: &[Under<'_>], measures: &Measures, seed: u64) -> Result<Vec<Said>> {
-    let all = ask_and_compare(under, measures, false, seed)?;
+    let all = ask_and_compare(under, None, measures, seed)?;
     Ok(all.into_iter().map(|(said, _)| said).collect())
 }
 
-/// As [`ask`]; `compare` measures, too, how far what is predicted where nothing should change is from
-/// what the unedited model predicts.
+/// As [`ask`], and how far what is predicted where nothing should change is from what the unedited
+/// model, which says `before`, predicts.
 ///
 /// # Errors
 /// Where a text is longer than the model's context.
 pub(crate) fn ask_and_compare(
     under: &[Under<'_>],
+    before: Option<&[&Said]>,
     measures: &Measures,
-    compare: bool,
     seed: u64,
 ) -> Result<Vec<(Said, Divergences)>> {
     let nothing = |(record, _): &Under<'_>| (Said::default(), vec![None; record.questions().len()]);
     let mut all: Vec<(Said, Divergences)> = under.iter().map(nothing).collect();
-    let texts = match measures.compat || compare {
+    let texts = match measures.compat || measures.strict {
         true => under.iter().map(|(record, by)| record.texts(by)).collect::<Result<Vec<_>>>()?,
         false => vec![vec![]; under.len()],
     };
@@ -386,16 +404,21 @@ pub(crate) fn ask_and_compare(
     let asks = under
         .iter()
         .zip(&texts)
-        .map(|(under, texts)| asks(under, texts, measures, compare))
+        .enumerate()
+        .map(|(i, (under, texts))| asks(under, texts, before.map(|before| before[i]), measures))
         .collect::<Result<Vec<_>>>()?;
     let mut written = write(&asks.concat(), seed)?.into_iter();
-    for ((said, divergences), asks) in all.iter_mut().zip(&asks) {
+    for (((said, divergences), asks), (record, _)) in all.iter_mut().zip(&asks).zip(under) {
         for (ask, Written { text, seen }) in asks.iter().zip(written.by_ref()) {
             match ask.way {
                 Way::Answer => {
-                    if let Some(Seen { predicted, divergences: found }) = seen {
-                        divergences[said.free.len()] = mean(found.into_iter().map(f64::from));
+                    let i = said.free.len();
+                    if let Some(Seen { predicted, heads, divergences: found }) = seen {
+                        divergences[i] = mean(found.into_iter().map(f64::from));
                         said.predicted.extend(measures.compat.then_some(predicted));
+                        if before.is_none() && record.questions()[i].role == Role::Locality {
+                            said.heads.extend(heads);
+                        }
                     }
                     said.free.push(text);
                 }
@@ -415,18 +438,19 @@ pub(crate) fn ask_and_compare(
 fn asks<'a>(
     (record, by): &Under<'a>,
     texts: &'a [Forced],
+    before: Option<&'a Said>,
     measures: &Measures,
-    compare: bool,
 ) -> Result<Vec<Ask<'a>>> {
     let mut asks = vec![];
     if measures.strict {
+        let compared = record.compared(by.model.architecture().width);
         for (i, (question, &budget)) in record.questions().iter().zip(&record.budgets).enumerate() {
             let budget = if question.role == Role::Generation { 0 } else { budget };
             let given = record.probes.of.iter().position(|of| *of == i).filter(|_| !texts.is_empty());
             let given = given.and_then(|text| {
-                let compared = compare && record.probes.is_locality(text);
-                let plain = compared.then(|| &record.probes.texts[text]);
-                (measures.compat || compared).then(|| Given { text: &texts[text], plain })
+                let compared = compared[text].as_ref();
+                let was = compared.zip(before).and_then(|(at, before)| before.heads.get(at.clone()));
+                (measures.compat || compared.is_some()).then(|| Given { text: &texts[text], was })
             });
             asks.push(Ask { by: *by, prompt: &question.prompt, way: Way::Answer, budget, stream: 0, given });
         }

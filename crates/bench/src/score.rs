@@ -39,7 +39,7 @@ pub fn score(
     in_place: bool,
     seed: u64,
 ) -> Result<Vec<Scored>> {
-    let heard = ask_and_compare(under, measures, measures.strict, seed)?;
+    let heard = ask_and_compare(under, Some(before), measures, seed)?;
     let (after, divergences): (Vec<Said>, Vec<Divergences>) = heard.into_iter().unzip();
     let mut all = Vec::with_capacity(under.len());
     for (((under, before), after), divergences) in under.iter().zip(before).zip(&after).zip(&divergences) {

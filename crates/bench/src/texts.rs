@@ -2,7 +2,7 @@
 //! way.
 
 use mutandis_engine::tokenizer::Specials;
-use mutandis_engine::{Cache, Generation, Prompt, Result, Sampling};
+use mutandis_engine::{Cache, Generation, Kept, Prompt, Result, Sampling};
 
 use crate::compat::{Asked, Forced};
 use crate::edited::Edited;
@@ -32,8 +32,9 @@ pub(crate) struct Ask<'a> {
 pub(crate) struct Given<'a> {
     /// Behind the prompt, with what goes before that.
     pub(crate) text: &'a Forced,
-    /// Behind the bare prompt, where the unedited model is compared.
-    pub(crate) plain: Option<&'a Forced>,
+    /// What the head of the unedited model read of it, where the two are compared
+    /// ([`Seen::heads`]).
+    pub(crate) was: Option<&'a [f32]>,
 }
 
 /// What came of an ask.
@@ -64,6 +65,10 @@ pub(crate) enum Way {
 /// enough that their caches stay small.
 const TOGETHER: usize = 64;
 
+/// Texts whose prompts are read together. Those that wait take the place of those that have ended, so
+/// that there are seldom few side by side.
+const READ: usize = 2 * TOGETHER;
+
 impl Way {
     fn generation(self, seed: u64) -> Generation {
         let sampling = match self {
@@ -91,26 +96,24 @@ impl Way {
 pub(crate) fn write(asks: &[Ask<'_>], seed: u64) -> Result<Vec<Written>> {
     let ways = [Way::Answer, Way::Greedy, Way::Sampled, Way::TopFive].map(|way| (way, way.generation(seed)));
     let mut all = vec![Written::default(); asks.len()];
-    // Those of one length of budget go together, as they end together.
+    // The longest begin first. Otherwise neighbours stay such: under the same edits they share the
+    // product with what is laid over.
     let mut order: Vec<usize> = (0..asks.len()).filter(|&i| asks[i].budget > 0).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(asks[i].budget));
-    for batch in order.chunks(TOGETHER) {
-        let mut batch = batch.to_vec();
-        // Neighbours under the same edits share the product with what is laid over.
-        batch.sort_unstable();
+    order.sort_by_key(|&i| asks[i].way == Way::Answer);
+    for batch in order.chunks(READ) {
         let Some(&first) = batch.first() else { continue };
         let model = asks[first].by.model;
         let mut ids = Vec::with_capacity(batch.len());
-        for &i in &batch {
+        for &i in batch {
             ids.push(model.tokenizer()?.encode(&asks[i].by.prompt(asks[i].prompt))?.ids);
         }
         let (mut readings, mut of) = (vec![], vec![]);
         for (place, &i) in batch.iter().enumerate() {
-            let Some(Given { text, plain }) = asks[i].given else { continue };
+            let Some(Given { text, was }) = asks[i].given else { continue };
             // A tokenizer may merge the prompt's end with the answer.
             let begins = !ids[place].is_empty() && text.ids.starts_with(&ids[place]);
             let cache = begins.then(|| Cache::new(model.architecture()));
-            readings.push(Reading { asked: Asked { text, overlays: asks[i].by.overlays }, plain, cache });
+            readings.push(Reading { asked: Asked { text, overlays: asks[i].by.overlays }, was, cache });
             of.push(place);
         }
         let mut caches: Vec<Option<Cache>> = vec![None; batch.len()];
@@ -121,16 +124,16 @@ pub(crate) fn write(asks: &[Ask<'_>], seed: u64) -> Result<Vec<Written>> {
         let prompts = batch
             .iter()
             .zip(&ids)
-            .zip(&mut caches)
-            .map(|((&i, tokens), cache)| {
+            .zip(caches)
+            .map(|((&i, tokens), mut cache)| {
                 // Its last token is run again: what follows it was not kept.
                 let held = if cache.is_some() { tokens.len() - 1 } else { 0 };
-                if let Some(cache) = cache {
+                if let Some(cache) = &mut cache {
                     cache.truncate(held);
                 }
                 Prompt {
                     tokens: &tokens[held..],
-                    cache: cache.as_mut(),
+                    cache: cache.map(Kept::Own),
                     overlays: asks[i].by.overlays,
                     stream: asks[i].stream,
                     budget: Some(asks[i].budget),
@@ -139,7 +142,7 @@ pub(crate) fn write(asks: &[Ask<'_>], seed: u64) -> Result<Vec<Written>> {
                 }
             })
             .collect();
-        let made = Generation::default().run(model, prompts)?;
+        let made = Generation { together: TOGETHER, ..Generation::default() }.run(model, prompts)?;
         for (i, made) in batch.iter().zip(made) {
             all[*i].text = made.text;
         }
@@ -192,13 +195,15 @@ mod tests {
                 asked.iter().map(cut).collect()
             };
             let (plain, shown) = (forced(&|p| p.to_owned()), forced(&|p| by.prompt(p)));
+            let unedited = |text| Reading { asked: Asked { text, overlays: &[] }, was: None, cache: None };
+            let was = see(&model, &mut plain.iter().map(unedited).collect::<Vec<_>>()).unwrap();
             let ask = |i: usize, way: Way, given: bool| Ask {
                 by,
                 prompt: asked[i].0,
                 way,
                 budget: 7 + i,
                 stream: 3,
-                given: given.then(|| Given { text: &shown[i], plain: (i != 1).then(|| &plain[i]) }),
+                given: given.then(|| Given { text: &shown[i], was: (i != 1).then(|| &was[i].heads[..]) }),
             };
             let each = |given: bool| -> Vec<Ask<'_>> {
                 let ways = [Way::Answer, Way::Sampled];
@@ -211,7 +216,7 @@ mod tests {
             for (i, (with, without)) in with.iter().zip(&without).enumerate() {
                 assert_eq!(with.text, without.text, "{i}");
                 assert!(!with.text.is_empty() && without.seen.is_none());
-                let Seen { predicted, divergences: found } = with.seen.clone().unwrap();
+                let Seen { predicted, divergences: found, .. } = with.seen.clone().unwrap();
                 let i = i % 4;
                 let asked = Asked { text: &shown[i], overlays: &overlays };
                 assert_eq!(vec![predicted], predict(&model, &[asked]).unwrap());

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::architecture::{Mlp, ResidualForm};
 use crate::cache::{Cache, Past};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention::{self, Segment, Shape, View};
 use crate::kernels::gemm::{Product, rows_times};
 use crate::kernels::norm::NormWeights;
@@ -188,6 +188,45 @@ impl Model {
     /// then.
     pub fn forward<'a>(&self, pass: Pass<'a>) -> Result<Outcome<'a>> {
         self.install(|| Runner::new(self, pass)?.run())
+    }
+
+    /// Logits of rows that the head reads ([`SiteKind::FinalNorm`]), without patches: `[rows, d]` to
+    /// `[rows, v]`, to the bit what the pass that they were read from gives.
+    ///
+    /// # Errors
+    /// Where these are no whole rows.
+    pub fn unembed(&self, rows: &[f32]) -> Result<Vec<f32>> {
+        let d = self.architecture().width;
+        if !rows.len().is_multiple_of(d) {
+            return Err(Error::input(format!(
+                "{} numbers are no rows of {d}, the model's width",
+                rows.len()
+            )));
+        }
+        Ok(self.install(|| {
+            let mut logits = self.head_times(rows);
+            self.cap(&mut logits);
+            logits
+        }))
+    }
+
+    /// What the head makes of its rows, without patches, before the soft cap.
+    fn head_times(&self, rows: &[f32]) -> Vec<f32> {
+        let (a, head) = (self.architecture(), &self.head);
+        let m = rows.len() / a.width;
+        let mut logits = vec![0.0; m * a.vocabulary];
+        let product = Product { matrix: &head.forward, bias: head.bias.as_deref(), out: &mut logits };
+        rows_times(self.isa(), rows, m, &mut [product], false);
+        self.count(head, m);
+        logits
+    }
+
+    fn cap(&self, logits: &mut [f32]) {
+        if let Some(cap) = self.architecture().logit_soft_cap {
+            for x in logits {
+                *x = cap * (*x / cap).tanh();
+            }
+        }
     }
 }
 
@@ -487,22 +526,16 @@ impl<'m, 'p> Runner<'m, 'p> {
         } else {
             self.norm(&model.final_norm, &gather(x, &self.logit_rows, a.width))
         };
-        let m = self.logit_rows.len();
-        let mut logits = vec![0.0; m * a.vocabulary];
+        let mut logits = model.head_times(&h);
         let head = &model.head;
-        let product = Product { matrix: &head.forward, bias: head.bias.as_deref(), out: &mut logits };
-        rows_times(model.isa(), &h, m, &mut [product], false);
-        model.count(head, m);
         let batch =
             self.spans.iter().zip(&self.pass.sequences).map(|((rows, _), s)| (rows.clone(), s.overlays));
         let runs = picked_runs(&overlay_runs(batch), &self.logit_rows);
         add_overlays(model, head, &runs, &h, &mut logits);
         let mut before = None;
-        if let Some(cap) = a.logit_soft_cap {
+        if a.logit_soft_cap.is_some() {
             before = self.pass.record.then(|| logits.clone());
-            for x in &mut logits {
-                *x = cap * (*x / cap).tanh();
-            }
+            model.cap(&mut logits);
         }
         (logits, if self.pass.record { h } else { vec![] }, before)
     }

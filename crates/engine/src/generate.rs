@@ -1,7 +1,7 @@
 //! Generation: many prompts at once, each until its own end.
 //!
-//! All prompts are read in one ragged pass; then each step runs one token of every sequence that
-//! is not done. A sequence's tokens depend on its own prompt, patches, seed and stream alone: not
+//! Each step runs one token of every sequence that is not done, and the prompts of those that begin,
+//! in one ragged pass. A sequence's tokens depend on its own prompt, patches, seed and stream alone: not
 //! on its neighbours, and not on the number of threads.
 
 use std::ops::ControlFlow;
@@ -26,9 +26,9 @@ pub struct Prompt<'a> {
     pub tokens: &'a [u32],
     /// Keys and values of the tokens before them.
     pub past: Option<&'a Past>,
-    /// Keys and values that grow along, kept for the caller; what it holds already comes after
-    /// `past`. At the end it holds all tokens but the last.
-    pub cache: Option<&'a mut Cache>,
+    /// Keys and values that grow along; what is held already comes after `past`. At the end all tokens
+    /// but the last are held.
+    pub cache: Option<Kept<'a>>,
     /// Patches in force.
     pub overlays: &'a [&'a Overlay],
     /// Which stream of random numbers it draws from; prompts that share one draw the same.
@@ -39,11 +39,23 @@ pub struct Prompt<'a> {
     pub how: Option<&'a Generation>,
 }
 
+/// Keys and values that a text goes on from.
+#[derive(Debug)]
+pub enum Kept<'a> {
+    /// The caller wants them back.
+    Lent(&'a mut Cache),
+    /// They go when the text is done: others may need the room.
+    Own(Cache),
+}
+
 /// How texts are continued. The default is greedy, 40 tokens at most.
 #[derive(Debug, Clone)]
 pub struct Generation {
     /// Tokens generated at most, for each sequence.
     pub max_tokens: usize,
+    /// Sequences that run side by side at most; others wait, in their order, until one has ended. For
+    /// all prompts together, whatever one's own `how` says.
+    pub together: usize,
     /// How a token is chosen.
     pub sampling: Sampling,
     /// Seed of all streams.
@@ -62,6 +74,7 @@ impl Default for Generation {
     fn default() -> Self {
         Self {
             max_tokens: 40,
+            together: usize::MAX,
             sampling: Sampling::default(),
             seed: 0,
             stop: vec![],
@@ -171,11 +184,12 @@ impl Generation {
     ) -> Result<Vec<Generated>> {
         let v = model.architecture().vocabulary;
         let mut done: Vec<Option<Generated>> = prompts.iter().map(|_| None).collect();
-        let mut active: Vec<Active<'_>> =
-            prompts.into_iter().enumerate().map(|(i, p)| Active::new(self, model, i, p)).collect();
+        let mut waiting = prompts.into_iter().enumerate().map(|(i, p)| Active::new(self, model, i, p));
         if self.max_tokens == 0 {
-            return Ok(active.into_iter().map(|a| a.writer.finish(StopReason::Length)).collect());
+            return Ok(waiting.map(|a| a.writer.finish(StopReason::Length)).collect());
         }
+        let together = self.together.max(1);
+        let mut active: Vec<Active<'_>> = waiting.by_ref().take(together).collect();
         while !active.is_empty() {
             let logits = self.step(model, &mut active)?;
             let rows = active.par_iter_mut().zip(logits.par_chunks_exact(v)).with_max_len(1);
@@ -202,10 +216,11 @@ impl Generation {
                 }
             }
             if stopped {
-                for a in remaining.drain(..) {
+                for a in remaining.drain(..).chain(waiting.by_ref()) {
                     done[a.sequence] = Some(a.writer.finish(StopReason::Caller));
                 }
             }
+            remaining.extend(waiting.by_ref().take(together - remaining.len()));
             active = remaining;
         }
         Ok(done.into_iter().flatten().collect())
@@ -272,23 +287,17 @@ struct Active<'a> {
     writer: Writer<'a>,
 }
 
-/// A cache that the caller wants back, or one that goes when the sequence is done.
-enum Kept<'a> {
-    Callers(&'a mut Cache),
-    Own(Cache),
-}
-
 impl Kept<'_> {
     fn get(&mut self) -> &mut Cache {
         match self {
-            Self::Callers(cache) => cache,
+            Self::Lent(cache) => cache,
             Self::Own(cache) => cache,
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::Callers(cache) => cache.len(),
+            Self::Lent(cache) => cache.len(),
             Self::Own(cache) => cache.len(),
         }
     }
@@ -310,10 +319,7 @@ impl<'a> Active<'a> {
             prompt: Some(prompt.tokens),
             next: 0,
             past: prompt.past,
-            cache: match prompt.cache {
-                Some(cache) => Kept::Callers(cache),
-                None => Kept::Own(Cache::new(model.architecture())),
-            },
+            cache: prompt.cache.unwrap_or_else(|| Kept::Own(Cache::new(model.architecture()))),
             overlays: prompt.overlays,
             rng,
             writer: Writer {

@@ -28,7 +28,7 @@ pub use backward::{Gradients, Pair, Wants};
 pub use cache::{Cache, Past};
 pub use error::{Error, Result};
 pub use forward::{LogitRows, Outcome, Pass, Sequence, Start, Tape};
-pub use generate::{Generated, Generation, Prompt, Step, StopReason, next_token_distribution, ranked};
+pub use generate::{Generated, Generation, Kept, Prompt, Step, StopReason, next_token_distribution, ranked};
 pub use kernels::Isa;
 pub use kernels::pack::Storage;
 pub use model::{Model, Options, THREADS_LIMIT};

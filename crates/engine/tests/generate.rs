@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use mutandis_engine::{
-    Cache, Delta, Error, Generated, Generation, LogitRows, Model, Options, Overlay, Pass, Prompt, Role,
+    Cache, Delta, Error, Generated, Generation, Kept, LogitRows, Model, Options, Overlay, Pass, Prompt, Role,
     Sampling, Sequence, StopReason, WeightId, next_token_distribution,
 };
 use safetensors::SafeTensors;
@@ -75,6 +75,11 @@ fn a_sequence_does_not_know_its_neighbours_nor_the_threads() {
         for model in &models {
             // Tokens, text and log-probabilities to the last bit.
             assert_eq!(batch(model, &generation, &tokens), alone);
+        }
+        // Nor how many run side by side while others wait.
+        for together in [1, 2, tokens.len() - 1] {
+            let few = Generation { together, ..generation.clone() };
+            assert_eq!(batch(&models[1], &few, &tokens), alone);
         }
     }
 }
@@ -204,14 +209,15 @@ fn a_kept_prefix_and_a_kept_cache_change_nothing() {
     let run = vec![
         Prompt { tokens: tail, past: Some(&past), ..Default::default() },
         Prompt { tokens, ..Default::default() },
-        Prompt { tokens: tail, cache: Some(&mut cache), ..Default::default() },
+        Prompt { tokens: tail, cache: Some(Kept::Lent(&mut cache)), ..Default::default() },
     ];
     let found = greedy.run(&model, run).unwrap();
     assert!(found.iter().all(|g| g.tokens == whole.tokens), "{found:?}, expected {whole:?}");
     assert_eq!(cache.len(), tokens.len() + whole.tokens.len() - 1);
 
     // The next turn goes on from the cache: all but the token chosen last is in it.
-    let more = Prompt { tokens: &whole.tokens[19..], cache: Some(&mut cache), ..Default::default() };
+    let more =
+        Prompt { tokens: &whole.tokens[19..], cache: Some(Kept::Lent(&mut cache)), ..Default::default() };
     let next = greedy.run(&model, vec![more]).unwrap().remove(0);
     let long = single(&model, &Generation { max_tokens: 40, ..Default::default() }, tokens, 0);
     assert_eq!(next.tokens, long.tokens[20..]);
@@ -268,6 +274,12 @@ fn probabilities_add_up_to_one_and_steps_show_them() {
         .unwrap()
         .remove(0);
     assert_eq!((found.tokens.len(), found.stop), (5, StopReason::Caller));
+    // Those that wait are stopped before they begin.
+    let run = (0..3).map(|_| Prompt { tokens, ..Default::default() }).collect();
+    let two = Generation { together: 2, ..Default::default() };
+    let all = two.run_with(&model, run, |_| ControlFlow::Break(())).unwrap();
+    let ends: Vec<_> = all.iter().map(|g| (g.tokens.len(), g.stop)).collect();
+    assert_eq!(ends, [1, 1, 0].map(|n| (n, StopReason::Caller)));
     let (token, logprob, is_likeliest) = first.unwrap();
     assert!(is_likeliest);
     assert_eq!((token, logprob), (found.tokens[0], log_p[found.tokens[0] as usize]));

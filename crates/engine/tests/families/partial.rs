@@ -55,6 +55,23 @@ fn a_pass_from_hidden_states_after_a_past_gives_the_logits_of_the_whole() {
 }
 
 #[test]
+fn what_the_head_reads_gives_the_logits_to_the_bit() {
+    let golden = Golden::open();
+    for name in FAMILIES {
+        let model = load(name);
+        let a = model.architecture();
+        let ids = golden.ids(name, 0);
+        let whole = logits(&model, vec![plain(&ids)]);
+        let rows = read_all(&model, &ids, &[Site::new(a.layers - 1, SiteKind::FinalNorm)]).remove(0);
+        for from in [0, ids.len() - 1] {
+            let found = model.unembed(&rows[from * a.width..]).unwrap();
+            assert_eq!(found, whole[from * a.vocabulary..], "{name} from row {from}");
+        }
+        assert!(model.unembed(&rows[1..]).unwrap_err().to_string().contains("no rows of"));
+    }
+}
+
+#[test]
 fn a_cache_fed_in_pieces_gives_the_logits_of_the_whole() {
     let golden = Golden::open();
     for name in FAMILIES {

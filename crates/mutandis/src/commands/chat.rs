@@ -13,7 +13,7 @@ use std::{
 use mutandis::{
     Error,
     engine::{
-        Cache, Generation, Model, Prompt, StopReason,
+        Cache, Generation, Kept, Model, Prompt, StopReason,
         tokenizer::{ChatTemplate, Message},
     },
 };
@@ -200,7 +200,7 @@ impl Conversation<'_> {
         let overlays = self.patched.overlays();
         let prompt = Prompt {
             tokens: &ids[known..],
-            cache: Some(&mut self.cache),
+            cache: Some(Kept::Lent(&mut self.cache)),
             overlays: &overlays,
             stream: self.turns,
             ..Prompt::default()
