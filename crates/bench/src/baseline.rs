@@ -8,6 +8,7 @@ use mutandis_engine::{Model, Storage};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::perplexity::TEXT;
 use crate::record::{Measures, PROTOCOL, Prepared, Said, unedited};
 
 /// What is known of an unedited model, in files of JSON: a folder whose name is a hash of all that it
@@ -29,10 +30,14 @@ impl Kept {
         let at = |folder| Ok(Self { folder, told: Cell::new(false) });
         let Some(cache) = cache else { return at(None) };
         let of = model.fingerprint()?;
+        // Weights say neither how they are run nor how text is cut.
+        let run = model.architecture();
+        let cut = model.tokenizer().and_then(|t| Ok((t.encode(TEXT)?.ids, t.eos_ids().to_vec()))).ok();
         let weights = model.storage() == Storage::Bf16;
         // Another instruction set adds up in another order: its answers are compared with its own.
         let isa = model.isa();
-        let hash = blake3::hash(format!("{PROTOCOL} {of} {isa:?} {weights} {also}").as_bytes()).to_hex();
+        let all = format!("{PROTOCOL} {of} {run:?} {cut:?} {isa:?} {weights} {also}");
+        let hash = blake3::hash(all.as_bytes()).to_hex();
         at(Some(cache.join(place).join(&hash.as_str()[..24])))
     }
 
@@ -43,9 +48,11 @@ impl Kept {
 
     /// Numbers that were kept by a name, and are too many for JSON.
     fn numbers(&self, name: &str) -> Option<Vec<f32>> {
-        let bytes = std::fs::read(self.path(name, "f32")?).ok()?;
-        let (numbers, rest) = bytes.as_chunks::<4>();
-        rest.is_empty().then(|| numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        let file = std::fs::read(self.path(name, "f32")?).ok()?;
+        let (bytes, hash) = file.split_last_chunk::<32>()?;
+        let (numbers, []) = bytes.as_chunks::<4>() else { return None };
+        (blake3::hash(bytes) == *hash)
+            .then(|| numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
     /// Keeps it for the next run.
@@ -54,7 +61,10 @@ impl Kept {
     }
 
     fn keep_numbers(&self, name: &str, numbers: &[f32], progress: &dyn Progress) {
-        self.write(name, "f32", progress, || Ok(numbers.iter().flat_map(|x| x.to_le_bytes()).collect()));
+        let mut bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let hash = blake3::hash(&bytes);
+        bytes.extend_from_slice(hash.as_bytes());
+        self.write(name, "f32", progress, || Ok(bytes));
     }
 
     /// Where there is no room, `progress` hears of it, once: it costs the next run some time, and this
@@ -87,11 +97,12 @@ impl Kept {
     ) -> Result<f64> {
         cx.check()?;
         let name = format!("{name}-{}", &blake3::hash(&json(of)?).to_hex()[..24]);
-        if let Some(known) = self.get(&name) {
+        // In brackets, as a number that is cut short is another number.
+        if let Some([known]) = self.get::<[f64; 1]>(&name) {
             return Ok(known);
         }
         let found = find()?;
-        self.keep(&name, &found, cx.progress);
+        self.keep(&name, &[found], cx.progress);
         Ok(found)
     }
 

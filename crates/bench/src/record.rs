@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use mutandis_edit::{Change, Fact, Result};
+use mutandis_edit::{Change, Error, Fact, Result};
 use mutandis_engine::Model;
 use serde::{Deserialize, Serialize};
 
@@ -237,21 +237,22 @@ impl<'a> Prepared<'a> {
         self.probes.questions()
     }
 
-    /// Where in [`Said::heads`] those of each text are that is about what should not change, by text.
-    fn compared(&self, width: usize) -> Vec<Option<Range<usize>>> {
+    /// Where in [`Said::heads`] those of each text are that is about what should not change, by text, and
+    /// how many numbers there are in all.
+    fn compared(&self, width: usize) -> (Vec<Option<Range<usize>>>, usize) {
         let mut end = 0;
         let of = |(i, text): (usize, &Forced)| {
             let (start, text) = (end, Text::from(&Asked { text, overlays: &[] }));
             end += if self.probes.is_locality(i) { text.places.len() * width } else { 0 };
             (end > start).then_some(start..end)
         };
-        self.probes.texts.iter().enumerate().map(of).collect()
+        (self.probes.texts.iter().enumerate().map(of).collect(), end)
     }
 
     /// Whether answers that were kept are to these questions, and whole; of a model of this width.
     pub(crate) fn fits(&self, said: &Said, measures: &Measures, width: usize) -> bool {
         let Measures { compat, strict, fluency, .. } = *measures;
-        let heads = self.compared(width).into_iter().flatten().last().map_or(0, |last| last.end);
+        let heads = self.compared(width).1;
         let predicted = if compat { &self.probes.texts[..] } else { &[] };
         let free = if strict { self.questions().len() } else { 0 };
         let written = if strict && fluency { self.generations().len() } else { 0 };
@@ -336,7 +337,8 @@ pub fn unedited(
 ) -> Result<Vec<Said>> {
     let by = Edited::unedited(model);
     let under: Vec<Under<'_>> = records.iter().map(|record| (*record, by)).collect();
-    let mut all = ask(&under, measures, seed)?;
+    let all = ask_and_compare(&under, Heads::Kept, measures, seed)?;
+    let mut all: Vec<Said> = all.into_iter().map(|(said, _)| said).collect();
     if measures.strict {
         for (i, found) in preferred(&under)? {
             all[i].preferences = found;
@@ -375,8 +377,19 @@ pub fn unedited(
 /// # Errors
 /// Where a text is longer than the model's context.
 pub(crate) fn ask(under: &[Under<'_>], measures: &Measures, seed: u64) -> Result<Vec<Said>> {
-    let all = ask_and_compare(under, None, measures, seed)?;
+    let all = ask_and_compare(under, Heads::Unread, measures, seed)?;
     Ok(all.into_iter().map(|(said, _)| said).collect())
+}
+
+/// What comes of what the head reads where nothing should change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Heads<'a> {
+    /// It is not read.
+    Unread,
+    /// It is kept, for edits to be compared with.
+    Kept,
+    /// It is compared with what the unedited model says to each record.
+    Compared(&'a [&'a Said]),
 }
 
 /// As [`ask`], and how far what is predicted where nothing should change is from what the unedited
@@ -386,13 +399,14 @@ pub(crate) fn ask(under: &[Under<'_>], measures: &Measures, seed: u64) -> Result
 /// Where a text is longer than the model's context.
 pub(crate) fn ask_and_compare(
     under: &[Under<'_>],
-    before: Option<&[&Said]>,
+    heads: Heads<'_>,
     measures: &Measures,
     seed: u64,
 ) -> Result<Vec<(Said, Divergences)>> {
     let nothing = |(record, _): &Under<'_>| (Said::default(), vec![None; record.questions().len()]);
     let mut all: Vec<(Said, Divergences)> = under.iter().map(nothing).collect();
-    let texts = match measures.compat || measures.strict {
+    let is_read = measures.strict && !matches!(heads, Heads::Unread);
+    let texts = match measures.compat || is_read {
         true => under.iter().map(|(record, by)| record.texts(by)).collect::<Result<Vec<_>>>()?,
         false => vec![vec![]; under.len()],
     };
@@ -405,7 +419,10 @@ pub(crate) fn ask_and_compare(
         .iter()
         .zip(&texts)
         .enumerate()
-        .map(|(i, (under, texts))| asks(under, texts, before.map(|before| before[i]), measures))
+        .map(|(i, (under, texts))| {
+            let before = if let Heads::Compared(before) = heads { Some(before[i]) } else { None };
+            asks(under, texts, is_read, before, measures)
+        })
         .collect::<Result<Vec<_>>>()?;
     let mut written = write(&asks.concat(), seed)?.into_iter();
     for (((said, divergences), asks), (record, _)) in all.iter_mut().zip(&asks).zip(under) {
@@ -413,11 +430,11 @@ pub(crate) fn ask_and_compare(
             match ask.way {
                 Way::Answer => {
                     let i = said.free.len();
-                    if let Some(Seen { predicted, heads, divergences: found }) = seen {
+                    if let Some(Seen { predicted, heads: read, divergences: found }) = seen {
                         divergences[i] = mean(found.into_iter().map(f64::from));
                         said.predicted.extend(measures.compat.then_some(predicted));
-                        if before.is_none() && record.questions()[i].role == Role::Locality {
-                            said.heads.extend(heads);
+                        if matches!(heads, Heads::Kept) && record.questions()[i].role == Role::Locality {
+                            said.heads.extend(read);
                         }
                     }
                     said.free.push(text);
@@ -438,18 +455,24 @@ pub(crate) fn ask_and_compare(
 fn asks<'a>(
     (record, by): &Under<'a>,
     texts: &'a [Forced],
+    is_read: bool,
     before: Option<&'a Said>,
     measures: &Measures,
 ) -> Result<Vec<Ask<'a>>> {
     let mut asks = vec![];
     if measures.strict {
-        let compared = record.compared(by.model.architecture().width);
+        let (compared, heads) = record.compared(by.model.architecture().width);
+        if before.is_some_and(|before| before.heads.len() != heads) {
+            let what =
+                format!("what the unedited model says to record {} was asked otherwise", record.number);
+            return Err(Error::input_hint(what, "ask it by the same measures as the edited one"));
+        }
         for (i, (question, &budget)) in record.questions().iter().zip(&record.budgets).enumerate() {
             let budget = if question.role == Role::Generation { 0 } else { budget };
             let given = record.probes.of.iter().position(|of| *of == i).filter(|_| !texts.is_empty());
             let given = given.and_then(|text| {
-                let compared = compared[text].as_ref();
-                let was = compared.zip(before).and_then(|(at, before)| before.heads.get(at.clone()));
+                let compared = compared[text].as_ref().filter(|_| is_read);
+                let was = compared.zip(before).map(|(at, before)| &before.heads[at.clone()]);
                 (measures.compat || compared.is_some()).then(|| Given { text: &texts[text], was })
             });
             asks.push(Ask { by: *by, prompt: &question.prompt, way: Way::Answer, budget, stream: 0, given });

@@ -10,7 +10,7 @@ use crate::data::MULTI_HOP;
 use crate::edited::Edited;
 use crate::fluency::fluency;
 use crate::question::{Question, mean, scores};
-use crate::record::{Divergences, Kind, Measures, Prepared, Said, Under, ask_and_compare, preferred};
+use crate::record::{Divergences, Heads, Kind, Measures, Prepared, Said, Under, ask_and_compare, preferred};
 use crate::results::{Both, ProbeResult, Role, Scores};
 use crate::strict::answer::{answer, f1, is_exact, is_same};
 use crate::strict::erasure::Held;
@@ -39,7 +39,7 @@ pub fn score(
     in_place: bool,
     seed: u64,
 ) -> Result<Vec<Scored>> {
-    let heard = ask_and_compare(under, Some(before), measures, seed)?;
+    let heard = ask_and_compare(under, Heads::Compared(before), measures, seed)?;
     let (after, divergences): (Vec<Said>, Vec<Divergences>) = heard.into_iter().unzip();
     let mut all = Vec::with_capacity(under.len());
     for (((under, before), after), divergences) in under.iter().zip(before).zip(&after).zip(&divergences) {
