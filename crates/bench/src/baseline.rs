@@ -11,8 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::perplexity::TEXT;
 use crate::record::{Measures, PROTOCOL, Prepared, Said, unedited};
 
-/// What is known of an unedited model, in files of JSON: a folder whose name is a hash of all that it
-/// depends on.
+/// What is known of an unedited model, in a folder whose name is a hash of all that it depends on.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
     folder: Option<PathBuf>,
@@ -60,11 +59,14 @@ impl Kept {
         self.write(name, "json", progress, || json(value));
     }
 
+    /// The same, of [`Self::numbers`], with a hash behind them.
     fn keep_numbers(&self, name: &str, numbers: &[f32], progress: &dyn Progress) {
-        let mut bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let hash = blake3::hash(&bytes);
-        bytes.extend_from_slice(hash.as_bytes());
-        self.write(name, "f32", progress, || Ok(bytes));
+        self.write(name, "f32", progress, || {
+            let mut bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let hash = blake3::hash(&bytes);
+            bytes.extend_from_slice(hash.as_bytes());
+            Ok(bytes)
+        });
     }
 
     /// Where there is no room, `progress` hears of it, once: it costs the next run some time, and this
